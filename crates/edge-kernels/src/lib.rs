@@ -1,0 +1,17 @@
+//! What each operation is: its parameters, its WGSL, its definition on the host, the calls to
+//! test it with, its cost and its tolerance. No GPU API: `edge-gpu` runs what is described here.
+//!
+//! * [`op`] — the vocabulary: [`op::Op`], [`op::Call`], [`op::Dispatch`].
+//! * [`ops`] — the operations, and [`OPS`], the registry that everything else loops over.
+//! * [`format`](mod@format) — how weights are stored.
+//! * [`shader`] — the assembler: from files under `shaders/` to the text of one variant.
+
+pub mod format;
+pub mod op;
+pub mod ops;
+pub mod shader;
+pub mod util;
+
+pub use format::{Category, Format};
+pub use op::{Call, Dispatch, Op};
+pub use ops::OPS;

@@ -1,0 +1,3 @@
+//! Normalisation.
+
+pub mod rms_norm_forward;
