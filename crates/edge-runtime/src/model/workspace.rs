@@ -1,0 +1,232 @@
+//! The buffers of a run: allocated from the plan by name, and nothing beside the plan.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, Result, bail, ensure};
+use edge_gpu::{Device, Slice};
+use edge_scheduler::{Job, Plan, Projection, Trained};
+
+/// Allocates what a plan lists.
+pub struct Pool<'a> {
+    device: &'a Device,
+    plan: &'a Plan,
+    taken: HashSet<String>,
+}
+
+impl<'a> Pool<'a> {
+    /// A pool from which nothing has been taken.
+    pub fn new(device: &'a Device, plan: &'a Plan) -> Self {
+        Self { device, plan, taken: HashSet::new() }
+    }
+
+    fn planned(&mut self, name: &str) -> Result<&'a edge_scheduler::PlannedBuffer> {
+        let buffer = self.plan.buffers.iter().find(|buffer| buffer.name == name);
+        let buffer = buffer.with_context(|| format!("the plan has no buffer '{name}'"))?;
+        ensure!(self.taken.insert(name.to_string()), "the buffer '{name}' is allocated twice");
+        Ok(buffer)
+    }
+
+    /// A planned buffer, zeroed.
+    pub fn zeroed(&mut self, name: &str) -> Result<Slice> {
+        let planned = self.planned(name)?;
+        let buffer = self.device.buffer(name, planned.words, planned.category)?;
+        Ok(buffer.whole())
+    }
+
+    /// A planned buffer with contents.
+    pub fn filled(&mut self, name: &str, fill: impl FnOnce(&mut [u32])) -> Result<Slice> {
+        let planned = self.planned(name)?;
+        let buffer = self.device.buffer_init(name, planned.category, planned.words, fill)?;
+        Ok(buffer.whole())
+    }
+
+    /// Checks that plan and allocation agree.
+    pub fn finish(self) -> Result<()> {
+        for buffer in &self.plan.buffers {
+            if !self.taken.contains(&buffer.name) {
+                bail!("the plan lists '{}', which nothing uses", buffer.name);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a block reads and writes in a forward pass, and keeps for its backward pass.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// Block input `[tokens, d]`; without training the residual stream itself, updated in place.
+    pub x: Slice,
+    /// Residual stream between attention and MLP, kept for the backward pass.
+    pub x_mid: Option<Slice>,
+    /// Queries after RoPE.
+    pub q: Slice,
+    /// Keys after RoPE; `None` where a key-value cache holds them.
+    pub k: Option<Slice>,
+    /// Values.
+    pub v: Option<Slice>,
+    /// Attention output before `o_proj`.
+    pub attention: Slice,
+    /// Log-sum-exp of each query's scores.
+    pub lse: Slice,
+    /// Gate; its gradient after `swiglu_backward`.
+    pub gate: Slice,
+    /// Up; its gradient after `swiglu_backward`.
+    pub up: Slice,
+    /// `x·Aᵀ` of each projection, by [`Projection::index`].
+    pub lora: Option<Vec<Slice>>,
+}
+
+/// Scratch of the backward pass.
+#[derive(Clone, Debug)]
+pub struct Backward {
+    /// Gradient at the residual stream.
+    pub d_x: Slice,
+    /// Gradient at a norm's output.
+    pub d_normed: Slice,
+    /// Gradient at the SwiGLU output.
+    pub d_hidden: Slice,
+    /// Gradient at the attention output.
+    pub d_attention: Slice,
+    /// Gradient at the queries.
+    pub d_q: Slice,
+    /// Gradient at the keys.
+    pub d_k: Slice,
+    /// Gradient at the values.
+    pub d_v: Slice,
+    /// `rowsum(dO ∘ O)` of the attention backward pass.
+    pub delta: Slice,
+    /// Gradient at `x·Aᵀ`.
+    pub d_lora: Option<Slice>,
+    /// Segments and token order of the embedding's gradient (method `full`).
+    pub scatter: Option<(Slice, Slice)>,
+    /// Partial sums.
+    pub partials: Slice,
+    /// Partial sums of squares of the gradient norm.
+    pub norm_partials: Slice,
+    /// Gradient norm and clip factor.
+    pub clip: Slice,
+}
+
+/// All buffers that are neither weights nor parameters.
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    /// Token ids.
+    pub ids: Slice,
+    /// Target ids, `IGNORE` where the loss does not count.
+    pub targets: Slice,
+    /// A norm's output.
+    pub normed: Slice,
+    /// A norm's reciprocal root mean square, by row.
+    pub rstd: Slice,
+    /// SwiGLU output.
+    pub hidden: Slice,
+    /// A chunk of logits.
+    pub logits: Slice,
+    /// Sum of losses and count of counted tokens.
+    pub loss: Slice,
+    /// Row statistics of each exit's softmax.
+    pub stats: Vec<Slice>,
+    /// Combined probabilities of a vote and their row statistics.
+    pub votes: Option<(Slice, Slice)>,
+    /// Kept activations by depth in the window; slot 0 also serves the trunk.
+    pub slots: Vec<Slot>,
+    /// Output of the window's last block.
+    pub x_out: Option<Slice>,
+    /// Key-value cache of each block.
+    pub cache: Vec<(Slice, Slice)>,
+    /// The residual stream at each exit, where exits are compared.
+    pub exits: Vec<Slice>,
+    /// Scratch of the backward pass.
+    pub backward: Option<Backward>,
+}
+
+impl Workspace {
+    /// Allocates the workspace of a job.
+    pub fn new(pool: &mut Pool<'_>, job: &Job, num_blocks: u32) -> Result<Self> {
+        let depth = job.windows.iter().map(|window| window.depth()).max().unwrap_or(1);
+        let slots = if job.training { depth } else { 1 };
+        let stats = if job.vote { job.windows.len() } else { 1 };
+        let caches = if job.cache.is_some() { num_blocks } else { 0 };
+        let exits = if job.vote { job.windows.len() } else { 0 };
+        Ok(Self {
+            ids: pool.zeroed("ids")?,
+            targets: pool.zeroed("targets")?,
+            normed: pool.zeroed("normed")?,
+            rstd: pool.zeroed("rstd")?,
+            hidden: pool.zeroed("hidden")?,
+            logits: pool.zeroed("logits")?,
+            loss: pool.zeroed("loss")?,
+            stats: (0..stats)
+                .map(|exit| pool.zeroed(&format!("stats.{exit}")))
+                .collect::<Result<_>>()?,
+            votes: match job.vote {
+                true => Some((pool.zeroed("votes")?, pool.zeroed("vote_stats")?)),
+                false => None,
+            },
+            slots: (0..slots).map(|slot| Slot::new(pool, job, slot)).collect::<Result<_>>()?,
+            x_out: if job.training { Some(pool.zeroed("x_out")?) } else { None },
+            cache: (0..caches)
+                .map(|block| {
+                    let k = pool.zeroed(&format!("cache.{block}.k"))?;
+                    Ok((k, pool.zeroed(&format!("cache.{block}.v"))?))
+                })
+                .collect::<Result<_>>()?,
+            exits: (0..exits)
+                .map(|exit| pool.zeroed(&format!("exit.{exit}.x")))
+                .collect::<Result<_>>()?,
+            backward: if job.training { Some(Backward::new(pool, job)?) } else { None },
+        })
+    }
+}
+
+impl Slot {
+    fn new(pool: &mut Pool<'_>, job: &Job, slot: u32) -> Result<Self> {
+        let mut take = |name: &str| pool.zeroed(&format!("slot.{slot}.{name}"));
+        let kv = job.cache.is_none();
+        let lora = matches!(job.trained, Trained::Lora { .. });
+        Ok(Self {
+            x: take("x")?,
+            x_mid: if job.training { Some(take("x_mid")?) } else { None },
+            q: take("q")?,
+            k: if kv { Some(take("k")?) } else { None },
+            v: if kv { Some(take("v")?) } else { None },
+            attention: take("attention")?,
+            lse: take("lse")?,
+            gate: take("gate")?,
+            up: take("up")?,
+            lora: if lora {
+                let names = Projection::ALL.iter().map(|p| format!("lora.{}", p.name()));
+                Some(names.map(|name| take(&name)).collect::<Result<_>>()?)
+            } else {
+                None
+            },
+        })
+    }
+}
+
+impl Backward {
+    fn new(pool: &mut Pool<'_>, job: &Job) -> Result<Self> {
+        let full = job.trained == Trained::Full;
+        let lora = matches!(job.trained, Trained::Lora { .. });
+        Ok(Self {
+            d_x: pool.zeroed("d_x")?,
+            d_normed: pool.zeroed("d_normed")?,
+            d_hidden: pool.zeroed("d_hidden")?,
+            d_attention: pool.zeroed("d_attention")?,
+            d_q: pool.zeroed("d_q")?,
+            d_k: pool.zeroed("d_k")?,
+            d_v: pool.zeroed("d_v")?,
+            delta: pool.zeroed("delta")?,
+            d_lora: if lora { Some(pool.zeroed("d_lora")?) } else { None },
+            scatter: if full {
+                let segments = pool.zeroed("scatter_segments")?;
+                Some((segments, pool.zeroed("scatter_order")?))
+            } else {
+                None
+            },
+            partials: pool.zeroed("partials")?,
+            norm_partials: pool.zeroed("norm_partials")?,
+            clip: pool.zeroed("clip")?,
+        })
+    }
+}

@@ -1,0 +1,185 @@
+//! Where trained parameters live.
+//!
+//! The tensors that one step updates together form a [`Group`]: one window's adapters and exit
+//! norm, or with method `full` every weight. A group lies in arenas (buffers below the binding
+//! limit), each tensor at an aligned offset, so that zeroing, gradient norm and AdamW take one
+//! dispatch per arena. Values, gradients and moments use the same offsets; the gradient arenas
+//! are shared by all groups, since only one group is active in a step.
+
+use crate::shape::{ModelShape, Projection, Shard, Window};
+use edge_kernels::Format;
+
+/// Offsets in an arena are multiples of this many words (256 bytes, the strictest alignment).
+pub const ALIGN_WORDS: u64 = 64;
+
+/// Which tensor an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// `lora_A [rank, K]` of a projection.
+    LoraA(u32, Projection),
+    /// `lora_B [N, rank]` of a projection.
+    LoraB(u32, Projection),
+    /// Rows of a projection's weight (method `full`).
+    Weight(u32, Projection, Shard),
+    /// `input_layernorm [d]` of a block (method `full`).
+    InputNorm(u32),
+    /// `post_attention_layernorm [d]` of a block (method `full`).
+    PostAttentionNorm(u32),
+    /// Norm of an exit, `[d]`; the last exit's is the model's final norm with method `full`.
+    ExitNorm(u32),
+    /// Rows of the embedding table (method `full`).
+    Embedding(Shard),
+    /// Rows of an untied head (method `full`).
+    Head(Shard),
+}
+
+/// A tensor in an arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which tensor.
+    pub owner: Owner,
+    /// Rows.
+    pub rows: u32,
+    /// Columns.
+    pub cols: u32,
+    /// Arena of the group.
+    pub arena: usize,
+    /// First word in the arena.
+    pub offset: u64,
+}
+
+impl Entry {
+    /// Words of the tensor.
+    pub fn words(&self) -> u64 {
+        u64::from(self.rows) * u64::from(self.cols)
+    }
+}
+
+/// Tensors that are updated together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// The tensors.
+    pub entries: Vec<Entry>,
+    /// Words of each arena.
+    pub arenas: Vec<u64>,
+}
+
+impl Group {
+    /// Lays tensors `(owner, rows, cols)` out in arenas of at most `max_words`.
+    fn lay_out(tensors: Vec<(Owner, u32, u32)>, max_words: u64) -> Self {
+        let mut group = Self::default();
+        for (owner, rows, cols) in tensors {
+            let words = (u64::from(rows) * u64::from(cols)).next_multiple_of(ALIGN_WORDS);
+            let fits = group.arenas.last().is_some_and(|used| used + words <= max_words);
+            if !fits {
+                group.arenas.push(0);
+            }
+            let arena = group.arenas.len() - 1;
+            let offset = group.arenas[arena];
+            group.arenas[arena] += words;
+            group.entries.push(Entry { owner, rows, cols, arena, offset });
+        }
+        group
+    }
+
+    /// The adapters of a window, and its exit's norm where that is trained.
+    pub fn lora(
+        shape: &ModelShape,
+        window: Window,
+        exit_norm: Option<u32>,
+        rank: u32,
+        targets: &[Projection],
+        max_words: u64,
+    ) -> Self {
+        let mut tensors = Vec::new();
+        for block in window.first..window.end {
+            for &projection in targets {
+                let (n, k) = shape.projection(projection);
+                tensors.push((Owner::LoraA(block, projection), rank, k));
+                tensors.push((Owner::LoraB(block, projection), n, rank));
+            }
+        }
+        if let Some(exit) = exit_norm {
+            tensors.push((Owner::ExitNorm(exit), 1, shape.hidden_size));
+        }
+        Self::lay_out(tensors, max_words)
+    }
+
+    /// Every weight of the model.
+    pub fn full(shape: &ModelShape, max_bytes: u64, vocab_chunk: u32) -> Self {
+        let d = shape.hidden_size;
+        let mut tensors = Vec::new();
+        let table = Shard::split(shape.vocab_size, d, Format::F32, max_bytes, vocab_chunk);
+        tensors.extend(table.iter().map(|&s| (Owner::Embedding(s), s.rows, d)));
+        for block in 0..shape.num_blocks {
+            tensors.push((Owner::InputNorm(block), 1, d));
+            tensors.push((Owner::PostAttentionNorm(block), 1, d));
+            for projection in Projection::ALL {
+                let (n, k) = shape.projection(projection);
+                let shards = Shard::split(n, k, Format::F32, max_bytes, u32::MAX);
+                let rows = shards.into_iter();
+                tensors.extend(rows.map(|s| (Owner::Weight(block, projection, s), s.rows, k)));
+            }
+        }
+        tensors.push((Owner::ExitNorm(0), 1, d));
+        if !shape.tied_head {
+            tensors.extend(table.iter().map(|&s| (Owner::Head(s), s.rows, d)));
+        }
+        Self::lay_out(tensors, max_bytes / 4)
+    }
+
+    /// The entry of a tensor.
+    pub fn find(&self, owner: Owner) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.owner == owner)
+    }
+
+    /// Trained numbers, padding not counted.
+    pub fn parameters(&self) -> u64 {
+        self.entries.iter().map(Entry::words).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> ModelShape {
+        ModelShape {
+            vocab_size: 512,
+            hidden_size: 64,
+            intermediate_size: 172,
+            num_blocks: 5,
+            num_heads: 8,
+            num_kv_heads: 4,
+            head_dim: 8,
+            tied_head: true,
+        }
+    }
+
+    #[test]
+    fn entries_do_not_overlap_and_stay_inside() {
+        let max_bytes = 64 << 10;
+        let full = Group::full(&shape(), max_bytes, 256);
+        let window = Window { first: 1, end: 4 };
+        let lora = Group::lora(&shape(), window, Some(1), 8, &Projection::ALL, max_bytes / 4);
+        for group in [full, lora] {
+            for (index, entry) in group.entries.iter().enumerate() {
+                assert_eq!(entry.offset % ALIGN_WORDS, 0);
+                assert!(entry.offset + entry.words() <= group.arenas[entry.arena]);
+                assert!(group.arenas[entry.arena] <= max_bytes / 4);
+                for other in &group.entries[..index] {
+                    let apart = other.arena != entry.arena
+                        || other.offset + other.words() <= entry.offset
+                        || entry.offset + entry.words() <= other.offset;
+                    assert!(apart, "{entry:?} overlaps {other:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn full_counts_every_parameter() {
+        let group = Group::full(&shape(), 1 << 30, 8192);
+        assert_eq!(group.parameters(), shape().parameters());
+    }
+}

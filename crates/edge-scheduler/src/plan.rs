@@ -1,0 +1,401 @@
+//! Every buffer of a run, by name, category and size: the runtime allocates exactly this list, so
+//! the predicted peak is arithmetic and not an estimate.
+
+use edge_kernels::ops::matmul::matmul_tn;
+use edge_kernels::{Category, Format};
+
+use crate::params::Group;
+use crate::shape::{ModelShape, Projection, Shard, Window};
+
+/// What of a device decides sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Largest storage binding in bytes.
+    pub max_binding_bytes: u64,
+    /// What the device itself keeps for uploads, read-backs and parameters.
+    pub staging_bytes: u64,
+}
+
+/// Shards stay below this many bytes also where the device would bind more: one dispatch over a
+/// shard stays short, and one upload stays small.
+pub const MAX_SHARD_BYTES: u64 = 64 << 20;
+
+/// Rows of the vocabulary in a chunk of logits; the head's shards are cut to it.
+pub const VOCAB_CHUNK: u32 = 8192;
+
+/// Bytes of a chunk of logits (tokens × vocabulary rows).
+pub const LOGITS_BYTES: u64 = 8 << 20;
+
+/// Row blocks in the first pass of the gradient of a norm's weight.
+pub const NORM_GRAD_PARTS: u32 = 16;
+
+/// Workgroups of the first pass of the gradient norm, per arena.
+pub const NORM_PARTS: u32 = 64;
+
+/// Which parameters exist beside the base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trained {
+    /// The base alone.
+    Nothing,
+    /// LoRA on these projections, in each window.
+    Lora {
+        /// Rank `r`.
+        rank: u32,
+        /// Projections with an adapter.
+        targets: Vec<Projection>,
+    },
+    /// All weights, f32 masters (one window over all blocks).
+    Full,
+}
+
+/// What is to be run, as far as memory is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Format of each block's projections.
+    pub blocks: Vec<Format>,
+    /// Format of the embedding table (and of a tied head).
+    pub embedding: Format,
+    /// Format of an untied head.
+    pub head: Format,
+    /// Parameters beside the base.
+    pub trained: Trained,
+    /// Windows from the bottom up; each ends in an exit, the last one at the top.
+    pub windows: Vec<Window>,
+    /// Whether every exit has a norm of its own (trained when `training`).
+    pub exit_norms: bool,
+    /// Whether gradients and moments exist and blocks keep activations.
+    pub training: bool,
+    /// Sequences in a pass (micro-batch).
+    pub batch: u32,
+    /// Tokens of a sequence in a pass.
+    pub seq_len: u32,
+    /// Positions of the key-value cache of each block, for generation.
+    pub cache: Option<u32>,
+    /// Highest position + 1 (rows of the RoPE table).
+    pub positions: u32,
+    /// Whether exits are compared or vote.
+    pub vote: bool,
+}
+
+/// A buffer that the runtime will allocate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedBuffer {
+    /// Unique name; also the label on the device.
+    pub name: String,
+    /// What it is charged to.
+    pub category: Category,
+    /// Size in 4-byte words.
+    pub words: u64,
+}
+
+/// All that a run will allocate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The buffers.
+    pub buffers: Vec<PlannedBuffer>,
+    /// Parameter groups, one per window.
+    pub groups: Vec<Group>,
+    /// Bytes that the device itself keeps for staging.
+    pub staging_bytes: u64,
+    /// Tokens in a chunk of logits.
+    pub token_chunk: u32,
+    /// Largest shard in bytes.
+    pub max_shard_bytes: u64,
+}
+
+impl Plan {
+    /// The plan of a job.
+    pub fn new(shape: &ModelShape, job: &Job, facts: DeviceFacts) -> Self {
+        let max_shard_bytes = MAX_SHARD_BYTES.min(facts.max_binding_bytes);
+        let mut builder = Builder { shape, job, max_shard_bytes, buffers: Vec::new() };
+        let groups = builder.groups();
+        builder.weights();
+        builder.parameters(&groups);
+        let token_chunk = builder.logits();
+        builder.activations();
+        if job.training {
+            builder.backward(&groups, token_chunk);
+        }
+        Self {
+            buffers: builder.buffers,
+            groups,
+            staging_bytes: facts.staging_bytes,
+            token_chunk,
+            max_shard_bytes,
+        }
+    }
+
+    /// Bytes by category, in the order of [`Category::ALL`], staging included.
+    pub fn bytes_by_category(&self) -> [u64; 7] {
+        let mut bytes = [0; 7];
+        for buffer in &self.buffers {
+            bytes[buffer.category.index()] += 4 * buffer.words;
+        }
+        bytes[Category::Staging.index()] += self.staging_bytes;
+        bytes
+    }
+
+    /// Bytes in all: the predicted peak, since nothing is freed before the run ends.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_by_category().iter().sum()
+    }
+
+    /// Words of a buffer.
+    pub fn words(&self, name: &str) -> Option<u64> {
+        self.buffers.iter().find(|buffer| buffer.name == name).map(|buffer| buffer.words)
+    }
+}
+
+/// The shards of a projection's weight.
+pub fn projection_shards(n: u32, k: u32, format: Format, max_shard_bytes: u64) -> Vec<Shard> {
+    Shard::split(n, k, format, max_shard_bytes, u32::MAX)
+}
+
+/// The shards of an embedding table or head.
+pub fn table_shards(shape: &ModelShape, format: Format, max_shard_bytes: u64) -> Vec<Shard> {
+    Shard::split(shape.vocab_size, shape.hidden_size, format, max_shard_bytes, VOCAB_CHUNK)
+}
+
+struct Builder<'a> {
+    shape: &'a ModelShape,
+    job: &'a Job,
+    max_shard_bytes: u64,
+    buffers: Vec<PlannedBuffer>,
+}
+
+impl Builder<'_> {
+    fn add(&mut self, name: impl Into<String>, category: Category, words: u64) {
+        self.buffers.push(PlannedBuffer { name: name.into(), category, words: words.max(1) });
+    }
+
+    fn full(&self) -> bool {
+        self.job.trained == Trained::Full
+    }
+
+    fn rows(&self) -> u64 {
+        u64::from(self.job.batch) * u64::from(self.job.seq_len)
+    }
+
+    fn rank(&self) -> u32 {
+        match self.job.trained {
+            Trained::Lora { rank, .. } => rank,
+            _ => 0,
+        }
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        let (shape, job) = (self.shape, self.job);
+        let max_words = self.max_shard_bytes / 4;
+        let windows = job.windows.iter().zip(0..);
+        match &job.trained {
+            Trained::Full => vec![Group::full(shape, self.max_shard_bytes, VOCAB_CHUNK)],
+            Trained::Lora { rank, targets } => windows
+                .map(|(&window, t)| {
+                    let norm = job.exit_norms.then_some(t);
+                    Group::lora(shape, window, norm, *rank, targets, max_words)
+                })
+                .collect(),
+            Trained::Nothing if job.exit_norms => windows
+                .map(|(&window, t)| Group::lora(shape, window, Some(t), 0, &[], max_words))
+                .collect(),
+            Trained::Nothing => Vec::new(),
+        }
+    }
+
+    fn matrix(&mut self, name: &str, cols: u32, format: Format, shards: &[Shard]) {
+        for (index, shard) in shards.iter().enumerate() {
+            let values = format.value_words(shard.rows, cols);
+            self.add(format!("{name}.{index}"), Category::Weights, values);
+            if format.is_packed() {
+                let scales = format.scale_words(shard.rows, cols);
+                self.add(format!("{name}.{index}.scales"), Category::Weights, scales);
+            }
+        }
+    }
+
+    /// The frozen base; nothing with method `full`, whose weights are a parameter group.
+    fn weights(&mut self) {
+        let (shape, job) = (self.shape, self.job);
+        let (d, max) = (shape.hidden_size, self.max_shard_bytes);
+        let rope = u64::from(job.positions) * u64::from(shape.head_dim);
+        self.add("rope", Category::Weights, rope);
+        if self.full() {
+            return;
+        }
+        let shards = table_shards(shape, job.embedding, max);
+        self.matrix("embed_tokens", d, job.embedding, &shards);
+        if !shape.tied_head {
+            let shards = table_shards(shape, job.head, max);
+            self.matrix("lm_head", d, job.head, &shards);
+        }
+        for (block, &format) in job.blocks.iter().enumerate() {
+            for projection in Projection::ALL {
+                let (n, k) = shape.projection(projection);
+                let shards = projection_shards(n, k, format, max);
+                self.matrix(&format!("block.{block}.{}", projection.name()), k, format, &shards);
+            }
+            let norms = ["input_layernorm", "post_attention_layernorm"];
+            for norm in norms {
+                self.add(format!("block.{block}.{norm}"), Category::Weights, d.into());
+            }
+        }
+        self.add("norm", Category::Weights, d.into());
+    }
+
+    fn parameters(&mut self, groups: &[Group]) {
+        let values = if self.full() { Category::Weights } else { Category::Adapters };
+        let mut gradients: Vec<u64> = Vec::new();
+        for (index, group) in groups.iter().enumerate() {
+            for (arena, &words) in group.arenas.iter().enumerate() {
+                self.add(format!("group.{index}.values.{arena}"), values, words);
+                if self.job.training {
+                    self.add(format!("group.{index}.m.{arena}"), Category::Optimizer, words);
+                    self.add(format!("group.{index}.v.{arena}"), Category::Optimizer, words);
+                }
+                if gradients.len() == arena {
+                    gradients.push(0);
+                }
+                gradients[arena] = gradients[arena].max(words);
+            }
+        }
+        if self.job.training {
+            for (arena, &words) in gradients.iter().enumerate() {
+                self.add(format!("gradients.{arena}"), Category::Gradients, words);
+            }
+        }
+    }
+
+    /// Chunks of logits and row statistics; returns the tokens in a chunk.
+    fn logits(&mut self) -> u32 {
+        let chunk = VOCAB_CHUNK.min(self.shape.vocab_size.next_multiple_of(64));
+        let fitting = LOGITS_BYTES / (4 * u64::from(chunk));
+        let tokens = fitting.clamp(1, self.rows()) as u32;
+        let words = u64::from(tokens) * u64::from(chunk);
+        self.add("logits", Category::Logits, words);
+        self.add("loss", Category::Logits, 2);
+        if self.job.vote {
+            self.add("votes", Category::Logits, words);
+            self.add("vote_stats", Category::Logits, 3 * self.rows());
+        }
+        let exits = if self.job.vote { self.job.windows.len() } else { 1 };
+        for exit in 0..exits {
+            self.add(format!("stats.{exit}"), Category::Logits, 3 * self.rows());
+        }
+        tokens
+    }
+
+    fn activations(&mut self) {
+        let shape = self.shape;
+        let rows = self.rows();
+        let (d, q, kv) = (shape.hidden_size, shape.q_dim(), shape.kv_dim());
+        let columns = |columns: u32| rows * u64::from(columns);
+        let act = Category::Activations;
+        self.add("ids", act, rows);
+        self.add("targets", act, rows);
+        self.add("normed", act, columns(d));
+        self.add("rstd", act, rows);
+        self.add("hidden", act, columns(shape.intermediate_size));
+        let slots = match self.job.training {
+            true => self.job.windows.iter().map(|w| w.depth()).max().unwrap_or(1),
+            false => 1,
+        };
+        for slot in 0..slots {
+            let mut add = |name: &str, words| self.add(format!("slot.{slot}.{name}"), act, words);
+            add("x", columns(d));
+            add("q", columns(q));
+            add("attention", columns(q));
+            add("lse", columns(shape.num_heads));
+            add("gate", columns(shape.intermediate_size));
+            add("up", columns(shape.intermediate_size));
+            if self.job.training {
+                self.add(format!("slot.{slot}.x_mid"), act, columns(d));
+            }
+            if self.job.cache.is_none() {
+                self.add(format!("slot.{slot}.k"), act, columns(kv));
+                self.add(format!("slot.{slot}.v"), act, columns(kv));
+            }
+            if self.rank() > 0 {
+                for projection in Projection::ALL {
+                    let name = format!("slot.{slot}.lora.{}", projection.name());
+                    self.add(name, act, columns(self.rank()));
+                }
+            }
+        }
+        if self.job.training {
+            self.add("x_out", act, columns(d));
+        }
+        if let Some(positions) = self.job.cache {
+            for block in 0..shape.num_blocks {
+                for name in ["k", "v"] {
+                    let words = u64::from(positions) * u64::from(kv);
+                    self.add(format!("cache.{block}.{name}"), act, words);
+                }
+            }
+        }
+        if self.job.vote {
+            for exit in 0..self.job.windows.len() {
+                self.add(format!("exit.{exit}.x"), act, columns(d));
+            }
+        }
+    }
+
+    /// Scratch of the backward pass.
+    fn backward(&mut self, groups: &[Group], token_chunk: u32) {
+        let shape = self.shape;
+        let rows = self.rows();
+        let (d, q, kv) = (shape.hidden_size, shape.q_dim(), shape.kv_dim());
+        let columns = |columns: u32| rows * u64::from(columns);
+        let act = Category::Activations;
+        self.add("d_x", act, columns(d));
+        self.add("d_normed", act, columns(d));
+        self.add("d_hidden", act, columns(shape.intermediate_size));
+        self.add("d_attention", act, columns(q));
+        self.add("d_q", act, columns(q));
+        self.add("d_k", act, columns(kv));
+        self.add("d_v", act, columns(kv));
+        self.add("delta", act, columns(shape.num_heads));
+        if self.rank() > 0 {
+            self.add("d_lora", act, columns(self.rank()));
+        }
+        if self.full() {
+            let tables = table_shards(shape, Format::F32, self.max_shard_bytes).len() as u64;
+            let region = rows.next_multiple_of(64);
+            self.add("scatter_segments", act, tables * 3 * region);
+            self.add("scatter_order", act, tables * region);
+        }
+        self.add("partials", act, self.partials(token_chunk));
+        let arenas = groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0) as u64;
+        self.add("norm_partials", act, arenas * u64::from(NORM_PARTS));
+        self.add("clip", act, 2);
+    }
+
+    /// Words of the largest set of partial sums.
+    fn partials(&self, token_chunk: u32) -> u64 {
+        let shape = self.shape;
+        let rows = self.rows() as u32;
+        let product = |m: u32, n: u32, k: u32| match matmul_tn::splits(m, n, k) {
+            0 | 1 => 0,
+            splits => u64::from(splits) * u64::from(n) * u64::from(k),
+        };
+        let mut most = u64::from(NORM_GRAD_PARTS) * u64::from(shape.hidden_size);
+        for projection in Projection::ALL {
+            let (n, k) = shape.projection(projection);
+            if self.full() {
+                for shard in projection_shards(n, k, Format::F32, self.max_shard_bytes) {
+                    most = most.max(product(rows, shard.rows, k));
+                }
+            } else if self.rank() > 0 {
+                let rank = self.rank();
+                most = most.max(product(rows, n, rank)).max(product(rows, rank, k));
+            }
+        }
+        if self.full() {
+            for shard in table_shards(shape, Format::F32, self.max_shard_bytes) {
+                for tokens in [token_chunk, rows % token_chunk] {
+                    most = most.max(product(tokens, shard.rows, shape.hidden_size));
+                }
+            }
+        }
+        most
+    }
+}

@@ -1,0 +1,220 @@
+//! Shapes of a model: projections, windows, exits, shards.
+
+use edge_kernels::Format;
+
+/// The linear layers of a Llama block, in the order in which a forward pass meets them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Projection {
+    /// `self_attn.q_proj`
+    Q,
+    /// `self_attn.k_proj`
+    K,
+    /// `self_attn.v_proj`
+    V,
+    /// `self_attn.o_proj`
+    O,
+    /// `mlp.gate_proj`
+    Gate,
+    /// `mlp.up_proj`
+    Up,
+    /// `mlp.down_proj`
+    Down,
+}
+
+impl Projection {
+    /// All projections of a block.
+    pub const ALL: [Self; 7] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// The last part of the module name, as in PEFT's `target_modules`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// The module path inside a block: `self_attn.q_proj`.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// The projection of this [`Projection::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|projection| projection.name() == name)
+    }
+
+    /// Position in [`Projection::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// The numbers of a Llama-like model that decide sizes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelShape {
+    /// Vocabulary size, `V`.
+    pub vocab_size: u32,
+    /// Hidden size, `d`.
+    pub hidden_size: u32,
+    /// Size between up and down projection.
+    pub intermediate_size: u32,
+    /// Blocks, `L`.
+    pub num_blocks: u32,
+    /// Query heads.
+    pub num_heads: u32,
+    /// Key and value heads.
+    pub num_kv_heads: u32,
+    /// Size of a head.
+    pub head_dim: u32,
+    /// Whether the head is the embedding table.
+    pub tied_head: bool,
+}
+
+impl ModelShape {
+    /// Columns of the queries and of the attention output.
+    pub fn q_dim(&self) -> u32 {
+        self.num_heads * self.head_dim
+    }
+
+    /// Columns of the keys and values.
+    pub fn kv_dim(&self) -> u32 {
+        self.num_kv_heads * self.head_dim
+    }
+
+    /// `(rows N, cols K)` of a projection's weight.
+    pub fn projection(&self, projection: Projection) -> (u32, u32) {
+        let (d, inner) = (self.hidden_size, self.intermediate_size);
+        match projection {
+            Projection::Q => (self.q_dim(), d),
+            Projection::K | Projection::V => (self.kv_dim(), d),
+            Projection::O => (d, self.q_dim()),
+            Projection::Gate | Projection::Up => (inner, d),
+            Projection::Down => (d, inner),
+        }
+    }
+
+    /// Weights in all blocks, embeddings and head: the count that a model is named after.
+    pub fn parameters(&self) -> u64 {
+        let block: u64 = Projection::ALL
+            .into_iter()
+            .map(|p| {
+                let (n, k) = self.projection(p);
+                u64::from(n) * u64::from(k)
+            })
+            .sum::<u64>()
+            + 2 * u64::from(self.hidden_size);
+        let table = u64::from(self.vocab_size) * u64::from(self.hidden_size);
+        let tables = if self.tied_head { table } else { 2 * table };
+        u64::from(self.num_blocks) * block + tables + u64::from(self.hidden_size)
+    }
+}
+
+/// A range of blocks that is tuned together; its exit sits after its last block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First block, `E_{t-1}`.
+    pub first: u32,
+    /// One past the last block, `E_t`: the exit is behind block `end - 1`.
+    pub end: u32,
+}
+
+impl Window {
+    /// Blocks in the window.
+    pub fn depth(self) -> u32 {
+        self.end - self.first
+    }
+
+    /// Whether a block lies in the window.
+    pub fn contains(self, block: u32) -> bool {
+        (self.first..self.end).contains(&block)
+    }
+
+    /// Cuts `num_blocks` blocks into `count` windows whose depths differ by at most one, the
+    /// deeper ones on top (they are nearer to the final exit, which matters most).
+    ///
+    /// # Panics
+    /// When `count` is 0 or above `num_blocks`; options are checked before a plan is made.
+    pub fn split(num_blocks: u32, count: u32) -> Vec<Self> {
+        assert!(count >= 1 && count <= num_blocks, "{count} windows over {num_blocks} blocks");
+        (0..count)
+            .map(|t| Self { first: t * num_blocks / count, end: (t + 1) * num_blocks / count })
+            .collect()
+    }
+}
+
+/// Some rows of a matrix, in buffers of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// First row.
+    pub row0: u32,
+    /// Number of rows.
+    pub rows: u32,
+}
+
+impl Shard {
+    /// Cuts a matrix `[rows, cols]` into shards of nearly equal size, none above `max_bytes` or
+    /// `max_rows`; all but the last have a multiple of 64 rows, so that every offset is aligned.
+    pub fn split(rows: u32, cols: u32, format: Format, max_bytes: u64, max_rows: u32) -> Vec<Self> {
+        let row_bytes = format.bytes(64, cols).div_ceil(64).max(1);
+        let fitting = (max_bytes / row_bytes).min(u64::from(max_rows)) / 64 * 64;
+        let fitting = fitting.clamp(64, u64::from(u32::MAX)) as u32;
+        let count = rows.div_ceil(fitting).max(1);
+        let step = rows.div_ceil(count).next_multiple_of(64);
+        let starts = (0..rows).step_by(step as usize);
+        starts.map(|row0| Self { row0, rows: step.min(rows - row0) }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_cover_all_blocks_once() {
+        for blocks in 1..40 {
+            for count in 1..=blocks {
+                let windows = Window::split(blocks, count);
+                assert_eq!(windows.len() as u32, count);
+                assert_eq!(windows[0].first, 0);
+                assert_eq!(windows[windows.len() - 1].end, blocks);
+                for pair in windows.windows(2) {
+                    assert_eq!(pair[0].end, pair[1].first);
+                    assert!(pair[1].depth() - pair[0].depth().min(pair[1].depth()) <= 1);
+                }
+                assert!(windows.iter().all(|w| w.depth() >= 1));
+            }
+        }
+    }
+
+    #[test]
+    fn shards_cover_all_rows_once_and_fit() {
+        for format in Format::ALL {
+            for rows in [1, 63, 64, 65, 512, 32_000, 32_003, 128_256] {
+                let shards = Shard::split(rows, 2048, format, 128 << 20, 8192);
+                let mut next = 0;
+                for shard in &shards {
+                    assert_eq!(shard.row0, next);
+                    assert_eq!(shard.row0 % 64, 0);
+                    assert!(shard.rows <= 8192);
+                    assert!(format.bytes(shard.rows, 2048) <= 128 << 20);
+                    next += shard.rows;
+                }
+                assert_eq!(next, rows);
+            }
+        }
+    }
+}
