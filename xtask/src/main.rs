@@ -35,8 +35,10 @@ cargo xtask COMMAND
                           writes a checkpoint of random weights with the shapes of a config.json
 ";
 
+type Run = fn(&[String]) -> Result<()>;
+
 /// The commands, for `main` and for the check of the README.
-const COMMANDS: &[(&str, fn(&[String]) -> Result<()>)] = &[
+const COMMANDS: &[(&str, Run)] = &[
     ("quickstart", quickstart::run),
     ("test", test::run),
     ("ci", ci::run),

@@ -68,10 +68,12 @@ fn workspace_dependencies(tree: &Tree) -> Vec<(usize, &str)> {
     for (number, line) in root.lines() {
         if line.starts_with('[') {
             inside = line == "[workspace.dependencies]";
-        } else if inside && !line.contains("path = ") {
-            if let Some((name, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
-                found.push((number, name));
-            }
+        } else if let Some((name, value)) = line.split_once(" = ")
+            && inside
+            && !name.starts_with('#')
+            && !value.contains("path = ")
+        {
+            found.push((number, name));
         }
     }
     found
@@ -85,12 +87,14 @@ fn inherited(tree: &Tree, out: &mut Complaints) {
         for (number, line) in file.lines() {
             if line.starts_with('[') {
                 inside = line.ends_with("dependencies]");
-            } else if inside && line.contains('=') && !line.starts_with('#') {
-                if !line.contains("workspace = true") {
-                    let message = "give the version in the root Cargo.toml and write \
-                                   `NAME.workspace = true` here";
-                    out.push(&file.path, number, message);
-                }
+            } else if inside
+                && line.contains('=')
+                && !line.starts_with('#')
+                && !line.contains("workspace = true")
+            {
+                let message = "give the version in the root Cargo.toml and write \
+                               `NAME.workspace = true` here";
+                out.push(&file.path, number, message);
             }
         }
     }

@@ -25,7 +25,7 @@ pub(super) fn banned(tree: &Tree, out: &mut Complaints) {
                        including another fragment";
     for file in tree.with_extension("wgsl") {
         for (number, line) in file.lines() {
-            let word = line.trim_start().split_whitespace().next().unwrap_or_default();
+            let word = line.split_whitespace().next().unwrap_or_default();
             let known = matches!(word, "//#include" | "//#unroll");
             if word.starts_with('#') || word.starts_with("//#") && !known {
                 out.push(&file.path, number, format!("`{word}`: {FIX}"));
