@@ -92,7 +92,8 @@ mod tests {
     fn a_failure_names_the_command() {
         let error = run(&mut Command::new("no-such-program-here")).expect_err("cannot start");
         assert!(error.to_string().contains("no-such-program-here"), "{error}");
-        let error = run(&mut cargo(&["no-such-subcommand"])).expect_err("cargo fails");
+        let error = run(cargo(&["no-such-subcommand"]).stderr(Stdio::null()));
+        let error = error.expect_err("cargo fails");
         assert!(error.to_string().contains("cargo no-such-subcommand"), "{error}");
     }
 }

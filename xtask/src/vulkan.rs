@@ -12,8 +12,7 @@ use anyhow::{Result, bail};
 use crate::cmd;
 
 /// What to do by hand, one line a family of distributions.
-const BY_HAND: &str = "\
-  Debian, Ubuntu:  sudo apt-get install mesa-vulkan-drivers
+const BY_HAND: &str = "  Debian, Ubuntu:  sudo apt-get install mesa-vulkan-drivers
   Fedora:          sudo dnf install mesa-vulkan-drivers vulkan-loader
   Arch:            sudo pacman -S vulkan-swrast vulkan-icd-loader
 and then run `cargo xtask test` again";

@@ -23,13 +23,9 @@ const BANS: &[Ban] = &[
         applies: |_| true,
         fix: "return an error that names file or tensor, or say in `.expect(\"…\")` what holds",
     },
-    Ban { word: "println!(", applies: |_| true, fix: PRINT },
-    Ban { word: "print!(", applies: |_| true, fix: PRINT },
-    Ban {
-        word: "std::process::exit(",
-        applies: |file| !file.path.ends_with("/main.rs"),
-        fix: "return an error; only main.rs turns it into an exit code",
-    },
+    // As parts of words these also find `eprintln!` and `eprint!`.
+    Ban { word: "println!(", applies: is_library, fix: PRINT },
+    Ban { word: "print!(", applies: is_library, fix: PRINT },
     Ban {
         word: "std::time::",
         applies: |file| file.below("crates/edge-scheduler") || file.below("crates/edge-kernels"),
@@ -45,6 +41,11 @@ const BANS: &[Ban] = &[
 const PRINT: &str = "write to a `Write` that the caller gives, or use `tracing`: only the command \
                      line decides what goes to which stream";
 
+/// Everything but the command line itself.
+fn is_library(file: &File) -> bool {
+    !file.below("crates/edge-runtime/src/cli") && file.path != "crates/edge-runtime/src/main.rs"
+}
+
 /// The bans hold in `crates/*/src` outside of tests and comments.
 pub(super) fn banned(tree: &Tree, out: &mut Complaints) {
     for file in tree.with_extension("rs").filter(|file| is_product(file)) {
@@ -53,7 +54,6 @@ pub(super) fn banned(tree: &Tree, out: &mut Complaints) {
             if tests[number - 1] || line.trim_start().starts_with("//") {
                 continue;
             }
-            // The longest word that matches: `println!(` contains `print!(`'s tail only.
             let hit = BANS.iter().find(|ban| (ban.applies)(file) && line.contains(ban.word));
             if let Some(Ban { word, fix, .. }) = hit {
                 out.push(&file.path, number, format!("`{word}` is not used here: {fix}"));
@@ -62,10 +62,13 @@ pub(super) fn banned(tree: &Tree, out: &mut Complaints) {
     }
 }
 
+/// Product code: below `crates/*/src`, apart from modules that by their name are only for tests.
 fn is_product(file: &File) -> bool {
     let mut parts = file.path.split('/');
     let product = parts.next() == Some("crates") && parts.nth(1) == Some("src");
-    product && file.stem() != "tests" && !file.path.contains("/tests/")
+    let stem = file.stem();
+    let tests = matches!(stem, "tests" | "testing") || stem.ends_with("_tests");
+    product && !tests && !file.path.contains("/tests/")
 }
 
 /// For each line, whether it belongs to an item behind `#[cfg(test)]`. Relies on rustfmt's
@@ -135,9 +138,18 @@ mod tests {
         let text = "//! a\n// x.unwrap()\nx.unwrap();\nprintln!(\"\");\n\
                     #[cfg(test)]\nmod tests {\n    x.unwrap();\n}\nx.unwrap();\n";
         let place = "crates/edge-gpu/src/a.rs";
-        let files = [(place, text), ("xtask/src/a.rs", text), ("crates/a/examples/a.rs", text)];
+        let free = ["xtask/src/a.rs", "crates/a/examples/a.rs", "crates/a/src/a_tests.rs"];
+        let files = [(place, text), (free[0], text), (free[1], text), (free[2], text)];
         let want: Vec<String> = [3, 4, 9].map(|line| format!("{place}:{line}")).into();
         assert_eq!(places(banned, &files), want);
+    }
+
+    #[test]
+    fn only_the_command_line_prints() {
+        let text = "//! a\neprintln!(\"a\");\n";
+        let files =
+            [("crates/edge-runtime/src/cli/a.rs", text), ("crates/edge-runtime/src/a.rs", text)];
+        assert_eq!(places(banned, &files), ["crates/edge-runtime/src/a.rs:2"]);
     }
 
     #[test]
