@@ -1,0 +1,13 @@
+//! `cargo xtask shaders`: the index shaders/README.md, and the assembled text of every variant.
+//!
+//! The work is done by a binary of `kernels-bench`, which knows the registry; this package stays
+//! free of dependencies.
+
+use anyhow::Result;
+
+use crate::cmd;
+
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let run = ["run", "--quiet", "--release", "-p", "kernels-bench", "--bin", "shader_index", "--"];
+    cmd::run(cmd::cargo(&run).args(args))
+}

@@ -1,0 +1,162 @@
+//! Checks of the repository as a whole.
+
+use super::{Complaints, Tree};
+use crate::COMMANDS;
+
+const FILE_BYTES_MAX: u64 = 256 << 10;
+
+/// Larger files that are worth it.
+const LARGE: &[&str] = &["crates/edge-runtime/demo/model.safetensors"];
+
+pub(super) fn large_files(tree: &Tree, out: &mut Complaints) {
+    for file in &tree.files {
+        if file.bytes > FILE_BYTES_MAX && !LARGE.contains(&file.path.as_str()) {
+            let message = format!(
+                "{} bytes, more than {FILE_BYTES_MAX}: git keeps it for ever, so generate it, or \
+                 add it to LARGE in xtask/src/tidy/repo.rs",
+                file.bytes
+            );
+            out.push(&file.path, 0, message);
+        }
+    }
+}
+
+pub(super) fn changelog(tree: &Tree, out: &mut Complaints) {
+    const PATH: &str = "CHANGELOG.md";
+    let text = tree.get(PATH).map_or("", |file| file.text.as_str());
+    let first = text.lines().find(|line| line.starts_with("## "));
+    if !first.is_some_and(|line| line.starts_with("## Unreleased")) {
+        out.push(PATH, 0, "its first section must be `## Unreleased`: changes are written there");
+    }
+}
+
+const DEPENDENCIES: &str = "xtask/src/dependencies.txt";
+
+/// The external dependencies equal a list with a reason for each.
+pub(super) fn dependencies(tree: &Tree, out: &mut Complaints) {
+    let list = tree.get(DEPENDENCIES).map_or("", |file| file.text.as_str());
+    let mut allowed: Vec<(usize, &str)> = Vec::new();
+    for (index, line) in list.lines().enumerate() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match line.split_once(": ") {
+            Some((name, reason)) if !reason.trim().is_empty() => allowed.push((index + 1, name)),
+            _ => out.push(DEPENDENCIES, index + 1, "write `name: why it is worth having`"),
+        }
+    }
+    let used = workspace_dependencies(tree);
+    for (line, name) in &used {
+        if !allowed.iter().any(|(_, known)| known == name) {
+            let message = format!("`{name}` is new: add `{name}: REASON` to {DEPENDENCIES}");
+            out.push("Cargo.toml", *line, message);
+        }
+    }
+    for (line, name) in allowed {
+        if !used.iter().any(|(_, known)| *known == name) {
+            out.push(DEPENDENCIES, line, format!("`{name}` is not in Cargo.toml: remove the line"));
+        }
+    }
+    inherited(tree, out);
+}
+
+/// External dependencies of `[workspace.dependencies]` with their lines.
+fn workspace_dependencies(tree: &Tree) -> Vec<(usize, &str)> {
+    let Some(root) = tree.get("Cargo.toml") else { return Vec::new() };
+    let mut inside = false;
+    let mut found = Vec::new();
+    for (number, line) in root.lines() {
+        if line.starts_with('[') {
+            inside = line == "[workspace.dependencies]";
+        } else if let Some((name, value)) = line.split_once(" = ")
+            && inside
+            && !name.starts_with('#')
+            && !value.contains("path = ")
+        {
+            found.push((number, name));
+        }
+    }
+    found
+}
+
+/// Members take every dependency from the workspace, so that there is one version and one list.
+fn inherited(tree: &Tree, out: &mut Complaints) {
+    let manifests = tree.files.iter().filter(|file| file.path.ends_with("/Cargo.toml"));
+    for file in manifests {
+        let mut inside = false;
+        for (number, line) in file.lines() {
+            if line.starts_with('[') {
+                inside = line.ends_with("dependencies]");
+            } else if inside
+                && line.contains('=')
+                && !line.starts_with('#')
+                && !line.contains("workspace = true")
+            {
+                let message = "give the version in the root Cargo.toml and write \
+                               `NAME.workspace = true` here";
+                out.push(&file.path, number, message);
+            }
+        }
+    }
+}
+
+/// Every `cargo xtask COMMAND` in the documents is a command.
+pub(super) fn readme_commands(tree: &Tree, out: &mut Complaints) {
+    for file in tree.with_extension("md") {
+        for (number, line) in file.lines() {
+            for rest in line.split("cargo xtask ").skip(1) {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+                let name = &rest[..end.unwrap_or(rest.len())];
+                let placeholder = name.chars().all(|c| c.is_ascii_uppercase());
+                if !placeholder && !COMMANDS.iter().any(|(known, _)| *known == name) {
+                    let message = format!("there is no `cargo xtask {name}`: correct the document");
+                    out.push(&file.path, number, message);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tidy::testing::places;
+
+    #[test]
+    fn large_files_are_seen() {
+        let text = "x".repeat(300 << 10);
+        let files = [("a.bin", text.as_str()), (LARGE[0], &text), ("b.bin", "x")];
+        assert_eq!(places(large_files, &files), ["a.bin:0"]);
+    }
+
+    #[test]
+    fn the_changelog_begins_with_unreleased() {
+        let good = "# Changelog\n\n## Unreleased\n\n## 1.0\n";
+        assert!(places(changelog, &[("CHANGELOG.md", good)]).is_empty());
+        assert_eq!(places(changelog, &[("CHANGELOG.md", "## 1.0\n")]).len(), 1);
+        assert_eq!(places(changelog, &[]).len(), 1);
+    }
+
+    #[test]
+    fn dependencies_need_a_reason() {
+        let root =
+            "[workspace.dependencies]\nours = { path = \"ours\" }\nhalf = \"2\"\n\n[a]\nb = 1\n";
+        let check = |list: &str, member: &str| {
+            let files = [("Cargo.toml", root), (DEPENDENCIES, list), ("a/Cargo.toml", member)];
+            places(dependencies, &files)
+        };
+        let member = "[dependencies]\nhalf.workspace = true\n";
+        assert!(check("# list\nhalf: f16 on the host\n", member).is_empty());
+        assert_eq!(check("", member), ["Cargo.toml:3"]);
+        assert_eq!(check("half: f16\nrand: x\n", member), [format!("{DEPENDENCIES}:2")]);
+        assert_eq!(check("half: f16\nhalf\n", member), [format!("{DEPENDENCIES}:2")]);
+        let own = "[package]\nname = \"a\"\n[dev-dependencies]\nhalf = \"2\"\n";
+        assert_eq!(check("half: f16\n", own), ["a/Cargo.toml:4"]);
+    }
+
+    #[test]
+    fn unknown_commands_in_documents_are_seen() {
+        let text = "run `cargo xtask test` or `cargo xtask COMMAND`\nor `cargo xtask tests`\n";
+        assert_eq!(places(readme_commands, &[("README.md", text)]), ["README.md:2"]);
+    }
+}
