@@ -223,7 +223,8 @@ impl Checkpoint {
         let mut places = BTreeMap::new();
         for (name, file) in index.weight_map {
             let mut parts = Path::new(&file).components();
-            let plain = matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
+            let plain =
+                matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
             ensure!(
                 plain && !file.contains('\\'),
                 "{shown} places tensor {name} in {file:?}, which is no file of this folder: \
@@ -440,7 +441,8 @@ mod tests {
     #[test]
     fn shards_are_read_through_their_index() {
         let dir = tempdir().unwrap();
-        let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+        let write =
+            |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
         write("m-1.safetensors", &file(&[("a", FileDtype::F32, &[1], &values(&[1.0]))]));
         write("m-2.safetensors", &file(&[("b", FileDtype::F32, &[1], &values(&[2.0]))]));
         let index = |a: &str, b: &str| {
@@ -452,7 +454,8 @@ mod tests {
         assert_eq!(checkpoint.tensor("a").unwrap().to_f32(), [1.0]);
         assert_eq!(checkpoint.tensor("b").unwrap().to_f32(), [2.0]);
         assert!(message(checkpoint.tensor("c")).contains("the 2 shards"));
-        for path in ["../m-2.safetensors", "/m-2.safetensors", "x/m.safetensors", "..", "", "a\\b"] {
+        for path in ["../m-2.safetensors", "/m-2.safetensors", "x/m.safetensors", "..", "", "a\\b"]
+        {
             assert!(message(index("m-1.safetensors", path)).contains("no file of this folder"));
         }
         assert!(message(index("m-1.safetensors", "m-3.safetensors")).contains("m-3.safetensors"));

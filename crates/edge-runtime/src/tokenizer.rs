@@ -113,10 +113,19 @@ impl Tokenizer {
     }
 
     /// Decodes tokens one by one as the continuation of `context` (the prompt).
-    pub fn stream(&self, context: &[u32]) -> TextStream<'_> {
-        // A few tokens are enough: they say whether the next one follows a space or a byte.
-        let context = context[context.len().saturating_sub(CONTEXT)..].to_vec();
-        TextStream { tokenizer: self, emitted: context.len(), ids: context }
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn stream(&self, context: &[u32]) -> Result<TextStream<'_>> {
+        // A few tokens say whether the next one follows a space, but they must not begin inside a
+        // character: byte-fallback decoders then drop the whole run of bytes.
+        let mut start = context.len().saturating_sub(4);
+        while start > 0 && self.decode(&context[start..])?.starts_with(char::REPLACEMENT_CHARACTER)
+        {
+            start = start.saturating_sub(4);
+        }
+        let ids = context[start..].to_vec();
+        Ok(TextStream { tokenizer: self, emitted: ids.len(), ids })
     }
 
     /// The beginning-of-sequence token.
@@ -176,9 +185,6 @@ fn template(inner: &Inner) -> tokenizers::Result<(Vec<u32>, Vec<u32>)> {
     Ok((full[..start].to_vec(), full[end..].to_vec()))
 }
 
-/// Tokens before the not yet printed ones that decoding looks at.
-const CONTEXT: usize = 8;
-
 /// Most tokens held back for a character to become whole: UTF-8 has at most 4 bytes.
 const HELD_BACK: usize = 8;
 
@@ -186,7 +192,7 @@ const HELD_BACK: usize = 8;
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// Up to [`CONTEXT`] tokens already printed, then those held back.
+    /// The tokens of the last printed piece, then those held back.
     ids: Vec<u32>,
     /// How many of `ids` are printed.
     emitted: usize,
@@ -200,10 +206,15 @@ impl TextStream<'_> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let piece = self.pending()?;
-        if piece.ends_with('\u{FFFD}') && self.ids.len() - self.emitted < HELD_BACK {
+        if piece.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.emitted < HELD_BACK
+        {
             return Ok(String::new());
         }
-        self.emit();
+        // A piece without text (a special token) says nothing about what follows it.
+        if !piece.is_empty() {
+            self.ids.drain(..self.emitted);
+        }
+        self.emitted = self.ids.len();
         Ok(piece)
     }
 
@@ -211,15 +222,8 @@ impl TextStream<'_> {
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
-    pub fn finish(mut self) -> Result<String> {
-        let piece = self.pending()?;
-        self.emit();
-        Ok(piece)
-    }
-
-    fn emit(&mut self) {
-        self.ids.drain(..self.ids.len().saturating_sub(CONTEXT));
-        self.emitted = self.ids.len();
+    pub fn finish(self) -> Result<String> {
+        self.pending()
     }
 
     fn pending(&self) -> Result<String> {

@@ -5,46 +5,10 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{message, shared};
-
-/// Bytes as single tokens, no merges, `<s>` before a text.
-fn byte_tokenizer(settings: Option<Value>) -> (tempfile::TempDir, Result<Tokenizer>) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut vocab = serde_json::Map::new();
-    for token in ["<unk>", "<s>", "</s>"] {
-        vocab.insert(token.to_owned(), json!(vocab.len()));
-    }
-    for byte in 0..256 {
-        vocab.insert(format!("<0x{byte:02X}>"), json!(byte + 3));
-    }
-    let special = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "special": true, "single_word": false,
-               "lstrip": false, "rstrip": false, "normalized": false})
-    };
-    let file = json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
-        "normalizer": null, "pre_tokenizer": null,
-        "post_processor": {"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                       {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}},
-                     {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true, "fuse_unk": true,
-                  "vocab": vocab, "merges": []}
-    });
-    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
-    if let Some(settings) = settings {
-        std::fs::write(dir.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
-    }
-    let tokenizer = Tokenizer::load(dir.path());
-    (dir, tokenizer)
-}
+use crate::testing::{byte_tokenizer, message, shared};
 
 fn streamed(tokenizer: &Tokenizer, context: &[u32], ids: &[u32]) -> String {
-    let mut stream = tokenizer.stream(context);
+    let mut stream = tokenizer.stream(context).unwrap();
     let mut text: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
     text += &stream.finish().unwrap();
     text
@@ -94,7 +58,7 @@ fn no_piece_of_a_stream_ends_inside_a_character() {
     let (_dir, tokenizer) = byte_tokenizer(None);
     let tokenizer = tokenizer.unwrap();
     let text = "aé€🦀";
-    let mut stream = tokenizer.stream(&[]);
+    let mut stream = tokenizer.stream(&[]).unwrap();
     let mut pieces = Vec::new();
     for id in tokenizer.encode(text, false).unwrap() {
         pieces.push(stream.push(id).unwrap());
@@ -113,7 +77,8 @@ fn no_piece_of_a_stream_ends_inside_a_character() {
 fn vectors_of_llama_cpp_hold() {
     let Some(shared) = shared() else { return };
     let base = shared.join("assets/tokenizers");
-    for (folder, vectors) in [("llama2", "llama-spm"), ("llama3", "llama-bpe"), ("qwen2.5", "qwen2")]
+    for (folder, vectors) in
+        [("llama2", "llama-spm"), ("llama3", "llama-bpe"), ("qwen2.5", "qwen2")]
     {
         let tokenizer = Tokenizer::load(&base.join(folder)).unwrap();
         let read = |end: &str| {
