@@ -1,8 +1,9 @@
 //! Adapts large language models on the device that holds the data.
 //!
 //! Input and output: [`config`], [`checkpoint`] and [`tokenizer`] read a Hugging Face folder,
-//! [`data`] reads texts and [`batch`] cuts them into windows, [`adapter`] and [`exits`] read and write what tuning makes, [`run_dir`]
-//! is the one place that is written to. [`cli`] holds flags and reports.
+//! [`data`] reads texts and [`batch`] cuts them into windows, [`adapter`] and [`exits`] read and
+//! write what tuning makes, [`run_dir`] is the one place that is written to. [`cli`] holds flags
+//! and reports.
 
 pub mod adapter;
 pub mod batch;
