@@ -34,7 +34,7 @@ impl Batch {
     /// # Panics
     /// When `ids` is no multiple of `seq_len`: a mistake of the caller.
     pub fn new(ids: Vec<u32>, seq_len: usize) -> Self {
-        assert!(seq_len > 0 && ids.len() % seq_len == 0);
+        assert!(seq_len > 0 && ids.len().is_multiple_of(seq_len));
         let sequences = ids.len() / seq_len;
         let mut targets = Vec::with_capacity(ids.len());
         for sequence in ids.chunks_exact(seq_len) {

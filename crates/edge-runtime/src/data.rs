@@ -2,7 +2,7 @@
 //!
 //! A plain text is one document. A JSONL file has one document a line. Documents follow each other
 //! in one stream, each with the special tokens that the tokenizer puts around a text and an
-//! end-of-sequence token after it; [`crate::batch`] cuts streams into windows.
+//! end-of-sequence token between them; [`crate::batch`] cuts streams into windows.
 
 use std::path::{Path, PathBuf};
 
@@ -254,7 +254,7 @@ mod tests {
     use tempfile::{TempDir, tempdir};
 
     use super::*;
-    use crate::testing::{byte_tokenizer, message};
+    use crate::testing::{byte_tokenizer, message, shared};
 
     /// Bytes are tokens `3 + byte`, `<s>` is 1 and starts each text, `</s>` is 2.
     fn tokenizer() -> Tokenizer {
@@ -297,6 +297,22 @@ mod tests {
         assert!(message(load(&tiny, "a.md", 1.0)).contains("--val-fraction"));
         let eval = load_eval(&[dir.path().join("a.txt")], &tokenizer()).unwrap();
         assert_eq!(shown(&eval.ids), "<éé456789AB");
+    }
+
+    /// The count that came with mini12's published losses: all tokens of the text but the first.
+    #[test]
+    fn the_last_tenth_is_what_others_take() {
+        let Some(shared) = shared() else { return };
+        let assets = shared.join("assets");
+        let tokenizer = Tokenizer::load(&assets.join("models/mini12")).unwrap();
+        let data = vec![assets.join("datasets/tinyshakespeare/input.txt")];
+        let spec = DataSpec { data, valid: None, val_fraction: 0.1 };
+        let valid = Dataset::load(&spec, &tokenizer).unwrap().valid.unwrap();
+        assert_eq!(valid.ids.len() - 1, 47247);
+        let batches = valid.eval_batches(256, 8, None).unwrap();
+        let predicted: usize = batches.map(|batch| batch.trained_tokens).sum();
+        // The first token of each window is given.
+        assert_eq!(predicted, 47248 - 47248usize.div_ceil(256));
     }
 
     #[test]

@@ -164,7 +164,8 @@ pub struct ModelCard {
 impl ModelCard {
     fn render(&self) -> String {
         let mut text = format!(
-            "---\nbase_model: {}\ntags:\n- edge-llm\n- {}\n---\n\n# {} of {}\n\n| | |\n| --- | --- |\n",
+            "---\nbase_model: {}\ntags:\n- edge-llm\n- {}\n---\n\n# {} of {}\n\n\
+             | | |\n| --- | --- |\n",
             json!(self.base_model),
             self.method,
             self.method,

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokenizers::Tokenizer as Inner;
 
+use crate::config::ModelConfig;
+
 /// A tokenizer of a model folder.
 pub struct Tokenizer {
     inner: Inner,
@@ -60,6 +62,22 @@ impl Tokenizer {
         // A template names the token even where no tokenizer_config.json does.
         tokenizer.bos_id = bos_id.or(tokenizer.prefix.first().copied());
         tokenizer.override_template(&settings)?;
+        Ok(tokenizer)
+    }
+
+    /// [`Tokenizer::load`] for this model: its vocabulary is checked, and where no tokenizer file
+    /// names the tokens of beginning and end of sequence, they are those of `config.json`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`] and [`Tokenizer::check_vocab`].
+    pub fn for_model(dir: &Path, model: &ModelConfig) -> Result<Self> {
+        let mut tokenizer = Self::load(dir)?;
+        tokenizer.check_vocab(model.vocab_size)?;
+        // An id without a token, as in files that leave out defaults, is none of this tokenizer.
+        let known = |id: &u32| tokenizer.inner.id_to_token(*id).is_some();
+        let bos = tokenizer.bos_id.or(model.bos_token_id.filter(known));
+        let eos = tokenizer.eos_id.or(model.eos_token_ids.iter().copied().find(known));
+        (tokenizer.bos_id, tokenizer.eos_id) = (bos, eos);
         Ok(tokenizer)
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::*;
-use crate::testing::{byte_tokenizer, message, shared};
+use crate::testing::{byte_tokenizer, message, shared, tiny_config};
 
 fn streamed(tokenizer: &Tokenizer, context: &[u32], ids: &[u32]) -> String {
     let mut stream = tokenizer.stream(context).unwrap();
@@ -54,6 +54,17 @@ fn wrong_files_are_refused() {
 }
 
 #[test]
+fn a_model_names_tokens_that_the_tokenizer_does_not() {
+    let (dir, _) = byte_tokenizer(None);
+    let mut model = tiny_config();
+    assert!(message(Tokenizer::for_model(dir.path(), &model)).contains("vocab_size is 32"));
+    model.vocab_size = 260;
+    model.eos_token_ids = vec![999, 2];
+    let tokenizer = Tokenizer::for_model(dir.path(), &model).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
+}
+
+#[test]
 fn no_piece_of_a_stream_ends_inside_a_character() {
     let (_dir, tokenizer) = byte_tokenizer(None);
     let tokenizer = tokenizer.unwrap();
@@ -70,7 +81,7 @@ fn no_piece_of_a_stream_ends_inside_a_character() {
     assert_eq!(streamed(&tokenizer, &[], &broken).chars().count(), 20);
     assert_eq!(streamed(&tokenizer, &[], &[0xE2 + 3]), "\u{FFFD}");
     let spoiled = streamed(&tokenizer, &[], &[68, 0xFF + 3, 69]);
-    assert!(spoiled.starts_with('A') && spoiled.ends_with(|c| c == 'B' || c == '\u{FFFD}'));
+    assert!(spoiled.starts_with('A') && spoiled.ends_with(['B', '\u{FFFD}']));
 }
 
 #[test]
