@@ -200,7 +200,7 @@ pub struct TuneFlags {
     /// Share of the data to validate on: the last part, in order [default: 0.1]
     #[arg(long, value_name = "F")]
     pub val_fraction: Option<f64>,
-    /// Run directory [default: runs/<time>-<method>]
+    /// Run directory [default: runs/TIME-METHOD]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// auto, cpu, an index or a part of a device's name [default: auto]
@@ -375,6 +375,12 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+        // clap would take the comment of a flattened struct, were it not for the variant's own.
+        for (name, about) in [("tune", "Adapt a model"), ("eval", "Measure"), ("devices", "List")] {
+            let command = Cli::command();
+            let found = command.find_subcommand(name).unwrap().get_about().unwrap().to_string();
+            assert!(found.starts_with(about), "{name}: {found}");
+        }
         for method in Method::value_variants() {
             assert_eq!(method.to_possible_value().unwrap().get_name(), method.name());
         }
