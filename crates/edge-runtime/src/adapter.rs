@@ -1,0 +1,378 @@
+//! LoRA adapters in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::run_dir::write_atomically;
+
+/// File name of the settings.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// File name of the tensors.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+
+/// A linear layer of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Projection {
+    /// Queries.
+    #[serde(rename = "q_proj")]
+    Q,
+    /// Keys.
+    #[serde(rename = "k_proj")]
+    K,
+    /// Values.
+    #[serde(rename = "v_proj")]
+    V,
+    /// Output of attention.
+    #[serde(rename = "o_proj")]
+    O,
+    /// Gate of the feed-forward layer.
+    #[serde(rename = "gate_proj")]
+    Gate,
+    /// Input of the feed-forward layer.
+    #[serde(rename = "up_proj")]
+    Up,
+    /// Output of the feed-forward layer.
+    #[serde(rename = "down_proj")]
+    Down,
+}
+
+impl Projection {
+    /// All, in the order of computation.
+    pub const ALL: [Self; 7] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Module name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// Path within a block: `self_attn.q_proj`.
+    pub fn path(self) -> String {
+        match self {
+            Self::Q | Self::K | Self::V | Self::O => format!("self_attn.{}", self.name()),
+            Self::Gate | Self::Up | Self::Down => format!("mlp.{}", self.name()),
+        }
+    }
+
+    /// Name of the layer's weight in a checkpoint.
+    pub fn weight(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.weight", self.path())
+    }
+
+    /// Output and input width `[n, k]`: the shape of the layer's weight.
+    pub fn shape(self, config: &ModelConfig) -> [usize; 2] {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        match self {
+            Self::Q => [config.query_size(), hidden],
+            Self::K | Self::V => [config.key_value_size(), hidden],
+            Self::O => [hidden, config.query_size()],
+            Self::Gate | Self::Up => [inner, hidden],
+            Self::Down => [hidden, inner],
+        }
+    }
+}
+
+/// The linear layers that get adapters, in the order of [`Projection::ALL`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Targets(Vec<Projection>);
+
+impl Targets {
+    /// All linear layers.
+    pub fn all() -> Self {
+        Self(Projection::ALL.to_vec())
+    }
+
+    /// The layers.
+    pub fn projections(&self) -> &[Projection] {
+        &self.0
+    }
+}
+
+impl FromStr for Targets {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all-linear" {
+            return Ok(Self::all());
+        }
+        let parse = |name: &str| {
+            let name = name.trim();
+            let short = |projection: &Projection| projection.name().strip_suffix("_proj");
+            let found = Projection::ALL
+                .into_iter()
+                .find(|projection| projection.name() == name || short(projection) == Some(name));
+            found.ok_or_else(|| {
+                let names = Projection::ALL.map(Projection::name).join(", ");
+                format!("{name:?} is no linear layer: use all-linear or a list of {names}")
+            })
+        };
+        let mut targets = text.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+        targets.sort_unstable();
+        targets.dedup();
+        Ok(Self(targets))
+    }
+}
+
+impl TryFrom<String> for Targets {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::fmt::Display for Targets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == Projection::ALL {
+            return f.write_str("all-linear");
+        }
+        let names: Vec<_> = self.0.iter().map(|projection| projection.name()).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
+impl From<Targets> for String {
+    fn from(targets: Targets) -> Self {
+        targets.to_string()
+    }
+}
+
+/// Settings of an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterConfig {
+    /// Rank.
+    pub r: usize,
+    /// The product `B A` counts `lora_alpha / r`.
+    pub lora_alpha: f64,
+    /// Layers with an adapter, in the order of [`Projection::ALL`].
+    pub target_modules: Vec<Projection>,
+    /// The model that it was trained on, as the user named it.
+    pub base_model_name_or_path: Option<String>,
+}
+
+impl AdapterConfig {
+    /// Factor of `B A x`.
+    pub fn scale(&self) -> f32 {
+        (self.lora_alpha / self.r as f64) as f32
+    }
+}
+
+/// Tensors of an adapter by layer and projection: `A [r, k]` and `B [n, r]`, row-major.
+pub type AdapterTensors = BTreeMap<(usize, Projection), (Vec<f32>, Vec<f32>)>;
+
+/// Name of one of an adapter's tensors in PEFT's file; `matrix` is `A` or `B`.
+pub fn tensor_name(layer: usize, projection: Projection, matrix: char) -> String {
+    format!("base_model.model.model.layers.{layer}.{}.lora_{matrix}.weight", projection.path())
+}
+
+/// Writes both files into `dir`, each atomically.
+///
+/// # Errors
+/// A tensor has not the size that `model` gives it, or a file cannot be written.
+pub fn save(
+    dir: &Path,
+    config: &AdapterConfig,
+    tensors: &AdapterTensors,
+    model: &ModelConfig,
+) -> Result<()> {
+    ensure!(!tensors.is_empty(), "the adapter has no tensors: give --targets at least one layer");
+    let mut views = Vec::with_capacity(2 * tensors.len());
+    for ((layer, projection), (a, b)) in tensors {
+        let [n, k] = projection.shape(model);
+        for (matrix, shape, values) in [('A', [config.r, k], a), ('B', [n, config.r], b)] {
+            let name = tensor_name(*layer, *projection, matrix);
+            ensure!(
+                values.len() == shape[0] * shape[1],
+                "tensor {name} has {} values instead of {shape:?}: the adapter does not fit the \
+                 model",
+                values.len()
+            );
+            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values))
+                .with_context(|| format!("tensor {name} cannot be written"))?;
+            views.push((name, view));
+        }
+    }
+    // transformers refuses files without this entry.
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let bytes = safetensors::serialize(views, metadata).context("cannot lay out the adapter")?;
+    write_atomically(&dir.join(TENSORS_FILE), &bytes)?;
+    let text = serde_json::to_string_pretty(&peft_config(config))?;
+    write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
+}
+
+/// The keys that all releases of PEFT since 0.5 know: they refuse ones that they do not.
+fn peft_config(config: &AdapterConfig) -> Value {
+    let names: Vec<_> = config.target_modules.iter().map(|module| module.name()).collect();
+    let alpha = config.lora_alpha;
+    // PEFT declares an integer; a whole number is written as one.
+    let alpha = if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) };
+    json!({
+        "auto_mapping": null,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": config.r,
+        "revision": null,
+        "target_modules": names,
+        "task_type": "CAUSAL_LM"
+    })
+}
+
+/// Reads an adapter for `model` from `dir`.
+///
+/// # Errors
+/// A file is absent or damaged, uses what is not computed here (DoRA, ranks by layer, biases,
+/// whole modules), or a tensor does not fit the model.
+pub fn load(dir: &Path, model: &ModelConfig) -> Result<(AdapterConfig, AdapterTensors)> {
+    let mut config = load_config(dir)?;
+    let tensors = load_tensors(&dir.join(TENSORS_FILE), &config, model)?;
+    // Which layers there are is what the tensors say: target_modules may be a pattern.
+    let used = |module: &Projection| tensors.keys().any(|(_, other)| other == module);
+    config.target_modules = Projection::ALL.into_iter().filter(used).collect();
+    Ok((config, tensors))
+}
+
+fn load_config(dir: &Path) -> Result<AdapterConfig> {
+    let path = dir.join(CONFIG_FILE);
+    let shown = path.display();
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("cannot read {shown}: give --adapter a PEFT folder or a run directory")
+    })?;
+    let keys: Map<String, Value> = serde_json::from_str(&text)
+        .with_context(|| format!("{shown} is no JSON object: save the adapter again"))?;
+    interpret(&keys).with_context(|| format!("{shown} is not usable"))
+}
+
+fn interpret(keys: &Map<String, Value>) -> Result<AdapterConfig> {
+    ensure!(
+        keys.get("peft_type").and_then(Value::as_str) == Some("LORA"),
+        "peft_type is {} instead of \"LORA\": only LoRA adapters can be read",
+        keys.get("peft_type").unwrap_or(&Value::Null)
+    );
+    for key in [
+        "use_dora",
+        "use_rslora",
+        "use_qalora",
+        "use_bdlora",
+        "lora_bias",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "layer_replication",
+        "trainable_token_indices",
+        "target_parameters",
+        "alora_invocation_tokens",
+    ] {
+        let unset = match keys.get(key) {
+            None | Some(Value::Null | Value::Bool(false)) => true,
+            Some(Value::Object(pattern)) => pattern.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(_) => false,
+        };
+        ensure!(unset, "{key} is set, which is not supported: use a plain LoRA adapter");
+    }
+    let bias = keys.get("bias").and_then(Value::as_str).unwrap_or("none");
+    ensure!(bias == "none", "bias is {bias:?}, and supported is \"none\": use a plain adapter");
+    let r = keys.get("r").and_then(Value::as_u64).unwrap_or(8);
+    ensure!((1..=4096).contains(&r), "r is {r} instead of a number in 1..=4096: correct the file");
+    let lora_alpha = keys.get("lora_alpha").and_then(Value::as_f64).unwrap_or(8.0);
+    ensure!(
+        lora_alpha > 0.0 && lora_alpha < 1e9,
+        "lora_alpha is {lora_alpha} instead of a number above 0: correct the file"
+    );
+    let base = keys.get("base_model_name_or_path").and_then(Value::as_str);
+    Ok(AdapterConfig {
+        r: r as usize,
+        lora_alpha,
+        target_modules: Vec::new(),
+        base_model_name_or_path: base.map(str::to_owned),
+    })
+}
+
+fn load_tensors(
+    path: &Path,
+    config: &AdapterConfig,
+    model: &ModelConfig,
+) -> Result<AdapterTensors> {
+    let file = Checkpoint::open_file(path)?;
+    let shown = path.display();
+    let mut places = BTreeMap::new();
+    for name in file.names() {
+        let (layer, projection, matrix) = parse_name(name).with_context(|| {
+            format!("tensor {name} in {shown} is no LoRA matrix of a linear layer: remove it")
+        })?;
+        ensure!(
+            layer < model.num_hidden_layers,
+            "tensor {name} in {shown} belongs to layer {layer} and the model has {} layers: use \
+             the adapter's own base model",
+            model.num_hidden_layers
+        );
+        let place = places.entry((layer, projection)).or_insert((false, false));
+        if matrix == 'A' { place.0 = true } else { place.1 = true }
+    }
+    ensure!(!places.is_empty(), "{shown} has no tensors: save the adapter again");
+    let read = |name: String, shape: [usize; 2], there: bool| {
+        ensure!(there, "tensor {name} is missing in {shown}: save the adapter again");
+        let tensor = file.tensor(&name)?;
+        ensure!(
+            tensor.shape == shape,
+            "tensor {name} in {shown} has shape {:?} instead of {shape:?} (from r {} and the \
+             model's config.json): use the adapter's own base model",
+            tensor.shape,
+            config.r
+        );
+        Ok(tensor.to_f32())
+    };
+    let mut tensors = AdapterTensors::new();
+    for ((layer, projection), (has_a, has_b)) in places {
+        let [n, k] = projection.shape(model);
+        let a = read(tensor_name(layer, projection, 'A'), [config.r, k], has_a)?;
+        let b = read(tensor_name(layer, projection, 'B'), [n, config.r], has_b)?;
+        tensors.insert((layer, projection), (a, b));
+    }
+    Ok(tensors)
+}
+
+fn parse_name(name: &str) -> Result<(usize, Projection, char)> {
+    let rest = name.strip_prefix("base_model.model.model.layers.").unwrap_or_default();
+    for projection in Projection::ALL {
+        for matrix in ['A', 'B'] {
+            let end = format!(".{}.lora_{matrix}.weight", projection.path());
+            if let Some(Ok(layer)) = rest.strip_suffix(&end).map(str::parse::<usize>)
+                && tensor_name(layer, projection, matrix) == name
+            {
+                return Ok((layer, projection, matrix));
+            }
+        }
+    }
+    bail!("unknown name")
+}
+
+#[cfg(test)]
+#[path = "adapter_tests.rs"]
+mod tests;

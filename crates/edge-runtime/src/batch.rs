@@ -1,0 +1,266 @@
+//! Windows of a token stream, in shuffled order for training and in order for evaluation.
+//!
+//! A window is `seq_len` consecutive tokens: its first token is given and the others are
+//! predicted, in training and in evaluation alike.
+
+use anyhow::{Result, ensure};
+use edge_kernels::util::SeededRng;
+use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::data::Stream;
+
+/// A target that does not count: the loss kernels skip it.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Sequences of one length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Input ids `[sequences * seq_len]`.
+    pub ids: Vec<u32>,
+    /// The id after each input, [`IGNORE`] at the end of each sequence `[sequences * seq_len]`.
+    pub targets: Vec<u32>,
+    /// Number of sequences.
+    pub sequences: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Targets that count.
+    pub trained_tokens: usize,
+}
+
+impl Batch {
+    /// A batch of whole sequences of `seq_len` tokens.
+    ///
+    /// # Panics
+    /// When `ids` is no multiple of `seq_len`: a mistake of the caller.
+    pub fn new(ids: Vec<u32>, seq_len: usize) -> Self {
+        assert!(seq_len > 0 && ids.len().is_multiple_of(seq_len));
+        let sequences = ids.len() / seq_len;
+        let mut targets = Vec::with_capacity(ids.len());
+        for sequence in ids.chunks_exact(seq_len) {
+            targets.extend_from_slice(&sequence[1..]);
+            targets.push(IGNORE);
+        }
+        Self { ids, targets, sequences, seq_len, trained_tokens: sequences * (seq_len - 1) }
+    }
+}
+
+/// Makes sure that windows of `seq_len` tokens predict something and fit the model.
+///
+/// # Errors
+/// `seq_len` is below 2 or above `max_position_embeddings`.
+pub fn check_seq_len(seq_len: usize, max_position_embeddings: usize) -> Result<()> {
+    ensure!(seq_len >= 2, "--seq-len is {seq_len}, and a window needs at least 2 tokens: raise it");
+    ensure!(
+        seq_len <= max_position_embeddings,
+        "--seq-len is {seq_len} and the model's context (max_position_embeddings) is \
+         {max_position_embeddings}: use --seq-len {max_position_embeddings} or less"
+    );
+    Ok(())
+}
+
+impl Stream {
+    /// Windows of exactly `seq_len` tokens; the rest of the stream is left out.
+    pub fn windows(&self, seq_len: usize) -> usize {
+        self.ids.len() / seq_len
+    }
+
+    /// All windows in order, up to `sequences` a batch and `max_windows` in total; the last,
+    /// shorter window is a batch of its own if it has at least 2 tokens.
+    ///
+    /// # Errors
+    /// The stream has fewer than 2 tokens.
+    pub fn eval_batches(
+        &self,
+        seq_len: usize,
+        sequences: usize,
+        max_windows: Option<usize>,
+    ) -> Result<impl Iterator<Item = Batch>> {
+        ensure!(
+            self.ids.len() >= 2,
+            "{} has {} tokens, and evaluation needs at least 2: add text",
+            self.source,
+            self.ids.len()
+        );
+        let limit = max_windows.map_or(self.ids.len(), |max| max.saturating_mul(seq_len));
+        let ids = &self.ids[..limit.min(self.ids.len())];
+        let (whole, rest) = ids.split_at(ids.len() / seq_len * seq_len);
+        let last = (rest.len() >= 2).then(|| Batch::new(rest.to_vec(), rest.len()));
+        let batches = whole.chunks(seq_len * sequences.max(1));
+        Ok(batches.map(move |ids| Batch::new(ids.to_vec(), seq_len)).chain(last))
+    }
+}
+
+/// Where a [`Sampler`] stands: what a checkpoint stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Completed passes over the stream.
+    pub epoch: u64,
+    /// Windows of this epoch already used.
+    pub index: usize,
+}
+
+/// Endless windows of a stream: each epoch all of them once, in an order that the seed and the
+/// number of the epoch decide.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    seed: u64,
+    seq_len: usize,
+    position: Position,
+    /// Windows of this epoch, in order of use.
+    order: Vec<u32>,
+}
+
+impl Sampler {
+    /// A sampler at the start of the first epoch.
+    ///
+    /// # Errors
+    /// The stream is too short for one window of `seq_len` tokens.
+    pub fn new(stream: &Stream, seq_len: usize, seed: u64) -> Result<Self> {
+        Self::resume(stream, seq_len, seed, Position::default())
+    }
+
+    /// A sampler that continues from a stored position.
+    ///
+    /// # Errors
+    /// The stream is too short for one window, or has fewer windows than the position says.
+    pub fn resume(stream: &Stream, seq_len: usize, seed: u64, position: Position) -> Result<Self> {
+        let windows = stream.windows(seq_len);
+        ensure!(
+            windows > 0,
+            "{} has {} tokens, fewer than one window of {seq_len}: add text or use --seq-len {}",
+            stream.source,
+            stream.ids.len(),
+            stream.ids.len().max(2)
+        );
+        ensure!(
+            position.index <= windows,
+            "{} has {windows} windows and the checkpoint stands at window {}: resume with the \
+             data that the run began with",
+            stream.source,
+            position.index
+        );
+        let mut sampler = Self { seed, seq_len, position, order: (0..windows as u32).collect() };
+        sampler.shuffle();
+        Ok(sampler)
+    }
+
+    /// The position after the last batch.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Windows in an epoch.
+    pub fn windows(&self) -> usize {
+        self.order.len()
+    }
+
+    /// The next `sequences` windows; a batch may end one epoch and begin the next.
+    pub fn next_batch(&mut self, stream: &Stream, sequences: usize) -> Batch {
+        let mut ids = Vec::with_capacity(sequences * self.seq_len);
+        for _ in 0..sequences {
+            if self.position.index == self.order.len() {
+                self.position = Position { epoch: self.position.epoch + 1, index: 0 };
+                self.shuffle();
+            }
+            let start = self.order[self.position.index] as usize * self.seq_len;
+            ids.extend_from_slice(&stream.ids[start..start + self.seq_len]);
+            self.position.index += 1;
+        }
+        Batch::new(ids, self.seq_len)
+    }
+
+    /// Fisher and Yates' shuffle of 0.., written out so that no release of `rand` changes it.
+    fn shuffle(&mut self) {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&self.position.epoch.to_le_bytes());
+        let mut rng = SeededRng::from_seed(seed);
+        for (index, window) in self.order.iter_mut().enumerate() {
+            *window = index as u32;
+        }
+        for last in (1..self.order.len()).rev() {
+            // The high word of the product is uniform up to a bias of 2^-32.
+            let pick = (u128::from(rng.next_u64()) * (last as u128 + 1)) >> 64;
+            self.order.swap(last, pick as usize);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::message;
+
+    fn stream(len: u32) -> Stream {
+        Stream { ids: (0..len).collect(), source: "a.txt".to_owned() }
+    }
+
+    #[test]
+    fn targets_are_shifted_inside_each_sequence() {
+        let batch = Batch::new(vec![5, 6, 7, 8, 9, 10], 3);
+        assert_eq!(batch.targets, [6, 7, IGNORE, 9, 10, IGNORE]);
+        assert_eq!((batch.sequences, batch.trained_tokens), (2, 4));
+    }
+
+    #[test]
+    fn evaluation_covers_the_stream_in_order() {
+        let lens = |len: u32, max: Option<usize>| -> Vec<(usize, usize)> {
+            let batches: Vec<_> = stream(len).eval_batches(4, 2, max).unwrap().collect();
+            let ids: Vec<u32> = batches.iter().flat_map(|batch| batch.ids.clone()).collect();
+            assert_eq!(ids, (0..ids.len() as u32).collect::<Vec<_>>());
+            batches.iter().map(|batch| (batch.sequences, batch.seq_len)).collect()
+        };
+        assert_eq!(lens(14, None), [(2, 4), (1, 4), (1, 2)]);
+        assert_eq!(lens(13, None), [(2, 4), (1, 4)]);
+        assert_eq!(lens(3, None), [(1, 3)]);
+        assert_eq!(lens(14, Some(2)), [(2, 4)]);
+        assert_eq!(lens(14, Some(9)), [(2, 4), (1, 4), (1, 2)]);
+        assert!(message(stream(1).eval_batches(4, 2, None)).contains("a.txt has 1 tokens"));
+    }
+
+    #[test]
+    fn an_epoch_has_each_window_once_and_another_order_than_the_next() {
+        let stream = stream(41);
+        let mut sampler = Sampler::new(&stream, 4, 7).unwrap();
+        assert_eq!(sampler.windows(), 10);
+        let mut epoch = || -> Vec<u32> {
+            (0..5).flat_map(|_| sampler.next_batch(&stream, 2).ids).step_by(4).collect()
+        };
+        let (first, second) = (epoch(), epoch());
+        assert_ne!(first, second);
+        for mut starts in [first, second] {
+            starts.sort_unstable();
+            assert_eq!(starts, (0..40).step_by(4).collect::<Vec<_>>());
+        }
+        let order = |seed| Sampler::new(&stream, 4, seed).unwrap().order;
+        assert_eq!(order(7), order(7));
+        assert_ne!(order(7), order(8));
+    }
+
+    #[test]
+    fn a_resumed_sampler_goes_on_alike() {
+        let stream = stream(22);
+        let mut sampler = Sampler::new(&stream, 2, 3).unwrap();
+        for _ in 0..9 {
+            // 27 windows used: across two ends of an epoch, once inside a batch.
+            sampler.next_batch(&stream, 3);
+            let text = serde_json::to_string(&sampler.position()).unwrap();
+            let position = serde_json::from_str(&text).unwrap();
+            let mut other = Sampler::resume(&stream, 2, 3, position).unwrap();
+            let mut same = sampler.clone();
+            assert_eq!(other.next_batch(&stream, 5), same.next_batch(&stream, 5));
+        }
+        assert_eq!(sampler.position(), Position { epoch: 2, index: 5 });
+        let far = Position { epoch: 0, index: 12 };
+        assert!(message(Sampler::resume(&stream, 2, 3, far)).contains("11 windows"));
+    }
+
+    #[test]
+    fn lengths_that_cannot_work_are_refused() {
+        assert!(message(Sampler::new(&stream(7), 8, 0)).contains("--seq-len 7"));
+        assert!(message(check_seq_len(1, 64)).contains("at least 2"));
+        assert!(message(check_seq_len(65, 64)).contains("--seq-len 64 or less"));
+        check_seq_len(64, 64).unwrap();
+    }
+}

@@ -1,0 +1,441 @@
+//! Flags of the commands. `tune` takes the same names from a YAML file (`--config`).
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::Targets;
+use crate::exits::Vote;
+use crate::schedule::Schedule;
+
+/// Adapts large language models on the device that holds the data.
+#[derive(Debug, Parser)]
+#[command(name = "edge-runtime", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Adapt a model; without arguments, the bundled demo model on the bundled demo text
+    Tune(Box<TuneArgs>),
+    /// Measure loss and perplexity, per exit and voted, with or without an adapter
+    Eval(EvalArgs),
+    /// Write text with a model, with or without an adapter
+    Generate(GenerateArgs),
+    /// List the devices with their limits and features
+    Devices(DevicesArgs),
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// LoRA adapters in all layers, gradients through the full depth
+    Lora,
+    /// All weights
+    Full,
+    /// LoRA adapters in one window of layers a step, an exit per window, voting
+    #[default]
+    Edge,
+}
+
+impl Method {
+    /// The name on the command line, in reports and in directory names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Full => "full",
+            Self::Edge => "edge",
+        }
+    }
+}
+
+/// Which window a step trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WindowOrder {
+    /// One after the other, a step each
+    #[default]
+    RoundRobin,
+    /// A random one each step
+    Random,
+    /// From the bottom up, each for its share of the steps
+    Sequential,
+}
+
+/// Bits of a frozen weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub enum Bits {
+    /// Groups of 4-bit values with a scale
+    #[value(name = "4")]
+    Four,
+    /// Groups of 8-bit values with a scale
+    #[value(name = "8")]
+    Eight,
+    /// 16-bit floats
+    #[default]
+    #[value(name = "16")]
+    Sixteen,
+}
+
+impl From<Bits> for u32 {
+    fn from(bits: Bits) -> Self {
+        match bits {
+            Bits::Four => 4,
+            Bits::Eight => 8,
+            Bits::Sixteen => 16,
+        }
+    }
+}
+
+impl TryFrom<u32> for Bits {
+    type Error = String;
+
+    fn try_from(bits: u32) -> Result<Self, String> {
+        match bits {
+            4 => Ok(Self::Four),
+            8 => Ok(Self::Eight),
+            16 => Ok(Self::Sixteen),
+            _ => Err(format!("bits {bits} are not supported: use 4, 8 or 16")),
+        }
+    }
+}
+
+/// A number of bytes, written `2GiB`, `512MiB`, `1.5GB` or `1000000`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "ByteText", into = "u64")]
+pub struct ByteSize(pub u64);
+
+impl From<ByteSize> for u64 {
+    fn from(size: ByteSize) -> Self {
+        size.0
+    }
+}
+
+/// How a file may write a [`ByteSize`].
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ByteText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<ByteText> for ByteSize {
+    type Error = String;
+
+    fn try_from(text: ByteText) -> Result<Self, String> {
+        match text {
+            ByteText::Bytes(0) => "0".parse(),
+            ByteText::Bytes(bytes) => Ok(Self(bytes)),
+            ByteText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no size: write it as 2GiB, 512MiB or bytes");
+        let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let unit: u64 = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "k" | "kib" => 1 << 10,
+            "m" | "mib" => 1 << 20,
+            "g" | "gib" => 1 << 30,
+            "kb" => 1_000,
+            "mb" => 1_000_000,
+            "gb" => 1_000_000_000,
+            _ => return Err(wrong()),
+        };
+        let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+        let bytes = number * unit as f64;
+        // 2^53: whole numbers are exact up to there, and no device has as much.
+        if (1.0..9_007_199_254_740_992.0).contains(&bytes) {
+            Ok(Self(bytes as u64))
+        } else {
+            Err(wrong())
+        }
+    }
+}
+
+/// `--config` and what is no property of the run itself.
+#[derive(Debug, Default, Args)]
+pub struct TuneArgs {
+    /// YAML file with the same names as the flags; flags win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing on stderr but errors
+    #[arg(long)]
+    pub quiet: bool,
+    /// The options of the run.
+    #[command(flatten)]
+    pub flags: TuneFlags,
+}
+
+/// Options of `tune`, as flags or as keys of a file. `None`: not given.
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct TuneFlags {
+    /// Hugging Face model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Text, JSONL, or a directory with train.*, valid.*, test.*; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<Vec<PathBuf>>,
+    /// Validation data
+    #[arg(long, value_name = "PATH", conflicts_with = "val_fraction")]
+    pub valid: Option<PathBuf>,
+    /// Share of the data to validate on: the last part, in order [default: 0.1]
+    #[arg(long, value_name = "F")]
+    pub val_fraction: Option<f64>,
+    /// Run directory [default: runs/TIME-METHOD]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// auto, cpu, an index or a part of a device's name [default: auto]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Most device memory to use, such as 2GiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<ByteSize>,
+    /// Seed of initial values and data order [default: 0]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// What is trained [default: edge]
+    #[arg(long, value_enum)]
+    pub method: Option<Method>,
+    /// Optimiser steps [default: 200]
+    #[arg(long, conflicts_with = "epochs")]
+    pub steps: Option<u64>,
+    /// Passes over the training data, instead of steps
+    #[arg(long)]
+    pub epochs: Option<f64>,
+    /// Sequences a step [default: 4]
+    #[arg(long)]
+    pub batch_size: Option<usize>,
+    /// Sequences at once on the device [default: the batch size]
+    #[arg(long)]
+    pub micro_batch: Option<usize>,
+    /// Tokens of a sequence [default: 256, or the model's context if shorter]
+    #[arg(long)]
+    pub seq_len: Option<usize>,
+    /// Peak learning rate [default: 2e-4, with --method full 2e-5]
+    #[arg(long)]
+    pub lr: Option<f64>,
+    /// Learning rate over the steps [default: cosine]
+    #[arg(long, value_enum)]
+    pub schedule: Option<Schedule>,
+    /// Steps of rising learning rate [default: 5 % of the steps]
+    #[arg(long)]
+    pub warmup_steps: Option<u64>,
+    /// AdamW's decoupled weight decay [default: 0]
+    #[arg(long)]
+    pub weight_decay: Option<f64>,
+    /// Largest norm of the gradient; 0 does not clip [default: 1]
+    #[arg(long)]
+    pub clip: Option<f64>,
+    /// LoRA rank [default: 8]
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// LoRA alpha [default: twice the rank]
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// all-linear, or a list such as q_proj,v_proj [default: all-linear]
+    #[arg(long)]
+    pub targets: Option<Targets>,
+    /// Windows of layers, each with an exit, for --method edge [default: 3]
+    #[arg(long)]
+    pub windows: Option<usize>,
+    /// Which window a step trains [default: round-robin]
+    #[arg(long, value_enum)]
+    pub window_order: Option<WindowOrder>,
+    /// How exits are combined [default: mean]
+    #[arg(long, value_enum)]
+    pub vote: Option<Vote>,
+    /// Bits of the frozen weights [default: 16]
+    #[arg(long, value_enum)]
+    pub bits: Option<Bits>,
+    /// Weights that share a scale: 32 or 64 [default: 32]
+    #[arg(long)]
+    pub group_size: Option<usize>,
+    /// Steps between validations; 0: only before and after [default: 0]
+    #[arg(long)]
+    pub eval_every: Option<u64>,
+    /// Time each kernel
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub profile: Option<bool>,
+}
+
+/// Options of `eval`.
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// Hugging Face model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// PEFT adapter folder
+    #[arg(long, value_name = "DIR", conflicts_with = "run")]
+    pub adapter: Option<PathBuf>,
+    /// Run directory of tune: its model, adapter and exits
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Text, JSONL, or a directory with test.* or valid.*; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub data: Vec<PathBuf>,
+    /// Tokens of a window; its first token is given
+    #[arg(long, default_value_t = 256)]
+    pub seq_len: usize,
+    /// How exits are combined [default: as the run says]
+    #[arg(long, value_enum)]
+    pub vote: Option<Vote>,
+    /// Stop after this many windows
+    #[arg(long)]
+    pub max_windows: Option<usize>,
+    /// auto, cpu, an index or a part of a device's name
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing on stderr but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Options of `generate`.
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// Hugging Face model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// PEFT adapter folder
+    #[arg(long, value_name = "DIR", conflicts_with = "run")]
+    pub adapter: Option<PathBuf>,
+    /// Run directory of tune: its model, adapter and exits
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Text to continue
+    #[arg(long, default_value = "")]
+    pub prompt: String,
+    /// Stop after this many tokens
+    #[arg(long, default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How exits are combined [default: as the run says]
+    #[arg(long, value_enum)]
+    pub vote: Option<Vote>,
+    /// auto, cpu, an index or a part of a device's name
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print nothing on stderr but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Options of `devices`.
+#[derive(Clone, Debug, Args)]
+pub struct DevicesArgs {
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Compare each kernel with its reference on each device
+    #[arg(long)]
+    pub selftest: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("edge-runtime").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+        // clap would take the comment of a flattened struct, were it not for the variant's own.
+        for (name, about) in [("tune", "Adapt a model"), ("eval", "Measure"), ("devices", "List")] {
+            let command = Cli::command();
+            let found = command.find_subcommand(name).unwrap().get_about().unwrap().to_string();
+            assert!(found.starts_with(about), "{name}: {found}");
+        }
+        for method in Method::value_variants() {
+            assert_eq!(method.to_possible_value().unwrap().get_name(), method.name());
+        }
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let line = "tune --model m --data a --data b --steps 5 --bits 4 --memory-budget 2GiB \
+                    --window-order random --targets q_proj,v_proj --profile --json";
+        let Command::Tune(args) = parse(line).unwrap().command else { panic!() };
+        let flags = &args.flags;
+        assert_eq!(flags.data.as_ref().unwrap().len(), 2);
+        assert_eq!((flags.bits, flags.steps), (Some(Bits::Four), Some(5)));
+        assert_eq!(flags.memory_budget, Some(ByteSize(2 << 30)));
+        assert_eq!(flags.targets.as_ref().unwrap().to_string(), "q_proj,v_proj");
+        assert_eq!((flags.profile, flags.window_order), (Some(true), Some(WindowOrder::Random)));
+        assert!(args.json && !args.quiet && flags.lr.is_none());
+        let Command::Tune(args) = parse("tune").unwrap().command else { panic!() };
+        assert_eq!(args.flags, TuneFlags::default());
+        let line = "generate --run r --prompt x --temperature 0 --vote max";
+        let Command::Generate(args) = parse(line).unwrap().command else { panic!() };
+        assert_eq!((args.temperature, args.vote), (0.0, Some(Vote::Max)));
+        assert!(matches!(parse("devices --selftest").unwrap().command, Command::Devices(_)));
+    }
+
+    #[test]
+    fn wrong_usage_exits_with_2() {
+        for (line, kind) in [
+            ("tune --bits 5", ErrorKind::InvalidValue),
+            ("tune --method dora", ErrorKind::InvalidValue),
+            ("tune --targets lm_head", ErrorKind::ValueValidation),
+            ("tune --memory-budget 2XB", ErrorKind::ValueValidation),
+            ("tune --steps 1 --epochs 1", ErrorKind::ArgumentConflict),
+            ("tune --learning-rate 1", ErrorKind::UnknownArgument),
+            ("eval --run a --adapter b", ErrorKind::ArgumentConflict),
+            ("fly", ErrorKind::InvalidSubcommand),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!((error.kind(), error.exit_code()), (kind, 2), "{line}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_parsed() {
+        for (text, bytes) in [
+            ("2GiB", 2 << 30),
+            ("512MiB", 512 << 20),
+            ("1.5 GB", 1_500_000_000),
+            ("4k", 4096),
+            ("1000000", 1_000_000),
+        ] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in ["", "0", "-1", "GiB", "2TiBs", "nan", "inf", "1e300", "2 Gi B"] {
+            assert!(text.parse::<ByteSize>().unwrap_err().contains("512MiB"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! What a run of `tune` does once flags, file and defaults are put together.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::args::{Bits, ByteSize, Method, TuneFlags, WindowOrder};
+use crate::adapter::Targets;
+use crate::exits::Vote;
+use crate::schedule::Schedule;
+
+/// All options of a run. Written to `config.resolved.yaml`, which `--config` reads again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct TuneOptions {
+    /// Model folder; `None`: the bundled demo model.
+    pub model: Option<PathBuf>,
+    /// Data; empty: the bundled demo text.
+    pub data: Vec<PathBuf>,
+    /// Validation data; with it, `val_fraction` is 0.
+    pub valid: Option<PathBuf>,
+    /// Share of the data to validate on.
+    pub val_fraction: f64,
+    /// Run directory; `None`: a new one below `runs/`.
+    pub out: Option<PathBuf>,
+    /// Device selector.
+    pub device: String,
+    /// Most device memory, bytes.
+    pub memory_budget: Option<ByteSize>,
+    /// Seed of initial values and data order.
+    pub seed: u64,
+    /// What is trained.
+    pub method: Method,
+    /// Optimiser steps; `None` where `epochs` counts.
+    pub steps: Option<u64>,
+    /// Passes over the data; `None` where `steps` counts.
+    pub epochs: Option<f64>,
+    /// Sequences a step.
+    pub batch_size: usize,
+    /// Sequences at once, a divisor of `batch_size`.
+    pub micro_batch: usize,
+    /// Tokens of a sequence; `None`: 256 or the model's context, whichever is less.
+    pub seq_len: Option<usize>,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Learning rate over the steps.
+    pub schedule: Schedule,
+    /// Steps of rising learning rate; `None`: 5 % of the steps.
+    pub warmup_steps: Option<u64>,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0: any.
+    pub clip: f64,
+    /// LoRA rank.
+    pub rank: usize,
+    /// LoRA alpha.
+    pub alpha: f64,
+    /// Layers with an adapter.
+    pub targets: Targets,
+    /// Windows, each with an exit.
+    pub windows: usize,
+    /// Which window a step trains.
+    pub window_order: WindowOrder,
+    /// How exits are combined.
+    pub vote: Vote,
+    /// Bits of the frozen weights.
+    pub bits: Bits,
+    /// Weights that share a scale.
+    pub group_size: usize,
+    /// Steps between validations; 0: only before and after.
+    pub eval_every: u64,
+    /// Time each kernel.
+    pub profile: bool,
+}
+
+/// Tokens of a sequence where neither flag nor file says.
+const SEQ_LEN: usize = 256;
+
+impl TuneFlags {
+    /// Reads a YAML file of options.
+    ///
+    /// # Errors
+    /// It is absent, no YAML, or has an unknown key or wrong value (named with its line).
+    pub fn load(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {shown}: correct the path of --config"))?;
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        serde_norway::from_str(&text)
+            .map_err(|error| anyhow::anyhow!("{shown} is not usable ({error}): correct that line"))
+    }
+
+    /// These options, and those of `file` where these are not given.
+    pub fn or(self, file: Self) -> Self {
+        // Alternatives exclude each other across both sources: a flag replaces the file's choice.
+        let counted = self.steps.is_some() || self.epochs.is_some();
+        let validated = self.valid.is_some() || self.val_fraction.is_some();
+        Self {
+            model: self.model.or(file.model),
+            data: self.data.or(file.data),
+            valid: if validated { self.valid } else { file.valid },
+            val_fraction: if validated { self.val_fraction } else { file.val_fraction },
+            out: self.out.or(file.out),
+            device: self.device.or(file.device),
+            memory_budget: self.memory_budget.or(file.memory_budget),
+            seed: self.seed.or(file.seed),
+            method: self.method.or(file.method),
+            steps: if counted { self.steps } else { file.steps },
+            epochs: if counted { self.epochs } else { file.epochs },
+            batch_size: self.batch_size.or(file.batch_size),
+            micro_batch: self.micro_batch.or(file.micro_batch),
+            seq_len: self.seq_len.or(file.seq_len),
+            lr: self.lr.or(file.lr),
+            schedule: self.schedule.or(file.schedule),
+            warmup_steps: self.warmup_steps.or(file.warmup_steps),
+            weight_decay: self.weight_decay.or(file.weight_decay),
+            clip: self.clip.or(file.clip),
+            rank: self.rank.or(file.rank),
+            alpha: self.alpha.or(file.alpha),
+            targets: self.targets.or(file.targets),
+            windows: self.windows.or(file.windows),
+            window_order: self.window_order.or(file.window_order),
+            vote: self.vote.or(file.vote),
+            bits: self.bits.or(file.bits),
+            group_size: self.group_size.or(file.group_size),
+            eval_every: self.eval_every.or(file.eval_every),
+            profile: self.profile.or(file.profile),
+        }
+    }
+
+    /// Fills in the defaults and checks the values.
+    ///
+    /// # Errors
+    /// A value makes no sense; the flag is named.
+    pub fn resolve(self) -> Result<TuneOptions> {
+        let method = self.method.unwrap_or_default();
+        let batch_size = self.batch_size.unwrap_or(4);
+        let rank = self.rank.unwrap_or(8);
+        // Full tuning moves all weights at once and needs smaller steps.
+        let lr = if method == Method::Full { 2e-5 } else { 2e-4 };
+        let options = TuneOptions {
+            model: self.model,
+            data: self.data.unwrap_or_default(),
+            val_fraction: self.val_fraction.unwrap_or(if self.valid.is_some() { 0.0 } else { 0.1 }),
+            valid: self.valid,
+            out: self.out,
+            device: self.device.unwrap_or_else(|| "auto".to_owned()),
+            memory_budget: self.memory_budget,
+            seed: self.seed.unwrap_or(0),
+            method,
+            steps: if self.epochs.is_some() { self.steps } else { self.steps.or(Some(200)) },
+            epochs: self.epochs,
+            batch_size,
+            micro_batch: self.micro_batch.unwrap_or(batch_size),
+            seq_len: self.seq_len,
+            lr: self.lr.unwrap_or(lr),
+            schedule: self.schedule.unwrap_or_default(),
+            warmup_steps: self.warmup_steps,
+            weight_decay: self.weight_decay.unwrap_or(0.0),
+            clip: self.clip.unwrap_or(1.0),
+            rank,
+            alpha: self.alpha.unwrap_or(2.0 * rank as f64),
+            targets: self.targets.unwrap_or_else(Targets::all),
+            windows: self.windows.unwrap_or(3),
+            window_order: self.window_order.unwrap_or_default(),
+            vote: self.vote.unwrap_or_default(),
+            bits: self.bits.unwrap_or_default(),
+            group_size: self.group_size.unwrap_or(32),
+            eval_every: self.eval_every.unwrap_or(0),
+            profile: self.profile.unwrap_or(false),
+        };
+        options.check()?;
+        Ok(options)
+    }
+}
+
+impl TuneOptions {
+    /// Sequence length for a model with a context of `max_position_embeddings`.
+    pub fn seq_len_for(&self, max_position_embeddings: usize) -> usize {
+        self.seq_len.unwrap_or(SEQ_LEN.min(max_position_embeddings))
+    }
+
+    /// Steps of the run, where an epoch has `windows` sequences; at least 1.
+    pub fn total_steps(&self, windows: usize) -> u64 {
+        match (self.steps, self.epochs) {
+            (Some(steps), _) => steps,
+            (None, epochs) => {
+                let sequences = epochs.unwrap_or(1.0) * windows as f64;
+                (sequences / self.batch_size as f64).ceil().max(1.0) as u64
+            }
+        }
+    }
+
+    /// Steps of rising learning rate in a run of `steps`.
+    pub fn warmup_for(&self, steps: u64) -> u64 {
+        self.warmup_steps.unwrap_or(steps.div_ceil(20).min(steps / 2))
+    }
+
+    fn check(&self) -> Result<()> {
+        let TuneOptions { batch_size, micro_batch, rank, windows, group_size, .. } = *self;
+        ensure!(
+            self.steps.is_none() || self.epochs.is_none(),
+            "both --steps and --epochs are given: keep one"
+        );
+        ensure!(
+            self.valid.is_none() || self.val_fraction == 0.0,
+            "both --valid and --val-fraction are given: keep one"
+        );
+        ensure!(self.steps != Some(0), "--steps is 0: give at least 1");
+        for (flag, value, most) in [
+            ("--batch-size", batch_size, 1 << 20),
+            ("--micro-batch", micro_batch, 1 << 20),
+            ("--rank", rank, 4096),
+            ("--windows", windows, 1024),
+        ] {
+            ensure!((1..=most).contains(&value), "{flag} is {value}: give a number in 1..={most}");
+        }
+        ensure!(
+            batch_size % micro_batch == 0,
+            "--batch-size {batch_size} is no multiple of --micro-batch {micro_batch}: make it one"
+        );
+        ensure!(
+            group_size == 32 || group_size == 64,
+            "--group-size is {group_size}: give 32 or 64"
+        );
+        ensure!(self.seq_len.is_none_or(|len| len >= 2), "--seq-len is below 2: give at least 2");
+        for (flag, value, below) in [
+            ("--lr", self.lr, 1e3),
+            ("--alpha", self.alpha, 1e9),
+            ("--epochs", self.epochs.unwrap_or(1.0), 1e9),
+        ] {
+            ensure!(value > 0.0 && value < below, "{flag} is {value}: give a number above 0");
+        }
+        for (flag, value, below) in [
+            ("--weight-decay", self.weight_decay, 1e3),
+            ("--clip", self.clip, 1e9),
+            ("--val-fraction", self.val_fraction, 1.0),
+        ] {
+            ensure!(
+                (0.0..below).contains(&value),
+                "{flag} is {value}: give a number of at least 0 and below {below}"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+    use crate::testing::message;
+
+    fn flags(line: &str) -> TuneFlags {
+        let line = format!("edge-runtime tune {line}");
+        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+            Command::Tune(args) => args.flags,
+            _ => unreachable!(),
+        }
+    }
+
+    fn file(text: &str) -> Result<TuneFlags> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tune.yaml");
+        std::fs::write(&path, text).unwrap();
+        TuneFlags::load(&path)
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let text = "# a comment\nrank: 4\nlr: 1e-3\nsteps: 7\nbits: 4\nmemory-budget: 1GiB\n\
+                    data: [a.txt]\nvalid: v.txt\ntargets: q_proj,v_proj\nwindow-order: random\n";
+        let from_file = file(text).unwrap();
+        let options = flags("--lr 0.5 --epochs 2 --val-fraction 0.2").or(from_file).resolve();
+        let options = options.unwrap();
+        assert_eq!((options.lr, options.rank, options.alpha), (0.5, 4, 8.0));
+        assert_eq!((options.steps, options.epochs), (None, Some(2.0)));
+        assert_eq!((options.valid, options.val_fraction), (None, 0.2));
+        assert_eq!((options.bits, options.memory_budget), (Bits::Four, Some(ByteSize(1 << 30))));
+        assert_eq!(options.targets.to_string(), "q_proj,v_proj");
+        assert_eq!((options.batch_size, options.micro_batch), (4, 4));
+        assert_eq!(file("\n# nothing\n").unwrap(), TuneFlags::default());
+    }
+
+    #[test]
+    fn resolved_options_can_be_read_as_a_file() {
+        for line in ["", "--method full --epochs 1.5 --bits 8 --memory-budget 3MiB --valid v"] {
+            let options = flags(line).resolve().unwrap();
+            let text = serde_norway::to_string(&options).unwrap();
+            let again: TuneOptions = serde_norway::from_str(&text).unwrap();
+            assert_eq!(again, options);
+            assert_eq!(file(&text).unwrap().resolve().unwrap(), options);
+        }
+        assert_eq!(flags("--method full").resolve().unwrap().lr, 2e-5);
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_key_and_line() {
+        let error = message(file("rank: 4\nrnak: 5\n"));
+        assert!(error.contains("rnak") && error.contains("line 2"), "{error}");
+        let error = message(file("rank: 4\nlr: fast\n"));
+        assert!(error.contains("lr") && error.contains("line 2"), "{error}");
+        assert!(message(file("bits: 5\n")).contains("use 4, 8 or 16"));
+        assert!(message(file("targets: lm_head\n")).contains("all-linear"));
+        assert!(message(file("method: [\n")).contains("line"));
+        assert!(message(TuneFlags::load("absent.yaml".as_ref())).contains("--config"));
+    }
+
+    #[test]
+    fn values_without_sense_are_refused_by_flag() {
+        for (line, flag) in [
+            ("--steps 0", "--steps"),
+            ("--epochs 0", "--epochs"),
+            ("--epochs nan", "--epochs"),
+            ("--batch-size 0", "--batch-size"),
+            ("--batch-size 4 --micro-batch 3", "--micro-batch"),
+            ("--rank 0", "--rank"),
+            ("--windows 0", "--windows"),
+            ("--group-size 48", "--group-size"),
+            ("--seq-len 1", "--seq-len"),
+            ("--lr=-1", "--lr"),
+            ("--lr inf", "--lr"),
+            ("--clip=-1", "--clip"),
+            ("--val-fraction 1", "--val-fraction"),
+        ] {
+            assert!(message(flags(line).resolve()).contains(flag), "{line}");
+        }
+        let both = file("steps: 1\nepochs: 1\n").unwrap();
+        assert!(message(both.resolve()).contains("keep one"));
+    }
+
+    #[test]
+    fn steps_and_lengths_follow_from_the_data() {
+        let options = flags("--epochs 1.5 --batch-size 4").resolve().unwrap();
+        assert_eq!((options.total_steps(10), options.total_steps(1)), (4, 1));
+        assert_eq!((options.seq_len_for(64), options.seq_len_for(4096)), (64, 256));
+        assert_eq!((options.warmup_for(200), options.warmup_for(1)), (10, 0));
+        let options = flags("--steps 9 --warmup-steps 3 --seq-len 32").resolve().unwrap();
+        assert_eq!((options.total_steps(1), options.warmup_for(9)), (9, 3));
+        assert_eq!(options.seq_len_for(4096), 32);
+    }
+}

@@ -1,0 +1,248 @@
+//! What commands print: JSON objects for programs, progress for people.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Validation loss at an exit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExitLoss {
+    /// Exit, counted from 1.
+    pub exit: usize,
+    /// Mean over predicted tokens, nats.
+    pub val_loss: f64,
+}
+
+/// Validation loss of the combined exits.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VoteLoss {
+    /// `last`, `max` or `mean`.
+    pub rule: String,
+    /// Mean over predicted tokens, nats.
+    pub val_loss: f64,
+}
+
+/// `tune --json`; the keys in this order. What was not measured or predicted is null.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct TuneReport {
+    /// `lora`, `full` or `edge`.
+    pub method: String,
+    /// Name of the device.
+    pub device: String,
+    /// Optimiser steps done.
+    pub steps: u64,
+    /// Tokens that went through the model in training.
+    pub tokens: u64,
+    /// Predicted tokens that counted in the training loss.
+    pub trained_tokens: u64,
+    /// `tokens` over the time of the steps.
+    pub tokens_per_second: f64,
+    /// Median time of a step, ms.
+    pub step_ms_median: f64,
+    /// Mean training loss of the last steps, nats.
+    pub train_loss: f64,
+    /// Before training, nats.
+    pub val_loss_before: Option<f64>,
+    /// After training, last exit, nats.
+    pub val_loss: Option<f64>,
+    /// `exp(val_loss)`.
+    pub val_perplexity: Option<f64>,
+    /// Each exit's loss; empty for methods without exits.
+    pub exits: Vec<ExitLoss>,
+    /// The combined exits' loss.
+    pub vote: Option<VoteLoss>,
+    /// Most device memory in use at once, bytes.
+    pub peak_device_bytes: u64,
+    /// The same by category.
+    pub peak_device_bytes_by_category: Map<String, Value>,
+    /// Most memory of the process, bytes.
+    pub peak_host_bytes: Option<u64>,
+    /// What the plan said of `peak_device_bytes`.
+    pub predicted_peak_device_bytes: Option<u64>,
+    /// What the plan said of a step, ms.
+    pub predicted_step_ms: Option<f64>,
+    /// The run directory.
+    pub run_dir: String,
+}
+
+/// `eval --json`; the keys in this order.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct EvalReport {
+    /// Mean over predicted tokens, last exit, nats.
+    pub loss: f64,
+    /// `exp(loss)`.
+    pub perplexity: f64,
+    /// Predicted tokens.
+    pub tokens: u64,
+    /// Each exit's loss; empty without exits.
+    pub exits: Vec<ExitLoss>,
+    /// The combined exits' loss.
+    pub vote: Option<VoteLoss>,
+    /// Share of right answers, for multiple choice only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Questions, for multiple choice only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<u64>,
+}
+
+/// One line of JSON; numbers that are not finite become null.
+///
+/// # Errors
+/// The report cannot be laid out.
+pub fn json_line(report: &impl Serialize) -> Result<String> {
+    serde_json::to_string(report).context("cannot lay out the report")
+}
+
+/// Most memory that this process has held, bytes; `None` where the system does not say.
+pub fn peak_host_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Time between plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(3);
+
+/// Progress on stderr: a bar on a terminal, else a line each few seconds, nothing when quiet.
+#[derive(Debug)]
+pub struct Progress {
+    label: &'static str,
+    len: u64,
+    position: u64,
+    style: Style,
+}
+
+#[derive(Debug)]
+enum Style {
+    Quiet,
+    Bar(ProgressBar),
+    Lines { start: Instant, last: Instant },
+}
+
+impl Progress {
+    /// Progress of `len` units of work called `label`.
+    pub fn new(label: &'static str, len: u64, quiet: bool) -> Self {
+        let style = if quiet {
+            Style::Quiet
+        } else if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(len).with_prefix(label);
+            let form = "{prefix} {wide_bar} {pos}/{len} {msg} [{elapsed}, {eta} left]";
+            bar.set_style(
+                ProgressStyle::with_template(form).unwrap_or(ProgressStyle::default_bar()),
+            );
+            Style::Bar(bar)
+        } else {
+            let now = Instant::now();
+            Style::Lines { start: now, last: now }
+        };
+        Self { label, len, position: 0, style }
+    }
+
+    /// One unit more is done; `message` says how it went.
+    pub fn step(&mut self, message: impl FnOnce() -> String) {
+        self.position += 1;
+        let done = self.position == self.len;
+        match &mut self.style {
+            Style::Quiet => {}
+            Style::Bar(bar) => {
+                bar.set_message(message());
+                bar.set_position(self.position);
+            }
+            Style::Lines { start, last } => {
+                if last.elapsed() >= LINE_EVERY || done {
+                    *last = Instant::now();
+                    let line = line(self.label, self.position, self.len, start.elapsed());
+                    eprintln!("{line} {}", message());
+                }
+            }
+        }
+    }
+
+    /// A line for people that stays, above the bar.
+    pub fn say(&self, text: &str) {
+        match &self.style {
+            Style::Quiet => {}
+            Style::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            Style::Lines { .. } => eprintln!("{text}"),
+        }
+    }
+
+    /// The work is over, whether all of it was done or not.
+    pub fn finish(self) {
+        if let Style::Bar(bar) = self.style {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn line(label: &str, position: u64, len: u64, elapsed: Duration) -> String {
+    let elapsed = elapsed.as_secs_f64();
+    let left = elapsed / position.max(1) as f64 * len.saturating_sub(position) as f64;
+    format!("{label} {position}/{len} [{elapsed:.0} s, {left:.0} s left]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(text: &str) -> Vec<String> {
+        let value: Map<String, Value> = serde_json::from_str(text).unwrap();
+        value.keys().cloned().collect()
+    }
+
+    #[test]
+    fn keys_of_tune_are_stable() {
+        let text = json_line(&TuneReport { train_loss: f64::NAN, ..TuneReport::default() });
+        let text = text.unwrap();
+        let expected = "method device steps tokens trained_tokens tokens_per_second step_ms_median \
+                        train_loss val_loss_before val_loss val_perplexity exits vote \
+                        peak_device_bytes peak_device_bytes_by_category peak_host_bytes \
+                        predicted_peak_device_bytes predicted_step_ms run_dir";
+        assert_eq!(keys(&text).join(" "), expected);
+        assert!(text.contains("\"train_loss\":null") && !text.contains('\n'));
+    }
+
+    #[test]
+    fn keys_of_eval_are_stable() {
+        let mut report = EvalReport {
+            exits: vec![ExitLoss { exit: 1, val_loss: 2.0 }],
+            vote: Some(VoteLoss { rule: "mean".to_owned(), val_loss: 1.5 }),
+            ..EvalReport::default()
+        };
+        let text = json_line(&report).unwrap();
+        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote");
+        assert!(text.contains(r#""exits":[{"exit":1,"val_loss":2.0}]"#));
+        assert!(text.contains(r#""vote":{"rule":"mean","val_loss":1.5}"#));
+        (report.accuracy, report.items) = (Some(0.5), Some(2));
+        let text = json_line(&report).unwrap();
+        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote accuracy items");
+    }
+
+    #[test]
+    fn lines_estimate_the_rest() {
+        let text = line("tune", 3, 12, Duration::from_secs(6));
+        assert_eq!(text, "tune 3/12 [6 s, 18 s left]");
+        assert_eq!(line("tune", 0, 0, Duration::ZERO), "tune 0/0 [0 s, 0 s left]");
+    }
+
+    #[test]
+    fn quiet_progress_asks_for_no_message() {
+        let mut progress = Progress::new("tune", 2, true);
+        progress.step(|| panic!("not needed"));
+        progress.say("nothing");
+        progress.finish();
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_process_knows_its_peak() {
+        let touched = vec![1u8; 32 << 20];
+        let peak = peak_host_bytes().unwrap();
+        assert!(peak >= touched.iter().map(|byte| u64::from(*byte)).sum());
+    }
+}

@@ -1,0 +1,210 @@
+//! Early exits: `exits.safetensors` holds each exit's norm, `exits.json` where the exits are and
+//! how their distributions are combined.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::run_dir::write_atomically;
+
+/// File name of the description.
+pub const CONFIG_FILE: &str = "exits.json";
+/// File name of the norms.
+pub const TENSORS_FILE: &str = "exits.safetensors";
+
+/// How the exits' distributions become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Vote {
+    /// The last exit's.
+    Last,
+    /// Element-wise maximum, renormalised: the rule of the Edge-LLM paper.
+    Max,
+    /// Arithmetic mean.
+    #[default]
+    Mean,
+}
+
+impl Vote {
+    /// The name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Last => "last",
+            Self::Max => "max",
+            Self::Mean => "mean",
+        }
+    }
+}
+
+/// Exits `1..=T` of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exits {
+    /// Exit `t` (element `t - 1`) reads the residual stream after this many blocks; rising.
+    pub after_block: Vec<usize>,
+    /// How the exits are combined.
+    pub vote: Vote,
+    /// Weight of each exit's RMSNorm `[hidden_size]`.
+    pub gammas: Vec<Vec<f32>>,
+}
+
+/// Layout of `exits.json`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format_version: u32,
+    after_block: Vec<usize>,
+    vote: Vote,
+    /// First and last block (from 1) that each exit trains.
+    windows: Vec<[usize; 2]>,
+}
+
+/// Name of the norm of exit `exit`, counted from 1.
+pub fn tensor_name(exit: usize) -> String {
+    format!("exit.{exit}.norm.weight")
+}
+
+/// Window `t` holds the blocks after exit `t - 1` up to exit `t`; blocks count from 1.
+fn windows(after_block: &[usize]) -> Vec<[usize; 2]> {
+    let starts = std::iter::once(&0).chain(after_block);
+    starts.zip(after_block).map(|(start, end)| [start + 1, *end]).collect()
+}
+
+impl Exits {
+    /// Writes both files into `dir`, each atomically.
+    ///
+    /// # Errors
+    /// The exits do not fit the model, or a file cannot be written.
+    pub fn save(&self, dir: &Path, model: &ModelConfig) -> Result<()> {
+        check(&self.after_block, model).context("the exits cannot be saved")?;
+        ensure!(
+            self.gammas.len() == self.after_block.len()
+                && self.gammas.iter().all(|gamma| gamma.len() == model.hidden_size),
+            "the exits' norms do not fit the model's hidden_size {}: use its own run",
+            model.hidden_size
+        );
+        let mut views = Vec::with_capacity(self.gammas.len());
+        for (index, gamma) in self.gammas.iter().enumerate() {
+            let bytes = bytemuck::cast_slice(gamma);
+            views.push((
+                tensor_name(index + 1),
+                TensorView::new(Dtype::F32, vec![gamma.len()], bytes)?,
+            ));
+        }
+        let bytes = safetensors::serialize(views, None).context("cannot lay out the exits")?;
+        write_atomically(&dir.join(TENSORS_FILE), &bytes)?;
+        let file = File {
+            format_version: 1,
+            after_block: self.after_block.clone(),
+            vote: self.vote,
+            windows: windows(&self.after_block),
+        };
+        let text = serde_json::to_string_pretty(&file)?;
+        write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
+    }
+
+    /// Reads the exits in `dir`; `None` where there is no `exits.json`.
+    ///
+    /// # Errors
+    /// A file is damaged or does not fit the model.
+    pub fn load(dir: &Path, model: &ModelConfig) -> Result<Option<Self>> {
+        let path = dir.join(CONFIG_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let shown = path.display();
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {shown}: check its permissions"))?;
+        let file: File = serde_json::from_str(&text)
+            .with_context(|| format!("{shown} does not describe exits: run tune again"))?;
+        if file.format_version != 1 {
+            bail!("{shown} has format_version {}, not 1: run tune again", file.format_version);
+        }
+        check(&file.after_block, model).with_context(|| format!("{shown} is not usable"))?;
+        ensure!(
+            file.windows == windows(&file.after_block),
+            "the windows in {shown} contradict its after_block: run tune again"
+        );
+        let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
+        let norm = |exit| Ok(tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32());
+        let gammas: Result<Vec<_>> = (1..=file.after_block.len()).map(norm).collect();
+        Ok(Some(Self { after_block: file.after_block, vote: file.vote, gammas: gammas? }))
+    }
+}
+
+fn check(after_block: &[usize], model: &ModelConfig) -> Result<()> {
+    let rising = after_block.windows(2).all(|pair| pair[0] < pair[1]);
+    ensure!(
+        rising
+            && after_block.first().is_some_and(|first| *first > 0)
+            && after_block.last() == Some(&model.num_hidden_layers),
+        "after_block is {after_block:?} instead of rising numbers that end at the model's {} \
+         layers: use the model that the run was made with",
+        model.num_hidden_layers
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::tempdir;
+
+    use super::*;
+    use crate::testing::{message, tiny_config};
+
+    fn sample() -> Exits {
+        Exits {
+            after_block: vec![1, 2],
+            vote: Vote::Max,
+            gammas: vec![vec![1.0; 8], (0..8).map(|i| i as f32).collect()],
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let dir = tempdir().unwrap();
+        let model = tiny_config();
+        assert_eq!(Exits::load(dir.path(), &model).unwrap(), None);
+        sample().save(dir.path(), &model).unwrap();
+        assert_eq!(Exits::load(dir.path(), &model).unwrap(), Some(sample()));
+        assert_eq!(windows(&[2, 5, 6]), [[1, 2], [3, 5], [6, 6]]);
+        for vote in Vote::value_variants() {
+            assert_eq!(vote.to_possible_value().unwrap().get_name(), vote.name());
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let dir = tempdir().unwrap();
+        let model = tiny_config();
+        for after_block in [vec![], vec![0, 2], vec![1], vec![2, 1], vec![2, 2], vec![1, 3]] {
+            let exits = Exits { after_block, ..sample() };
+            assert!(message(exits.save(dir.path(), &model)).contains("after_block"));
+        }
+        let exits = Exits { gammas: vec![vec![1.0; 8], vec![1.0; 7]], ..sample() };
+        assert!(message(exits.save(dir.path(), &model)).contains("hidden_size 8"));
+        sample().save(dir.path(), &model).unwrap();
+        let mut other = model.clone();
+        other.hidden_size = 9;
+        let error = message(Exits::load(dir.path(), &other));
+        assert!(error.contains("exit.1.norm.weight") && error.contains("hidden_size"), "{error}");
+
+        let path = dir.path().join(CONFIG_FILE);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (from, to) in [
+            ("\"max\"", "\"min\""),
+            ("\"format_version\": 1", "\"format_version\": 2"),
+            ("after_block", "blocks"),
+        ] {
+            std::fs::write(&path, text.replace(from, to)).unwrap();
+            assert!(message(Exits::load(dir.path(), &model)).contains(CONFIG_FILE), "{to}");
+        }
+        std::fs::write(&path, &text).unwrap();
+        std::fs::remove_file(dir.path().join(TENSORS_FILE)).unwrap();
+        assert!(message(Exits::load(dir.path(), &model)).contains(TENSORS_FILE));
+    }
+}

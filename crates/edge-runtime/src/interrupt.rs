@@ -1,0 +1,43 @@
+//! Ctrl-C: the first asks the run to finish its step, the second ends the process.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+
+/// Exit status of an interrupted run: 128 + SIGINT, what shells expect.
+pub const EXIT_INTERRUPTED: i32 = 130;
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Starts to listen for Ctrl-C (and SIGTERM, which batch systems send).
+///
+/// # Errors
+/// The handler cannot be installed, as when it was before.
+pub fn install() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if request() {
+            std::process::exit(EXIT_INTERRUPTED);
+        }
+    })
+    .context("cannot listen for Ctrl-C: start the command from another shell")
+}
+
+/// Whether the run should stop after its current step.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::Relaxed)
+}
+
+/// Notes a request; whether there had been one already.
+fn request() -> bool {
+    REQUESTED.swap(true, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_second_request_is_told_from_the_first() {
+        assert!(!super::requested());
+        assert!(!super::request());
+        assert!(super::requested() && super::request());
+    }
+}

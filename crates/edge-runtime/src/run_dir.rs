@@ -1,0 +1,292 @@
+//! The directory that a run writes, and nothing outside it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// Writes a file so that at any moment it is whole or not there: a neighbour, flushed to the
+/// disk, then renamed.
+///
+/// # Errors
+/// The disk is full or the directory cannot be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // The rename itself lasts once the directory is flushed, which only Unix can ask for.
+        #[cfg(unix)]
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|error: std::io::Error| {
+        // Nothing more can be done about a neighbour that cannot be removed either.
+        let _ = fs::remove_file(&temporary);
+        anyhow::anyhow!(
+            "cannot write {} ({error}): check free space and permissions",
+            path.display()
+        )
+    })
+}
+
+/// A run directory.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    metrics: File,
+    events: File,
+}
+
+impl RunDir {
+    /// Creates `out`, or `runs/<UTC time>-<method>` in the current directory.
+    ///
+    /// # Errors
+    /// `out` has files already, is a file, or cannot be created.
+    pub fn create(out: Option<&Path>, method: &str) -> Result<Self> {
+        let path = match out {
+            Some(path) => path.to_owned(),
+            None => unused(Path::new("runs"), &format!("{}-{method}", utc(SystemTime::now()))),
+        };
+        let shown = path.display();
+        match fs::read_dir(&path) {
+            Ok(mut files) => {
+                if files.next().is_some() {
+                    bail!("{shown} has files already: give --out a new or empty directory");
+                }
+            }
+            Err(_) if path.exists() => bail!("{shown} is no directory: give --out another path"),
+            Err(_) => fs::create_dir_all(&path)
+                .with_context(|| format!("cannot create {shown}: give --out another path"))?,
+        }
+        let log = |name: &str| {
+            let path = path.join(name);
+            let open = File::options().create(true).append(true).open(&path);
+            open.with_context(|| {
+                format!("cannot write {}: give --out another path", path.display())
+            })
+        };
+        let (metrics, events) = (log("metrics.jsonl")?, log("events.jsonl")?);
+        Ok(Self { path, metrics, events })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a file of the directory atomically.
+    ///
+    /// # Errors
+    /// As [`write_atomically`]; or `name` is a path that leaves the directory.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut parts = Path::new(name).components();
+        let plain = matches!(parts.next(), Some(std::path::Component::Normal(_)));
+        if !plain || parts.next().is_some() {
+            bail!("{name} is no file of the run directory: this is a mistake in the program");
+        }
+        write_atomically(&self.path.join(name), bytes)
+    }
+
+    /// Writes `config.resolved.yaml`.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn write_config(&self, options: &impl Serialize) -> Result<()> {
+        let text = serde_norway::to_string(options).context("cannot lay out the options")?;
+        self.write("config.resolved.yaml", text.as_bytes())
+    }
+
+    /// Writes the model card `README.md`.
+    ///
+    /// # Errors
+    /// As [`RunDir::write`].
+    pub fn write_model_card(&self, card: &ModelCard) -> Result<()> {
+        self.write("README.md", card.render().as_bytes())
+    }
+
+    /// Appends a line to `metrics.jsonl`. Numbers that are not finite are written as null.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn metric(&mut self, values: &impl Serialize) -> Result<()> {
+        append(&mut self.metrics, &self.path.join("metrics.jsonl"), values)
+    }
+
+    /// Appends a line to `events.jsonl`: time, kind, then `details` (an object, or null for none).
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn event(&mut self, kind: &str, details: Value) -> Result<()> {
+        let mut line = Map::new();
+        line.insert("unix_ms".to_owned(), json!(since_epoch(SystemTime::now()).as_millis() as u64));
+        line.insert("event".to_owned(), json!(kind));
+        match details {
+            Value::Object(details) => line.extend(details),
+            Value::Null => {}
+            other => {
+                line.insert("details".to_owned(), other);
+            }
+        }
+        append(&mut self.events, &self.path.join("events.jsonl"), &line)
+    }
+}
+
+fn append(file: &mut File, path: &Path, line: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string(line).context("cannot lay out a log line")?;
+    text.push('\n');
+    // One write a line, so that a run that dies leaves whole lines.
+    file.write_all(text.as_bytes())
+        .with_context(|| format!("cannot write {}: check free space", path.display()))
+}
+
+/// What `README.md` says about a run: enough to judge the adapter and to load it elsewhere.
+#[derive(Clone, Debug, Default)]
+pub struct ModelCard {
+    /// The base model, as the user named it.
+    pub base_model: String,
+    /// `lora`, `full` or `edge`.
+    pub method: String,
+    /// Rows of the table of settings and results, in order.
+    pub facts: Vec<(String, String)>,
+}
+
+impl ModelCard {
+    fn render(&self) -> String {
+        let mut text = format!(
+            "---\nbase_model: {}\ntags:\n- edge-llm\n- {}\n---\n\n# {} of {}\n\n\
+             | | |\n| --- | --- |\n",
+            json!(self.base_model),
+            self.method,
+            self.method,
+            self.base_model
+        );
+        for (name, value) in &self.facts {
+            let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+            text.push_str(&format!("| {} | {} |\n", cell(name), cell(value)));
+        }
+        if self.method != "full" {
+            text.push_str(
+                "\nThe adapter is in the format of PEFT:\n\n```python\n\
+                 from peft import PeftModel\n\
+                 from transformers import AutoModelForCausalLM\n\n\
+                 base = AutoModelForCausalLM.from_pretrained(\"BASE_MODEL\")\n\
+                 model = PeftModel.from_pretrained(base, \"THIS_DIRECTORY\")\n```\n",
+            );
+        }
+        text
+    }
+}
+
+/// `parent/name`, with a number behind it where that exists.
+fn unused(parent: &Path, name: &str) -> PathBuf {
+    let numbered = (2..).map(|number| parent.join(format!("{name}-{number}")));
+    let mut names = std::iter::once(parent.join(name)).chain(numbered);
+    names.find(|path| !path.exists()).expect("an endless iterator")
+}
+
+fn since_epoch(time: SystemTime) -> std::time::Duration {
+    // A clock before 1970 is only a wrong name.
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// `YYYYMMDD-HHMMSS`, sortable.
+fn utc(time: SystemTime) -> String {
+    let seconds = since_epoch(time).as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{:02}", second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tempfile::tempdir;
+
+    use super::*;
+    use crate::testing::message;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "19700101-000000"),
+            (951_782_400, "20000229-000000"),
+            (951_868_799, "20000229-235959"),
+            (1_735_689_599, "20241231-235959"),
+            (4_107_542_400, "21000301-000000"),
+        ] {
+            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+        let dir = tempdir().unwrap();
+        assert_eq!(unused(dir.path(), "a"), dir.path().join("a"));
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::create_dir(dir.path().join("a-2")).unwrap();
+        assert_eq!(unused(dir.path(), "a"), dir.path().join("a-3"));
+    }
+
+    #[test]
+    fn only_an_empty_directory_is_taken() {
+        let dir = tempdir().unwrap();
+        RunDir::create(Some(dir.path()), "lora").unwrap();
+        let error = message(RunDir::create(Some(dir.path()), "lora"));
+        assert!(error.contains("has files already") && error.contains("--out"), "{error}");
+        let file = dir.path().join("metrics.jsonl");
+        assert!(message(RunDir::create(Some(&file), "lora")).contains("no directory"));
+        assert!(message(RunDir::create(Some(&file.join("x")), "lora")).contains("cannot create"));
+        let deep = RunDir::create(Some(&dir.path().join("a/b")), "lora").unwrap();
+        assert!(deep.path().join("events.jsonl").exists());
+    }
+
+    #[test]
+    fn files_are_written_whole_and_only_inside() {
+        let dir = tempdir().unwrap();
+        let mut run = RunDir::create(Some(&dir.path().join("run")), "lora").unwrap();
+        run.write("policy.json", b"one").unwrap();
+        run.write("policy.json", b"two").unwrap();
+        run.write_config(&json!({"method": "lora"})).unwrap();
+        let facts = vec![("a|b".to_owned(), "1".to_owned())];
+        let card = ModelCard { base_model: "base".into(), method: "lora".into(), facts };
+        run.write_model_card(&card).unwrap();
+        for outside in ["../x", "/x", "a/b", ".."] {
+            assert!(message(run.write(outside, b"")).contains(outside));
+        }
+        run.metric(&json!({"step": 1, "loss": f64::NAN})).unwrap();
+        run.metric(&json!({"step": 2})).unwrap();
+        run.event("start", json!({"seed": 3})).unwrap();
+        run.event("stop", Value::Null).unwrap();
+
+        let read = |name: &str| fs::read_to_string(run.path().join(name)).unwrap();
+        assert_eq!(read("policy.json"), "two");
+        assert_eq!(read("config.resolved.yaml"), "method: lora\n");
+        assert_eq!(read("metrics.jsonl"), "{\"step\":1,\"loss\":null}\n{\"step\":2}\n");
+        assert!(read("README.md").contains("| a\\|b | 1 |"));
+        let events: Vec<Value> =
+            read("events.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!((&events[0]["event"], &events[0]["seed"]), (&json!("start"), &json!(3)));
+        assert!(events[1]["unix_ms"].as_u64().unwrap() > 1_600_000_000_000);
+        let names = fs::read_dir(run.path()).unwrap().count();
+        assert_eq!(names, 5, "no temporary file stays");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(message(write_atomically(&dir.path().join("no/x"), b"")).contains("no/x"));
+    }
+}

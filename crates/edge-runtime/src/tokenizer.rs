@@ -1,0 +1,262 @@
+//! Text to token ids and back: `tokenizer.json`, with what `tokenizer_config.json` adds to it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tokenizers::Tokenizer as Inner;
+
+use crate::config::ModelConfig;
+
+/// A tokenizer of a model folder.
+pub struct Tokenizer {
+    inner: Inner,
+    path: PathBuf,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+    /// Special tokens put before and after a text.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` in `dir` and, where it exists, `tokenizer_config.json`.
+    ///
+    /// Which special tokens surround a text is what the post-processor of the first says, unless
+    /// the second says otherwise in `add_bos_token` or `add_eos_token`.
+    ///
+    /// # Errors
+    /// A file is absent or damaged, or a special token is not in the vocabulary.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let shown = path.display().to_string();
+        let bytes = std::fs::read(&path).with_context(|| {
+            format!("cannot read {shown}: give --model a folder with the model's tokenizer.json")
+        })?;
+        let inner = Inner::from_bytes(&bytes)
+            .map_err(|error| anyhow::anyhow!("{shown} is no tokenizer ({error}): download it"))?;
+        let settings = read_settings(&dir.join("tokenizer_config.json"))?;
+        let special = |key: &str| -> Result<Option<u32>> {
+            let token = &settings[key];
+            let Some(text) = token.as_str().or_else(|| token["content"].as_str()) else {
+                return Ok(None);
+            };
+            let id = inner.token_to_id(text).with_context(|| {
+                format!(
+                    "{key} {text:?} of {} is not in tokenizer.json: use files of the same model",
+                    dir.join("tokenizer_config.json").display()
+                )
+            })?;
+            Ok(Some(id))
+        };
+        let (bos_id, eos_id) = (special("bos_token")?, special("eos_token")?);
+        let (prefix, suffix) = template(&inner)
+            .map_err(|error| anyhow::anyhow!("{shown} does not tokenise ({error}): download it"))?;
+        let mut tokenizer = Self { inner, path, bos_id, eos_id, prefix, suffix };
+        // A template names the token even where no tokenizer_config.json does.
+        tokenizer.bos_id = bos_id.or(tokenizer.prefix.first().copied());
+        tokenizer.override_template(&settings)?;
+        Ok(tokenizer)
+    }
+
+    /// [`Tokenizer::load`] for this model: its vocabulary is checked, and where no tokenizer file
+    /// names the tokens of beginning and end of sequence, they are those of `config.json`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`] and [`Tokenizer::check_vocab`].
+    pub fn for_model(dir: &Path, model: &ModelConfig) -> Result<Self> {
+        let mut tokenizer = Self::load(dir)?;
+        tokenizer.check_vocab(model.vocab_size)?;
+        // An id without a token, as in files that leave out defaults, is none of this tokenizer.
+        let known = |id: &u32| tokenizer.inner.id_to_token(*id).is_some();
+        let bos = tokenizer.bos_id.or(model.bos_token_id.filter(known));
+        let eos = tokenizer.eos_id.or(model.eos_token_ids.iter().copied().find(known));
+        (tokenizer.bos_id, tokenizer.eos_id) = (bos, eos);
+        Ok(tokenizer)
+    }
+
+    fn override_template(&mut self, settings: &Value) -> Result<()> {
+        let places = [
+            ("add_bos_token", self.bos_id, &mut self.prefix),
+            ("add_eos_token", self.eos_id, &mut self.suffix),
+        ];
+        for (key, id, place) in places {
+            match settings[key].as_bool() {
+                None => {}
+                Some(false) => place.retain(|token| Some(*token) != id),
+                Some(true) if place.is_empty() => {
+                    place.push(id.with_context(|| {
+                        format!(
+                            "tokenizer_config.json beside {} sets {key} and names no such token: \
+                             name it there",
+                            self.path.display()
+                        )
+                    })?);
+                }
+                Some(true) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Token ids of a text; with `add_special`, the beginning-of-sequence token and whatever else
+    /// this tokenizer puts around a text.
+    ///
+    /// # Errors
+    /// The tokenizer itself fails, as with a character that it cannot represent.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| {
+            anyhow::anyhow!("{} cannot tokenise the text ({error})", self.path.display())
+        })?;
+        if !add_special {
+            return Ok(encoding.get_ids().to_vec());
+        }
+        Ok([&self.prefix, encoding.get_ids(), &self.suffix].concat())
+    }
+
+    /// Text of token ids, special tokens left out.
+    ///
+    /// # Errors
+    /// The tokenizer itself fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|error| {
+            anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
+        })
+    }
+
+    /// Decodes tokens one by one as the continuation of `context` (the prompt).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn stream(&self, context: &[u32]) -> Result<TextStream<'_>> {
+        // A few tokens say whether the next one follows a space, but they must not begin inside a
+        // character: byte-fallback decoders then drop the whole run of bytes.
+        let mut start = context.len().saturating_sub(4);
+        while start > 0 && self.decode(&context[start..])?.starts_with(char::REPLACEMENT_CHARACTER)
+        {
+            start = start.saturating_sub(4);
+        }
+        let ids = context[start..].to_vec();
+        Ok(TextStream { tokenizer: self, emitted: ids.len(), ids })
+    }
+
+    /// The beginning-of-sequence token.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_id
+    }
+
+    /// The end-of-sequence token, which separates documents.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+
+    /// Whether a text starts with the beginning-of-sequence token.
+    pub fn adds_bos(&self) -> bool {
+        self.bos_id.is_some() && self.prefix.first().copied() == self.bos_id
+    }
+
+    /// One more than the largest token id.
+    pub fn vocab_len(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
+    }
+
+    /// Makes sure that every token has a row in the model's embedding table.
+    ///
+    /// # Errors
+    /// A token id is `vocab_size` or above.
+    pub fn check_vocab(&self, vocab_size: usize) -> Result<()> {
+        let len = self.vocab_len();
+        ensure!(
+            len <= vocab_size,
+            "{} has token ids up to {} and the model's vocab_size is {vocab_size}: use the \
+             tokenizer that came with the model",
+            self.path.display(),
+            len - 1
+        );
+        Ok(())
+    }
+}
+
+fn read_settings(path: &Path) -> Result<Value> {
+    if !path.exists() {
+        return Ok(Value::Null);
+    }
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
+    serde_json::from_str(&text)
+        .with_context(|| format!("{} is no JSON: download it again", path.display()))
+}
+
+/// The ids that the post-processor puts before and after a text.
+fn template(inner: &Inner) -> tokenizers::Result<(Vec<u32>, Vec<u32>)> {
+    let bare = inner.encode("a", false)?;
+    let full = inner.encode("a", true)?;
+    let (bare, full) = (bare.get_ids(), full.get_ids());
+    let start = full.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
+    let end = (start + bare.len()).min(full.len());
+    Ok((full[..start].to_vec(), full[end..].to_vec()))
+}
+
+/// Most tokens held back for a character to become whole: UTF-8 has at most 4 bytes.
+const HELD_BACK: usize = 8;
+
+/// Incremental decoding: the pieces joined are the text, and no piece ends inside a character.
+#[derive(Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The tokens of the last printed piece, then those held back.
+    ids: Vec<u32>,
+    /// How many of `ids` are printed.
+    emitted: usize,
+}
+
+impl TextStream<'_> {
+    /// Text that became certain with one more token; empty while a character is incomplete.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let piece = self.pending()?;
+        if piece.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() - self.emitted < HELD_BACK
+        {
+            return Ok(String::new());
+        }
+        // A piece without text (a special token) says nothing about what follows it.
+        if !piece.is_empty() {
+            self.ids.drain(..self.emitted);
+        }
+        self.emitted = self.ids.len();
+        Ok(piece)
+    }
+
+    /// The text held back, when no more tokens follow.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn finish(self) -> Result<String> {
+        self.pending()
+    }
+
+    fn pending(&self) -> Result<String> {
+        // Decoders drop or keep a leading space by what precedes, so the piece is the difference
+        // between the text with and without the new tokens.
+        let before = self.tokenizer.decode(&self.ids[..self.emitted])?;
+        let all = self.tokenizer.decode(&self.ids)?;
+        match all.strip_prefix(&before) {
+            Some(piece) => Ok(piece.to_owned()),
+            // A byte that makes the bytes printed before invalid: they stay printed.
+            None => self.tokenizer.decode(&self.ids[self.emitted..]),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;
