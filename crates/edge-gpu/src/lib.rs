@@ -1,1 +1,29 @@
-//! edge-gpu.
+//! Devices: adapters, accounted buffers, pipelines, recording, timestamps, readback; and the
+//! `cpu` device, which runs the definitions of the ops. The only crate that names wgpu.
+//!
+//! * [`Device`] — opened by name with [`Device::open`], cheap to clone.
+//! * [`Buffer`], [`Slice`] — memory, charged to a category.
+//! * [`Recorder`] — takes dispatches and submits them in pieces that no watchdog minds.
+//! * [`Error`] — what can go wrong.
+
+mod adapter;
+mod buffer;
+mod cpu;
+mod device;
+mod error;
+mod gpu;
+mod host;
+mod ledger;
+mod pipeline;
+mod profile;
+mod recorder;
+mod sync;
+mod transfer;
+
+pub use adapter::{AdapterSummary, DeviceInfo, DeviceKind};
+pub use buffer::{Buffer, Slice};
+pub use device::{Device, Options};
+pub use error::Error;
+pub use ledger::MemoryReport;
+pub use profile::OpTime;
+pub use recorder::Recorder;

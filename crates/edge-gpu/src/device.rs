@@ -1,0 +1,340 @@
+//! Devices.
+
+use std::fmt;
+use std::sync::Arc;
+
+use edge_kernels::Category;
+
+use crate::adapter::{self, AdapterSummary, DeviceInfo};
+use crate::buffer::{Buffer, Slice, Storage, next_id};
+use crate::cpu::Cpu;
+use crate::error::{Error, one_line};
+use crate::gpu::Gpu;
+use crate::host::HostMemory;
+use crate::ledger::{Ledger, MemoryReport};
+use crate::profile::{OpTime, Profile};
+use crate::recorder::Recorder;
+use crate::transfer::WRITE_WORDS;
+
+/// How to open a device. The default is what production uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Measure time by op ([`Device::take_profile`]); slower, since dispatches do not overlap.
+    pub profile: bool,
+    /// Shaders with bounds checks, one dispatch at a time, failures named by op. Also switched
+    /// on by `EDGE_CHECKED=1` in the environment.
+    pub checked: bool,
+    /// Open without 16-bit floats.
+    pub disable_f16: bool,
+    /// Open without subgroup operations.
+    pub disable_subgroups: bool,
+    /// Pass parameters through a uniform buffer even where immediates are available.
+    pub disable_immediates: bool,
+    /// Fill buffers through staging memory even where they could be mapped.
+    pub disable_mapping: bool,
+    /// Pretend that bindings may not be larger than this many bytes.
+    pub max_binding_bytes: Option<u64>,
+    /// Use the variant of this name wherever an op has it and the device can run it.
+    pub variant: Option<String>,
+}
+
+impl Options {
+    pub(crate) fn is_checked(&self) -> bool {
+        self.checked || std::env::var_os("EDGE_CHECKED").is_some_and(|value| value == "1")
+    }
+}
+
+/// A device that runs dispatches on buffers: an adapter behind wgpu, or the `cpu` device, which
+/// runs the ops' definitions on host memory. Cheap to clone, shared between threads.
+#[derive(Clone)]
+pub struct Device {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) id: u64,
+    pub(crate) info: DeviceInfo,
+    pub(crate) options: Options,
+    pub(crate) profile: Profile,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) backend: Backend,
+}
+
+pub(crate) enum Backend {
+    Gpu(Box<Gpu>),
+    Cpu(Cpu),
+}
+
+impl Device {
+    /// What there is to open: the adapters, and last the `cpu` device.
+    pub fn list() -> Vec<AdapterSummary> {
+        adapter::summaries(&adapter::adapters())
+    }
+
+    /// Opens a device: `auto` (a real GPU if there is one, else `cpu`), `cpu`, an index into
+    /// [`Device::list`], or a part of the name of an adapter or its driver, in any case
+    /// (`lavapipe`, `swiftshader`).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`], [`Error::AmbiguousDevice`], or [`Error::Open`] if the driver
+    /// refuses.
+    pub fn open(selector: &str, options: &Options) -> Result<Self, Error> {
+        if selector.trim().eq_ignore_ascii_case("cpu") {
+            return Ok(Self::host(options));
+        }
+        let adapters = adapter::adapters();
+        let index = adapter::select(&adapter::summaries(&adapters), selector)?;
+        match adapters.get(index) {
+            Some(adapter) => Self::adapter(adapter, options),
+            None => Ok(Self::host(options)),
+        }
+    }
+
+    fn host(options: &Options) -> Self {
+        let info = adapter::host_info(options);
+        Self::new(info, options, Arc::default(), Backend::Cpu(Cpu::default()))
+    }
+
+    fn adapter(adapter: &wgpu::Adapter, options: &Options) -> Result<Self, Error> {
+        let features = adapter::features(adapter, options);
+        let description = wgpu::DeviceDescriptor {
+            label: Some("edge"),
+            required_features: features,
+            // Without this a device has the limits of core WebGPU, whatever the adapter allows.
+            required_limits: adapter.limits(),
+            // Large blocks would hold memory that the plan has given to somebody else.
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&description)).map_err(|error| {
+                Error::Open { name: adapter.get_info().name, message: one_line(&error.to_string()) }
+            })?;
+        let info = adapter::info(adapter, features, options);
+        let ledger = Arc::default();
+        let gpu = Gpu::new(device, queue, &info, &ledger, options.profile);
+        gpu.faults.check()?;
+        tracing::debug!(name = info.name, backend = info.backend, "opened device");
+        Ok(Self::new(info, options, ledger, Backend::Gpu(Box::new(gpu))))
+    }
+
+    fn new(info: DeviceInfo, options: &Options, ledger: Arc<Ledger>, backend: Backend) -> Self {
+        let options = options.clone();
+        let (id, profile) = (next_id(), Profile::default());
+        Self { inner: Arc::new(Inner { id, info, options, profile, ledger, backend }) }
+    }
+
+    /// What the device is and what it allows.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.inner.info
+    }
+
+    /// A buffer of `words` zeros, charged to `category` until it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Sealed`], [`Error::EmptyBuffer`], [`Error::BufferTooLarge`],
+    /// [`Error::OutOfMemory`]; all name the label.
+    pub fn buffer(&self, label: &str, words: u64, category: Category) -> Result<Buffer, Error> {
+        self.make(label, words, category, None)
+    }
+
+    /// A buffer that `fill` writes (it is given zeros): in place on devices that share the
+    /// host's memory, else through a copy on the host and bounded staging memory.
+    ///
+    /// # Errors
+    /// As [`Device::buffer`].
+    pub fn buffer_init(
+        &self,
+        label: &str,
+        category: Category,
+        words: u64,
+        fill: impl FnOnce(&mut [u32]),
+    ) -> Result<Buffer, Error> {
+        if let (Backend::Gpu(_), true) = (&self.inner.backend, self.inner.info.mappable) {
+            return self.make(label, words, category, Some(Box::new(fill)));
+        }
+        let buffer = self.make(label, words, category, None)?;
+        match &self.inner.backend {
+            Backend::Cpu(cpu) => cpu.write(&buffer.whole(), fill)?,
+            Backend::Gpu(gpu) => {
+                let mut data = vec![0; words as usize];
+                fill(&mut data);
+                gpu.write(&buffer.whole(), 0, &data)?;
+            }
+        }
+        Ok(buffer)
+    }
+
+    fn make(
+        &self,
+        label: &str,
+        words: u64,
+        category: Category,
+        fill: Option<Box<dyn FnOnce(&mut [u32]) + '_>>,
+    ) -> Result<Buffer, Error> {
+        let inner = &self.inner;
+        let bytes = words.saturating_mul(4);
+        let label_owned = || label.to_string();
+        if words == 0 {
+            return Err(Error::EmptyBuffer { label: label_owned() });
+        }
+        if inner.ledger.is_sealed() {
+            return Err(Error::Sealed { label: label_owned(), bytes });
+        }
+        let limit = inner.info.max_buffer_bytes;
+        if bytes > limit {
+            return Err(Error::BufferTooLarge { label: label_owned(), bytes, limit });
+        }
+        let storage = match &inner.backend {
+            Backend::Gpu(gpu) => gpu.allocate(label, bytes, fill)?,
+            Backend::Cpu(_) => {
+                let in_use = inner.ledger.report().current_total;
+                let memory = HostMemory::new(words).ok_or_else(|| Error::OutOfMemory {
+                    label: label_owned(),
+                    bytes,
+                    in_use,
+                })?;
+                Storage::Host(memory)
+            }
+        };
+        let charge = inner.ledger.charge(category, bytes);
+        let alignment = inner.info.alignment_words;
+        Ok(Buffer::new(inner.id, label, words, alignment, category, storage, charge))
+    }
+
+    /// Overwrites a slice. Ordered behind everything submitted before; a [`Recorder`] that is
+    /// still recording may run its dispatches before or after.
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::ForeignBuffer`], or what the device reports.
+    pub fn write(&self, slice: &Slice, data: &[u32]) -> Result<(), Error> {
+        self.check_owner(slice, "write")?;
+        if data.len() as u64 != slice.words() {
+            return Err(Error::Length {
+                label: slice.buffer().label().to_string(),
+                expected: slice.words(),
+                found: data.len() as u64,
+            });
+        }
+        match &self.inner.backend {
+            Backend::Gpu(gpu) => gpu.write(slice, 0, data),
+            Backend::Cpu(cpu) => cpu.write(slice, |words| words.copy_from_slice(data)),
+        }
+    }
+
+    /// Overwrites a slice piece by piece: `fill(first, piece)` writes all of the words that
+    /// start at word `first` of the slice. Needs 8 MiB of host memory however large the slice.
+    ///
+    /// # Errors
+    /// [`Error::ForeignBuffer`], or what the device reports.
+    pub fn write_with(
+        &self,
+        slice: &Slice,
+        mut fill: impl FnMut(u64, &mut [u32]),
+    ) -> Result<(), Error> {
+        self.check_owner(slice, "write")?;
+        let gpu = match &self.inner.backend {
+            Backend::Cpu(cpu) => return cpu.write(slice, |words| fill(0, words)),
+            Backend::Gpu(gpu) => gpu,
+        };
+        let mut piece = vec![0; WRITE_WORDS.min(slice.words() as usize)];
+        let mut first = 0;
+        while first < slice.words() {
+            let words = piece.len().min((slice.words() - first) as usize);
+            fill(first, &mut piece[..words]);
+            gpu.write(slice, first, &piece[..words])?;
+            first += words as u64;
+        }
+        Ok(())
+    }
+
+    /// Waits for everything submitted before and reads a slice.
+    ///
+    /// # Errors
+    /// [`Error::ForeignBuffer`], or what the device reports.
+    pub fn read(&self, slice: &Slice) -> Result<Vec<u32>, Error> {
+        self.check_owner(slice, "read")?;
+        match &self.inner.backend {
+            Backend::Gpu(gpu) => gpu.read(slice),
+            Backend::Cpu(cpu) => cpu.read(slice),
+        }
+    }
+
+    /// As [`Device::read`], as floats.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub fn read_f32(&self, slice: &Slice) -> Result<Vec<f32>, Error> {
+        Ok(bytemuck::cast_vec(self.read(slice)?))
+    }
+
+    pub(crate) fn check_owner(&self, slice: &Slice, user: &str) -> Result<(), Error> {
+        if slice.buffer().device() == self.inner.id {
+            Ok(())
+        } else {
+            Err(slice.buffer().foreign(user))
+        }
+    }
+
+    /// Starts recording dispatches.
+    pub fn recorder(&self) -> Recorder {
+        Recorder::new(self.clone())
+    }
+
+    /// Waits for everything submitted or written before.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn wait(&self) -> Result<(), Error> {
+        match &self.inner.backend {
+            Backend::Gpu(gpu) => gpu.wait(),
+            Backend::Cpu(_) => Ok(()),
+        }
+    }
+
+    /// Bytes in use by category, now and at most.
+    pub fn memory(&self) -> MemoryReport {
+        self.inner.ledger.report()
+    }
+
+    /// Lets peaks start again at what is in use now.
+    pub fn reset_peak(&self) {
+        self.inner.ledger.reset_peak();
+    }
+
+    /// From now on [`Device::buffer`] and [`Device::buffer_init`] are errors.
+    pub fn seal(&self) {
+        self.inner.ledger.seal(true);
+    }
+
+    /// Ends [`Device::seal`].
+    pub fn unseal(&self) {
+        self.inner.ledger.seal(false);
+    }
+
+    /// Times by op since the last call, the longest first; empty without [`Options::profile`].
+    pub fn take_profile(&self) -> Vec<OpTime> {
+        self.inner.profile.take()
+    }
+
+    /// Bind groups in the cache; 0 on the `cpu` device.
+    pub fn cached_bind_groups(&self) -> usize {
+        match &self.inner.backend {
+            Backend::Gpu(gpu) => gpu.groups.len(),
+            Backend::Cpu(_) => 0,
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device('{}', {})", self.inner.info.name, self.inner.info.backend)
+    }
+}
+
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Device>();
+    shared::<Buffer>();
+    shared::<Slice>();
+};

@@ -1,0 +1,219 @@
+//! Recording: dispatches are checked, turned into pipelines and bind groups, and submitted in
+//! pieces of bounded GPU time.
+
+use std::time::Instant;
+
+use edge_kernels::Dispatch;
+use edge_kernels::op::{Binding, Variant};
+
+use crate::buffer::Slice;
+use crate::device::{Backend, Device, Inner};
+use crate::error::{Error, one_line};
+use crate::gpu::{Gpu, MAX_BATCH, MAX_TIMED, Prepared, SUBMISSION_SECONDS};
+use crate::host::check_aliasing;
+use crate::pipeline::{satisfies, scoped};
+use crate::profile::{Profile, TimedOp};
+
+/// Takes dispatches in order. Some of them may run before [`Recorder::submit`]; after it, all of
+/// them will.
+pub struct Recorder {
+    device: Device,
+    batch: Vec<Prepared>,
+    seconds: f64,
+    error: Option<Error>,
+}
+
+impl Recorder {
+    pub(crate) fn new(device: Device) -> Self {
+        Self { device, batch: Vec::new(), seconds: 0.0, error: None }
+    }
+
+    /// Adds a dispatch, with the first of the op's variants that the device can run. What is
+    /// wrong with it is reported by [`Recorder::submit`], and ends the recording: nothing behind
+    /// it runs.
+    pub fn push(&mut self, dispatch: Dispatch<Slice>) {
+        self.guard(|recorder| {
+            let variant = recorder.choose(&dispatch)?;
+            recorder.add(&dispatch, variant.as_ref())
+        });
+    }
+
+    /// As [`Recorder::push`], with this variant of the op. The `cpu` device has only the
+    /// definition.
+    pub fn push_variant(&mut self, dispatch: Dispatch<Slice>, variant: &Variant) {
+        self.guard(|recorder| recorder.add(&dispatch, Some(variant)));
+    }
+
+    /// Submits what was added, without waiting for it.
+    ///
+    /// # Errors
+    /// The first error of any dispatch added since the last call, or what the device reports.
+    pub fn submit(&mut self) -> Result<(), Error> {
+        self.guard(Self::flush);
+        self.batch.clear();
+        self.seconds = 0.0;
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    fn guard(&mut self, body: impl FnOnce(&mut Self) -> Result<(), Error>) {
+        if self.error.is_none() {
+            self.error = body(self).err();
+        }
+    }
+
+    /// The variant to run; `None` on the `cpu` device.
+    fn choose(&self, dispatch: &Dispatch<Slice>) -> Result<Option<Variant>, Error> {
+        let Inner { info, options, backend, .. } = &*self.device.inner;
+        if let Backend::Cpu(_) = backend {
+            return Ok(None);
+        }
+        let mut variants = dispatch.op.variants(&dispatch.call);
+        variants.retain(|variant| satisfies(info, &variant.needs));
+        let named = options
+            .variant
+            .as_ref()
+            .and_then(|name| variants.iter().position(|variant| variant.name == name));
+        let chosen = named.unwrap_or(0);
+        if chosen >= variants.len() {
+            return Err(Error::NoVariant { op: dispatch.op.name() });
+        }
+        Ok(Some(variants.swap_remove(chosen)))
+    }
+
+    fn add(&mut self, dispatch: &Dispatch<Slice>, variant: Option<&Variant>) -> Result<(), Error> {
+        let device = self.device.clone();
+        let inner = &*device.inner;
+        let bindings = dispatch.op.bindings(&dispatch.call);
+        self.check(dispatch, &bindings)?;
+        let profile = inner.options.profile.then_some(&inner.profile);
+        let gpu = match &inner.backend {
+            Backend::Cpu(cpu) => return cpu.run(dispatch, &bindings, profile),
+            Backend::Gpu(gpu) => gpu,
+        };
+        let variant = variant.ok_or(Error::NoVariant { op: dispatch.op.name() })?;
+        if inner.info.checked {
+            return self.run_checked(gpu, dispatch, &bindings, variant, profile);
+        }
+        let prepared = self.prepare(gpu, dispatch, &bindings, variant)?;
+        if profile.is_some() && !gpu.has_timers() {
+            return run_by_clock(gpu, prepared, &inner.profile);
+        }
+        let most = if profile.is_some() { MAX_TIMED } else { MAX_BATCH };
+        let full = (self.seconds + prepared.seconds) * gpu.scale() > SUBMISSION_SECONDS;
+        if full || self.batch.len() >= most {
+            self.flush()?;
+        }
+        self.seconds += prepared.seconds;
+        self.batch.push(prepared);
+        Ok(())
+    }
+
+    /// What can be wrong with a dispatch on any device.
+    fn check(&self, dispatch: &Dispatch<Slice>, bindings: &[Binding]) -> Result<(), Error> {
+        let info = self.device.info();
+        let op = dispatch.op.name();
+        let (expected, found) = (bindings.len(), dispatch.bindings.len());
+        if expected != found {
+            return Err(Error::BindingCount { op, expected, found });
+        }
+        if expected as u64 > u64::from(info.max_storage_bindings) {
+            let limit = info.max_storage_bindings;
+            return Err(Error::TooManyBindings { op, count: expected, limit });
+        }
+        for (binding, slice) in bindings.iter().zip(&dispatch.bindings) {
+            self.device.check_owner(slice, op)?;
+            let (bytes, limit) = (slice.bytes(), info.max_binding_bytes);
+            if bytes > limit {
+                return Err(Error::BindingTooLarge { op, binding: binding.name, bytes, limit });
+            }
+        }
+        check_aliasing(op, bindings, &dispatch.bindings)
+    }
+
+    fn prepare(
+        &self,
+        gpu: &Gpu,
+        dispatch: &Dispatch<Slice>,
+        bindings: &[Binding],
+        variant: &Variant,
+    ) -> Result<Prepared, Error> {
+        let Dispatch { op, call, bindings: slices } = dispatch;
+        let (grid, limit) = (op.grid(call, variant), self.device.info().max_grid);
+        if grid.iter().any(|&count| count > limit) {
+            return Err(Error::GridTooLarge { op: op.name(), grid, limit });
+        }
+        let pipeline = gpu.pipelines.get(&gpu.device, *op, call, bindings, variant)?;
+        let mut pairs = Vec::with_capacity(slices.len());
+        for slice in slices {
+            let buffer = slice.buffer().gpu();
+            pairs.push((buffer.ok_or_else(|| slice.buffer().foreign(op.name()))?, slice));
+        }
+        let uniforms = gpu.uniforms.as_ref().map(|uniforms| &uniforms.buffer);
+        let group = gpu.groups.get(&gpu.device, &pipeline, uniforms, &pairs);
+        let timed = TimedOp { op: op.name(), variant: variant.name, format: call.format };
+        let seconds = gpu.estimate(op.work(call));
+        Ok(Prepared { pipeline, group, call: *call, grid, timed, seconds })
+    }
+
+    /// Runs one dispatch to its end inside error scopes, so that what is wrong names its op.
+    fn run_checked(
+        &mut self,
+        gpu: &Gpu,
+        dispatch: &Dispatch<Slice>,
+        bindings: &[Binding],
+        variant: &Variant,
+        profile: Option<&Profile>,
+    ) -> Result<(), Error> {
+        let (result, error) = scoped(&gpu.device, || {
+            let prepared = self.prepare(gpu, dispatch, bindings, variant)?;
+            if profile.is_some() && !gpu.has_timers() {
+                return run_by_clock(gpu, prepared, &self.device.inner.profile);
+            }
+            gpu.submit(&[prepared], profile)?;
+            gpu.wait()
+        });
+        let fail = |message: String| Error::Dispatch {
+            op: dispatch.op.name(),
+            variant: variant.name,
+            message: one_line(&message),
+        };
+        match (result, error) {
+            (Ok(()), None) => Ok(()),
+            (Ok(()), Some(error)) => Err(fail(error.to_string())),
+            (Err(Error::Driver { message } | Error::Lost { message }), _) => Err(fail(message)),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let inner = &*self.device.inner;
+        if let Backend::Gpu(gpu) = &inner.backend {
+            gpu.submit(&self.batch, inner.options.profile.then_some(&inner.profile))?;
+        }
+        self.batch.clear();
+        self.seconds = 0.0;
+        Ok(())
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if !self.batch.is_empty() || self.error.is_some() {
+            tracing::warn!("a recorder was dropped before it was submitted");
+        }
+    }
+}
+
+/// Runs one dispatch and times it with the host clock.
+fn run_by_clock(gpu: &Gpu, prepared: Prepared, profile: &Profile) -> Result<(), Error> {
+    gpu.wait()?;
+    let start = Instant::now();
+    let timed = prepared.timed;
+    gpu.submit(&[prepared], None)?;
+    gpu.wait()?;
+    profile.add(timed, start.elapsed());
+    Ok(())
+}
