@@ -18,74 +18,17 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File name of the tensors.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
-/// A linear layer of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Projection {
-    /// Queries.
-    #[serde(rename = "q_proj")]
-    Q,
-    /// Keys.
-    #[serde(rename = "k_proj")]
-    K,
-    /// Values.
-    #[serde(rename = "v_proj")]
-    V,
-    /// Output of attention.
-    #[serde(rename = "o_proj")]
-    O,
-    /// Gate of the feed-forward layer.
-    #[serde(rename = "gate_proj")]
-    Gate,
-    /// Input of the feed-forward layer.
-    #[serde(rename = "up_proj")]
-    Up,
-    /// Output of the feed-forward layer.
-    #[serde(rename = "down_proj")]
-    Down,
+pub use edge_scheduler::Projection;
+
+/// Name of a projection's weight in a checkpoint.
+pub fn weight_name(layer: usize, projection: Projection) -> String {
+    format!("model.layers.{layer}.{}.weight", projection.path())
 }
 
-impl Projection {
-    /// All, in the order of computation.
-    pub const ALL: [Self; 7] =
-        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
-
-    /// Module name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-
-    /// Path within a block: `self_attn.q_proj`.
-    pub fn path(self) -> String {
-        match self {
-            Self::Q | Self::K | Self::V | Self::O => format!("self_attn.{}", self.name()),
-            Self::Gate | Self::Up | Self::Down => format!("mlp.{}", self.name()),
-        }
-    }
-
-    /// Name of the layer's weight in a checkpoint.
-    pub fn weight(self, layer: usize) -> String {
-        format!("model.layers.{layer}.{}.weight", self.path())
-    }
-
-    /// Output and input width `[n, k]`: the shape of the layer's weight.
-    pub fn shape(self, config: &ModelConfig) -> [usize; 2] {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        match self {
-            Self::Q => [config.query_size(), hidden],
-            Self::K | Self::V => [config.key_value_size(), hidden],
-            Self::O => [hidden, config.query_size()],
-            Self::Gate | Self::Up => [inner, hidden],
-            Self::Down => [hidden, inner],
-        }
-    }
+/// Output and input width `[n, k]` of a projection: the shape of its weight.
+fn shape(projection: Projection, config: &ModelConfig) -> [usize; 2] {
+    let (n, k) = config.shape().projection(projection);
+    [n as usize, k as usize]
 }
 
 /// The linear layers that get adapters, in the order of [`Projection::ALL`].
@@ -195,7 +138,7 @@ pub fn save(
     ensure!(!tensors.is_empty(), "the adapter has no tensors: give --targets at least one layer");
     let mut views = Vec::with_capacity(2 * tensors.len());
     for ((layer, projection), (a, b)) in tensors {
-        let [n, k] = projection.shape(model);
+        let [n, k] = shape(projection, model);
         for (matrix, shape, values) in [('A', [config.r, k], a), ('B', [n, config.r], b)] {
             let name = tensor_name(*layer, *projection, matrix);
             ensure!(
@@ -350,7 +293,7 @@ fn load_tensors(
     };
     let mut tensors = AdapterTensors::new();
     for ((layer, projection), (has_a, has_b)) in places {
-        let [n, k] = projection.shape(model);
+        let [n, k] = shape(projection, model);
         let a = read(tensor_name(layer, projection, 'A'), [config.r, k], has_a)?;
         let b = read(tensor_name(layer, projection, 'B'), [n, config.r], has_b)?;
         tensors.insert((layer, projection), (a, b));

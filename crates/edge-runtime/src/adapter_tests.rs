@@ -15,7 +15,7 @@ fn sample(model: &ModelConfig) -> (AdapterConfig, AdapterTensors) {
     let mut tensors = AdapterTensors::new();
     for layer in 0..2 {
         for projection in [Projection::K, Projection::Down] {
-            let [n, k] = projection.shape(model);
+            let [n, k] = shape(projection, model);
             let fill = |len: usize, from: f32| (0..len).map(|i| from + i as f32).collect();
             tensors.insert((layer, projection), (fill(2 * k, layer as f32), fill(2 * n, -0.5)));
         }

@@ -167,6 +167,21 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// What of the model decides sizes.
+    pub fn shape(&self) -> edge_scheduler::ModelShape {
+        // The bounds checked when the file was read make the numbers fit.
+        edge_scheduler::ModelShape {
+            vocab_size: self.vocab_size as u32,
+            hidden_size: self.hidden_size as u32,
+            intermediate_size: self.intermediate_size as u32,
+            num_blocks: self.num_hidden_layers as u32,
+            num_heads: self.num_attention_heads as u32,
+            num_kv_heads: self.num_key_value_heads as u32,
+            head_dim: self.head_dim as u32,
+            tied_head: self.tie_word_embeddings,
+        }
+    }
+
     /// Width of all query heads together: rows of `q_proj`, columns of `o_proj`.
     pub fn query_size(&self) -> usize {
         self.num_attention_heads * self.head_dim

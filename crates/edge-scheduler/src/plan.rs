@@ -269,7 +269,8 @@ impl Builder<'_> {
     fn logits(&mut self) -> u32 {
         let chunk = VOCAB_CHUNK.min(self.shape.vocab_size.next_multiple_of(64));
         let fitting = LOGITS_BYTES / (4 * u64::from(chunk));
-        let tokens = fitting.clamp(1, self.rows()) as u32;
+        // Chunks of 64 tokens keep the offsets of their rows aligned.
+        let tokens = (fitting / 64 * 64).max(64).min(self.rows()) as u32;
         let words = u64::from(tokens) * u64::from(chunk);
         self.add("logits", Category::Logits, words);
         self.add("loss", Category::Logits, 2);

@@ -1,0 +1,275 @@
+//! Exits: `z = Head(rms_norm(x))`, cross-entropy, its gradient, and votes.
+//!
+//! Logits exist one chunk at a time: `token_chunk` tokens × one shard of the head. The first
+//! sweep over the vocabulary leaves three numbers a row (maximum, sum of exponentials, logit of
+//! the target); the second one computes each chunk again where there is more than one, and turns
+//! it into gradients or votes (as in Cut Cross-Entropy, arXiv 2411.09009).
+
+use anyhow::{Context, Result};
+use edge_gpu::{Recorder, Slice};
+use edge_kernels::ops::loss::{
+    cross_entropy_backward, cross_entropy_forward, cross_entropy_loss, vote_combine, vote_reduce,
+};
+use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
+
+use super::block::Geometry;
+use super::linear::{MatrixShard, weight_gradient};
+use super::{Exit, Model};
+use crate::exits::Vote;
+
+/// Some rows of a pass.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    first: u32,
+    count: u32,
+}
+
+impl Model {
+    fn row_chunks(&self, rows: u32) -> impl Iterator<Item = Rows> + use<> {
+        let step = self.plan.token_chunk;
+        (0..rows.div_ceil(step)).map(move |index| {
+            let first = index * step;
+            Rows { first, count: step.min(rows - first) }
+        })
+    }
+
+    /// `logits = normed[rows] · shardᵀ`.
+    fn logits(&self, recorder: &mut Recorder, rows: Rows, part: &MatrixShard) {
+        let d = self.shape.hidden_size;
+        let mut params = matmul_nt::Params::dense(rows.count, part.shard.rows, d);
+        params.in_offset = rows.first * d;
+        let ws = &self.workspace;
+        let (normed, logits) = (ws.normed.clone(), ws.logits.clone());
+        recorder.push(matmul_nt::dispatch(params, part.weight.clone(), normed, logits));
+    }
+
+    fn statistics(&self, recorder: &mut Recorder, rows: Rows, part: &MatrixShard, stats: &Slice) {
+        let params = cross_entropy_forward::Params {
+            rows: rows.count,
+            cols: part.shard.rows,
+            ld: part.shard.rows,
+            row0: rows.first,
+            col0: part.shard.row0,
+            first: (part.shard.row0 == 0).into(),
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let ws = &self.workspace;
+        let (logits, targets) = (ws.logits.clone(), ws.targets.clone());
+        recorder.push(cross_entropy_forward::dispatch(params, logits, targets, stats.clone()));
+    }
+
+    fn add_loss(&self, recorder: &mut Recorder, rows: u32, stats: &Slice) {
+        let params = cross_entropy_loss::Params {
+            rows,
+            accumulate: 1,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let ws = &self.workspace;
+        let targets = ws.targets.clone();
+        recorder.push(cross_entropy_loss::dispatch(params, targets, stats.clone(), ws.loss.clone()));
+    }
+
+    /// Adds the loss at an exit to the workspace's `loss`, with row statistics in `stats`.
+    pub(crate) fn exit_loss(
+        &self,
+        recorder: &mut Recorder,
+        exit: &Exit,
+        x: &Slice,
+        stats: &Slice,
+        g: Geometry,
+    ) {
+        self.norm(recorder, g.rows(), x, &exit.norm);
+        for rows in self.row_chunks(g.rows()) {
+            for part in &self.head_matrix().shards {
+                self.logits(recorder, rows, part);
+                self.statistics(recorder, rows, part, stats);
+            }
+        }
+        self.add_loss(recorder, g.rows(), stats);
+    }
+
+    /// The loss at an exit, and its gradient down to the residual stream (`d_x`), the exit's norm
+    /// and, with method `full`, the head. `scale` is the weight of one token in the mean.
+    ///
+    /// # Errors
+    /// The model was not built for training.
+    pub(crate) fn exit_loss_backward(
+        &self,
+        recorder: &mut Recorder,
+        exit: &Exit,
+        x: &Slice,
+        scale: f32,
+        g: Geometry,
+    ) -> Result<()> {
+        let ws = &self.workspace;
+        let back = ws.backward.as_ref().context("the model was not built for training")?;
+        let (head, d) = (self.head_matrix(), self.shape.hidden_size);
+        self.norm(recorder, g.rows(), x, &exit.norm);
+        for rows in self.row_chunks(g.rows()) {
+            for part in &head.shards {
+                self.logits(recorder, rows, part);
+                self.statistics(recorder, rows, part, &ws.stats[0]);
+            }
+            for (index, part) in head.shards.iter().enumerate() {
+                if head.shards.len() > 1 {
+                    self.logits(recorder, rows, part);
+                }
+                let params = cross_entropy_backward::Params {
+                    rows: rows.count,
+                    cols: part.shard.rows,
+                    ld: part.shard.rows,
+                    row0: rows.first,
+                    col0: part.shard.row0,
+                    scale,
+                    ..bytemuck::Zeroable::zeroed()
+                };
+                recorder.push(cross_entropy_backward::dispatch(
+                    params,
+                    ws.logits.clone(),
+                    ws.targets.clone(),
+                    ws.stats[0].clone(),
+                ));
+                let mut params = matmul_nn::Params::dense(rows.count, part.shard.rows, d);
+                params.out_offset = rows.first * d;
+                params.accumulate = (index > 0).into();
+                let (dy, dx) = (ws.logits.clone(), back.d_normed.clone());
+                recorder.push(matmul_nn::dispatch(params, part.weight.clone(), dy, dx));
+                if let Some(grad) = &part.grad {
+                    // A chunk starts at a multiple of 64 rows, so the slice is aligned.
+                    let (first, count) = (u64::from(rows.first * d), u64::from(rows.count * d));
+                    let x = ws.normed.buffer().slice(first, count);
+                    let params = matmul_tn::Params::dense(rows.count, part.shard.rows, d);
+                    weight_gradient(recorder, params, &ws.logits, &x, grad, &back.partials);
+                }
+            }
+        }
+        self.add_loss(recorder, g.rows(), &ws.stats[0]);
+        self.norm_backward(recorder, g.rows(), x, &exit.norm, false);
+        Ok(())
+    }
+
+    /// Adds the loss of the exits' vote to the workspace's `loss`. Needs the residual streams in
+    /// `workspace.exits` and the row statistics of every exit.
+    ///
+    /// `max`: P(v) = max_k p_k(v) / Σ_u max_k p_k(u), the paper's; `mean`: P(v) = mean_k p_k(v).
+    ///
+    /// # Errors
+    /// The model was not built to vote.
+    pub(crate) fn vote_loss(
+        &self,
+        recorder: &mut Recorder,
+        vote: Vote,
+        g: Geometry,
+    ) -> Result<()> {
+        let ws = &self.workspace;
+        let (votes, vote_stats) = ws.votes.as_ref().context("the model was not built to vote")?;
+        for rows in self.row_chunks(g.rows()) {
+            for part in &self.head_matrix().shards {
+                self.vote_chunk(recorder, vote, rows, part, g)?;
+                let params = vote_reduce::Params {
+                    rows: rows.count,
+                    cols: part.shard.rows,
+                    ld: part.shard.rows,
+                    row0: rows.first,
+                    col0: part.shard.row0,
+                    first: (part.shard.row0 == 0).into(),
+                    ..bytemuck::Zeroable::zeroed()
+                };
+                let targets = ws.targets.clone();
+                recorder.push(vote_reduce::dispatch(
+                    params,
+                    votes.clone(),
+                    targets,
+                    vote_stats.clone(),
+                ));
+            }
+        }
+        self.add_loss(recorder, g.rows(), vote_stats);
+        Ok(())
+    }
+
+    /// Combines the exits' probabilities of a chunk in `workspace.votes`.
+    fn vote_chunk(
+        &self,
+        recorder: &mut Recorder,
+        vote: Vote,
+        rows: Rows,
+        part: &MatrixShard,
+        g: Geometry,
+    ) -> Result<()> {
+        let ws = &self.workspace;
+        let (votes, _) = ws.votes.as_ref().context("the model was not built to vote")?;
+        let last = self.exits.len() - 1;
+        let used = if vote == Vote::Last { last..=last } else { 0..=last };
+        let first = *used.start();
+        let weight = 1.0 / used.clone().count() as f32;
+        for index in used {
+            self.norm(recorder, g.rows(), &ws.exits[index], &self.exits[index].norm);
+            self.logits(recorder, rows, part);
+            let params = vote_combine::Params {
+                rows: rows.count,
+                cols: part.shard.rows,
+                ld: part.shard.rows,
+                row0: rows.first,
+                mode: (vote != Vote::Max).into(),
+                first: (index == first).into(),
+                weight: if vote == Vote::Max { 1.0 } else { weight },
+                ..bytemuck::Zeroable::zeroed()
+            };
+            let (logits, stats) = (ws.logits.clone(), ws.stats[index].clone());
+            recorder.push(vote_combine::dispatch(params, logits, stats, votes.clone()));
+        }
+        Ok(())
+    }
+
+    /// All logits at an exit, chunk by chunk, on the host: `[rows, vocab]`.
+    pub(crate) fn read_logits(&self, exit: &Exit, x: &Slice, g: Geometry) -> Result<Vec<f32>> {
+        let vocab = self.shape.vocab_size as usize;
+        let mut all = vec![0.0; g.rows() as usize * vocab];
+        let mut recorder = self.device.recorder();
+        self.norm(&mut recorder, g.rows(), x, &exit.norm);
+        for rows in self.row_chunks(g.rows()) {
+            for part in &self.head_matrix().shards {
+                self.logits(&mut recorder, rows, part);
+                recorder.submit()?;
+                let words = u64::from(rows.count) * u64::from(part.shard.rows);
+                let chunk = self.workspace.logits.buffer().slice(0, words);
+                let values = self.device.read_f32(&chunk)?;
+                for (row, values) in values.chunks(part.shard.rows as usize).enumerate() {
+                    let at = (rows.first as usize + row) * vocab + part.shard.row0 as usize;
+                    all[at..at + values.len()].copy_from_slice(values);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The probabilities of the next token behind row `row` of the pass, by the exits' vote; for
+    /// one exit, its softmax. Waits for the device.
+    ///
+    /// # Errors
+    /// The device fails, or the model was not built to vote.
+    pub(crate) fn next_token(&self, vote: Vote, row: u32, g: Geometry) -> Result<Vec<f32>> {
+        let ws = &self.workspace;
+        let one = Rows { first: row, count: 1 };
+        let mut recorder = self.device.recorder();
+        let last = self.exits.len() - 1;
+        let used = if vote == Vote::Last { last..=last } else { 0..=last };
+        for index in used {
+            self.norm(&mut recorder, g.rows(), &ws.exits[index], &self.exits[index].norm);
+            for part in &self.head_matrix().shards {
+                self.logits(&mut recorder, one, part);
+                self.statistics(&mut recorder, one, part, &ws.stats[index]);
+            }
+        }
+        let (votes, _) = ws.votes.as_ref().context("the model was not built to vote")?;
+        let mut probabilities = Vec::with_capacity(self.shape.vocab_size as usize);
+        for part in &self.head_matrix().shards {
+            self.vote_chunk(&mut recorder, vote, one, part, g)?;
+            recorder.submit()?;
+            let chunk = votes.buffer().slice(0, part.shard.rows.into());
+            probabilities.extend(self.device.read_f32(&chunk)?);
+        }
+        Ok(probabilities)
+    }
+}

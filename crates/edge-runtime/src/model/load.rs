@@ -1,0 +1,243 @@
+//! From a checkpoint to device memory, in the formats that the job names.
+
+use anyhow::{Context, Result};
+use edge_gpu::{Device, Slice};
+use edge_kernels::format::WeightBuffers;
+use edge_kernels::pack::pack;
+use edge_kernels::util::SeededRng;
+use edge_kernels::Format;
+use edge_scheduler::plan::{projection_shards, table_shards};
+use edge_scheduler::{Group, Job, Owner, Plan, Projection, Shard, Trained};
+use rand::{RngExt, SeedableRng};
+
+use super::linear::{Linear, Lora, Matrix, MatrixShard, Parameter};
+use super::workspace::Pool;
+use super::{Block, Exit, GroupBuffers, Norm};
+use crate::adapter::weight_name;
+use crate::checkpoint::{Checkpoint, Dtype, TensorView};
+use crate::config::ModelConfig;
+
+/// Name of the embedding table in a checkpoint.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of an untied head in a checkpoint.
+pub const HEAD: &str = "lm_head.weight";
+/// Name of the final norm in a checkpoint.
+pub const NORM: &str = "model.norm.weight";
+
+/// The format that holds a checkpoint's own numbers.
+pub fn dense_format(dtype: Dtype) -> Format {
+    match dtype {
+        Dtype::F32 => Format::F32,
+        Dtype::F16 => Format::F16,
+        Dtype::BF16 => Format::Bf16,
+    }
+}
+
+/// Name of a block's norm in a checkpoint.
+pub fn norm_name(block: u32, post_attention: bool) -> String {
+    let norm = if post_attention { "post_attention_layernorm" } else { "input_layernorm" };
+    format!("model.layers.{block}.{norm}.weight")
+}
+
+/// Builds the parts of a model.
+pub(super) struct Loader<'a, 'p> {
+    pub device: &'a Device,
+    pub checkpoint: &'a Checkpoint,
+    pub config: &'a ModelConfig,
+    pub job: &'a Job,
+    pub plan: &'a Plan,
+    pub pool: &'a mut Pool<'p>,
+    /// Values and gradients of each group.
+    pub groups: Vec<GroupBuffers>,
+    /// `alpha / r` of the adapters.
+    pub lora_scale: f32,
+    /// Called with the tensors loaded so far.
+    pub progress: &'a mut dyn FnMut(usize),
+    pub loaded: usize,
+}
+
+impl Loader<'_, '_> {
+    fn full(&self) -> bool {
+        self.job.trained == Trained::Full
+    }
+
+    fn tensor(&mut self, name: &str, rows: u32, cols: u32) -> Result<TensorView<'_>> {
+        self.loaded += 1;
+        (self.progress)(self.loaded);
+        self.checkpoint.expect(name, &[rows as usize, cols as usize])
+    }
+
+    /// The slices of a trained tensor in its group.
+    fn parameter(&self, owner: Owner) -> Option<(Parameter, &Group)> {
+        let groups = self.plan.groups.iter().zip(&self.groups);
+        groups.into_iter().find_map(|(group, buffers)| {
+            let entry = group.find(owner)?;
+            let cut = |arena: &Slice| arena.buffer().slice(entry.offset, entry.words());
+            let value = cut(&buffers.values[entry.arena]);
+            let grad = buffers.gradients.get(entry.arena).map(cut);
+            Some((Parameter { value, grad }, group))
+        })
+    }
+
+    /// A matrix of the frozen base, or with method `full` one that is trained.
+    fn matrix(
+        &mut self,
+        (name, label): (&str, &str),
+        (rows, cols): (u32, u32),
+        format: Format,
+        shards: Vec<Shard>,
+        owner: impl Fn(Shard) -> Owner,
+    ) -> Result<Matrix> {
+        let full = self.full();
+        let checkpoint = self.checkpoint;
+        self.tensor(name, rows, cols)?;
+        let tensor = checkpoint.tensor(name)?;
+        let mut parts = Vec::with_capacity(shards.len());
+        for (index, shard) in shards.into_iter().enumerate() {
+            let range = shard.row0 as usize..(shard.row0 + shard.rows) as usize;
+            if full {
+                let (parameter, _) = self.parameter(owner(shard)).context("a planned weight")?;
+                let values = tensor.rows_f32(range);
+                self.device.write(&parameter.value, bytemuck::cast_slice(&values))?;
+                let weight = WeightBuffers::dense(Format::F32, parameter.value);
+                parts.push(MatrixShard { shard, weight, grad: parameter.grad });
+                continue;
+            }
+            let label = format!("{label}.{index}");
+            let weight = self.upload(&label, &tensor, range, format, (shard.rows, cols))?;
+            parts.push(MatrixShard { shard, weight, grad: None });
+        }
+        Ok(Matrix { rows, cols, shards: parts })
+    }
+
+    fn upload(
+        &mut self,
+        label: &str,
+        tensor: &TensorView<'_>,
+        range: std::ops::Range<usize>,
+        format: Format,
+        (rows, cols): (u32, u32),
+    ) -> Result<WeightBuffers<Slice>> {
+        // Rows of 16-bit numbers are whole words only where the columns are even.
+        let same = dense_format(tensor.dtype) == format;
+        if same && (format == Format::F32 || cols.is_multiple_of(2)) {
+            let words = tensor.words(range);
+            let values = self.pool.filled(label, |out| out.copy_from_slice(&words))?;
+            return Ok(WeightBuffers::dense(format, values));
+        }
+        let packed = pack(format, rows, cols, &tensor.rows_f32(range));
+        let values = self.pool.filled(label, |out| out.copy_from_slice(&packed.values))?;
+        let scales = match format.is_packed() {
+            true => {
+                let label = format!("{label}.scales");
+                Some(self.pool.filled(&label, |out| out.copy_from_slice(&packed.scales))?)
+            }
+            false => None,
+        };
+        Ok(WeightBuffers { format, values, scales })
+    }
+
+    fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.checkpoint.expect(name, &[self.config.hidden_size])?;
+        Ok(tensor.to_f32())
+    }
+
+    fn norm(&mut self, name: &str, label: &str, owner: Owner) -> Result<Norm> {
+        let values = self.vector(name)?;
+        let words: &[u32] = bytemuck::cast_slice(&values);
+        if let Some((parameter, _)) = self.parameter(owner) {
+            self.device.write(&parameter.value, words)?;
+            return Ok(Norm { weight: parameter.value, grad: parameter.grad });
+        }
+        let weight = self.pool.filled(label, |out| out.copy_from_slice(words))?;
+        Ok(Norm { weight, grad: None })
+    }
+
+    /// The embedding table, and the head where it is not tied.
+    pub(super) fn tables(&mut self) -> Result<(Matrix, Option<Matrix>)> {
+        let shape = self.config.shape();
+        let size = (shape.vocab_size, shape.hidden_size);
+        let max = self.plan.max_shard_bytes;
+        let format = |format| if self.full() { Format::F32 } else { format };
+        let (embedding, head) = (format(self.job.embedding), format(self.job.head));
+        let shards = table_shards(&shape, embedding, max);
+        let names = (EMBEDDING, "embed_tokens");
+        let embedding = self.matrix(names, size, embedding, shards, Owner::Embedding)?;
+        if shape.tied_head {
+            return Ok((embedding, None));
+        }
+        let shards = table_shards(&shape, head, max);
+        let head = self.matrix((HEAD, "lm_head"), size, head, shards, Owner::Head)?;
+        Ok((embedding, Some(head)))
+    }
+
+    /// A block: norms, projections, adapters.
+    pub(super) fn block(&mut self, block: u32) -> Result<Block> {
+        let shape = self.config.shape();
+        let label = |what: &str| format!("block.{block}.{what}");
+        let name = norm_name(block, false);
+        let input_norm = self.norm(&name, &label("input_layernorm"), Owner::InputNorm(block))?;
+        let name = norm_name(block, true);
+        let owner = Owner::PostAttentionNorm(block);
+        let post_norm = self.norm(&name, &label("post_attention_layernorm"), owner)?;
+        let mut linears = Vec::with_capacity(7);
+        for projection in Projection::ALL {
+            let (n, k) = shape.projection(projection);
+            let format = if self.full() { Format::F32 } else { self.job.blocks[block as usize] };
+            let shards = projection_shards(n, k, format, self.plan.max_shard_bytes);
+            let name = weight_name(block as usize, projection);
+            let owner = |shard| Owner::Weight(block, projection, shard);
+            let names = (name.as_str(), label(projection.name()));
+            let matrix = self.matrix((names.0, &names.1), (n, k), format, shards, owner)?;
+            linears.push(Linear { matrix, lora: self.lora(block, projection) });
+        }
+        Ok(Block { input_norm, post_norm, linears })
+    }
+
+    fn lora(&self, block: u32, projection: Projection) -> Option<Lora> {
+        let Trained::Lora { rank, .. } = self.job.trained else { return None };
+        let (a, _) = self.parameter(Owner::LoraA(block, projection))?;
+        let (b, _) = self.parameter(Owner::LoraB(block, projection))?;
+        Some(Lora { rank, scale: self.lora_scale, a, b })
+    }
+
+    /// The exits, each with a copy of the final norm, or all with the final norm itself.
+    pub(super) fn exits(&mut self) -> Result<Vec<Exit>> {
+        let windows = self.job.windows.clone();
+        if self.full() {
+            let norm = self.norm(NORM, "norm", Owner::ExitNorm(0))?;
+            return Ok(vec![Exit { after: windows[0].end, norm }]);
+        }
+        let values = self.vector(NORM)?;
+        let words: Vec<u32> = bytemuck::cast_slice(&values).to_vec();
+        let shared = self.pool.filled("norm", |out| out.copy_from_slice(&words))?;
+        let mut exits = Vec::new();
+        for (t, window) in windows.iter().enumerate() {
+            let norm = match self.parameter(Owner::ExitNorm(t as u32)) {
+                Some((parameter, _)) => {
+                    self.device.write(&parameter.value, &words)?;
+                    Norm { weight: parameter.value, grad: parameter.grad }
+                }
+                None => Norm { weight: shared.clone(), grad: None },
+            };
+            exits.push(Exit { after: window.end, norm });
+        }
+        Ok(exits)
+    }
+}
+
+/// Starts adapters as peft does: `A` uniform in ±1/√K (Kaiming with a = √5), `B` zero.
+pub(super) fn init_adapters(blocks: &[Block], device: &Device, seed: u64) -> Result<()> {
+    let mut rng = SeededRng::seed_from_u64(seed);
+    for block in blocks {
+        for linear in &block.linears {
+            let Some(lora) = &linear.lora else { continue };
+            let bound = 1.0 / (linear.matrix.cols as f32).sqrt();
+            let count = lora.a.value.words() as usize;
+            let values: Vec<f32> =
+                (0..count).map(|_| rng.random_range(-bound..bound)).collect();
+            device.write(&lora.a.value, bytemuck::cast_slice(&values))?;
+        }
+    }
+    Ok(())
+}

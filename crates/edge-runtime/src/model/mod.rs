@@ -1,0 +1,411 @@
+//! A model on a device: built from a checkpoint and a plan, run as recorded dispatches.
+//!
+//! * [`linear`] — weight matrices in shards, LoRA.
+//! * [`block`] — a block, forward and backward.
+//! * [`head`] — exits: norm, head, loss, votes, never with all logits.
+//! * [`load`] — from a checkpoint to device memory.
+//! * [`workspace`] — activations and scratch, allocated from the plan.
+
+pub mod block;
+pub mod head;
+pub mod linear;
+pub mod load;
+pub mod workspace;
+
+use anyhow::{Context, Result, ensure};
+use edge_gpu::{Device, Recorder, Slice};
+use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
+use edge_kernels::ops::embedding::embedding_gather;
+use edge_scheduler::{DeviceFacts, Job, ModelShape, Plan, Projection, Window};
+
+use self::block::Geometry;
+use self::linear::{Linear, Matrix};
+use self::load::Loader;
+use self::workspace::{Pool, Slot, Workspace};
+use crate::adapter::{AdapterConfig, AdapterTensors};
+use crate::batch::Batch;
+use crate::checkpoint::Checkpoint;
+use crate::config::{ModelConfig, RopeScaling};
+use crate::exits::Exits;
+
+/// The weight of an RMSNorm.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// `[d]`.
+    pub weight: Slice,
+    /// Where its gradient accumulates, if it is trained.
+    pub grad: Option<Slice>,
+}
+
+/// A block's parameters.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Before attention.
+    pub input_norm: Norm,
+    /// Before the MLP.
+    pub post_norm: Norm,
+    /// By [`Projection::index`].
+    pub linears: Vec<Linear>,
+}
+
+impl Block {
+    /// A projection of the block.
+    pub fn linear(&self, projection: Projection) -> &Linear {
+        &self.linears[projection.index()]
+    }
+}
+
+/// A place where the model can be read out.
+#[derive(Clone, Debug)]
+pub struct Exit {
+    /// Blocks below the exit.
+    pub after: u32,
+    /// Its norm.
+    pub norm: Norm,
+}
+
+/// The arenas of a parameter group.
+#[derive(Clone, Debug, Default)]
+pub struct GroupBuffers {
+    /// Values.
+    pub values: Vec<Slice>,
+    /// Gradients, shared with the other groups; empty without training.
+    pub gradients: Vec<Slice>,
+    /// First moments.
+    pub m: Vec<Slice>,
+    /// Second moments.
+    pub v: Vec<Slice>,
+}
+
+/// A model on a device, ready to run a job.
+pub struct Model {
+    /// What the checkpoint says of itself.
+    pub config: ModelConfig,
+    /// The same, as far as sizes go.
+    pub shape: ModelShape,
+    /// What it was built for.
+    pub job: Job,
+    /// What was allocated.
+    pub plan: Plan,
+    /// Where it lives.
+    pub device: Device,
+    /// The embedding table, which a tied head shares.
+    pub embedding: Matrix,
+    /// An untied head.
+    pub head: Option<Matrix>,
+    /// The blocks.
+    pub blocks: Vec<Block>,
+    /// The exits, from the bottom up.
+    pub exits: Vec<Exit>,
+    /// Parameter groups, one per window.
+    pub groups: Vec<GroupBuffers>,
+    /// Cosines and sines.
+    pub rope: Slice,
+    /// Activations and scratch.
+    pub workspace: Workspace,
+}
+
+/// What a device contributes to a plan.
+pub fn device_facts(device: &Device) -> DeviceFacts {
+    let staging = edge_kernels::Category::Staging.index();
+    DeviceFacts {
+        max_binding_bytes: device.info().max_binding_bytes,
+        staging_bytes: device.memory().peak[staging],
+    }
+}
+
+impl Model {
+    /// Loads a model for a job: allocates all that its plan lists, uploads the weights, and starts
+    /// the adapters as peft does.
+    ///
+    /// # Errors
+    /// The checkpoint lacks a tensor or has one of another shape; the device is out of memory.
+    pub fn load(
+        device: &Device,
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        job: &Job,
+        adapter: LoraInit,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        let shape = config.shape();
+        let plan = Plan::new(&shape, job, device_facts(device));
+        let mut pool = Pool::new(device, &plan);
+        let table = rope_table(
+            job.positions,
+            shape.head_dim,
+            config.rope_theta,
+            &scaling(&config.rope_scaling),
+        );
+        let table: &[u32] = bytemuck::cast_slice(&table);
+        let rope = pool.filled("rope", |out| out.copy_from_slice(table))?;
+        let groups = groups(&mut pool, &plan, job.training)?;
+        let mut loader = Loader {
+            device,
+            checkpoint,
+            config,
+            job,
+            plan: &plan,
+            pool: &mut pool,
+            groups,
+            lora_scale: adapter.scale,
+            progress,
+            loaded: 0,
+        };
+        let (embedding, head) = loader.tables()?;
+        let blocks = (0..shape.num_blocks).map(|b| loader.block(b)).collect::<Result<Vec<_>>>()?;
+        let exits = loader.exits()?;
+        let groups = std::mem::take(&mut loader.groups);
+        let workspace = Workspace::new(&mut pool, job, shape.num_blocks)?;
+        pool.finish()?;
+        load::init_adapters(&blocks, device, adapter.seed)?;
+        Ok(Self {
+            config: config.clone(),
+            shape,
+            job: job.clone(),
+            plan,
+            device: device.clone(),
+            embedding,
+            head,
+            blocks,
+            exits,
+            groups,
+            rope,
+            workspace,
+        })
+    }
+
+    /// The matrix that makes logits.
+    pub fn head_matrix(&self) -> &Matrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Writes a batch's ids and targets to the device.
+    ///
+    /// # Errors
+    /// The batch is larger than the plan, an id lies outside the vocabulary, or the device fails.
+    pub fn set_batch(&self, batch: &Batch) -> Result<Geometry> {
+        let g = Geometry::sequences(batch.sequences as u32, batch.seq_len as u32);
+        self.set_ids(&batch.ids)?;
+        self.write_head(&self.workspace.targets, &batch.targets)?;
+        Ok(g)
+    }
+
+    /// Writes token ids to the device.
+    ///
+    /// # Errors
+    /// As [`Model::set_batch`].
+    pub fn set_ids(&self, ids: &[u32]) -> Result<()> {
+        let outside = ids.iter().find(|&&id| id >= self.shape.vocab_size);
+        if let Some(id) = outside {
+            anyhow::bail!(
+                "token id {id} lies outside the model's vocabulary of {}: use the tokenizer that \
+                 belongs to this model",
+                self.shape.vocab_size
+            );
+        }
+        self.write_head(&self.workspace.ids, ids)
+    }
+
+    /// Overwrites the first words of a buffer.
+    pub(crate) fn write_head(&self, slice: &Slice, words: &[u32]) -> Result<()> {
+        let len = words.len() as u64;
+        ensure!(
+            len <= slice.words(),
+            "{len} words do not fit '{}', which the plan gave {} words",
+            slice.buffer().label(),
+            slice.words()
+        );
+        let part = slice.buffer().slice(slice.offset_words(), len);
+        Ok(self.device.write(&part, words)?)
+    }
+
+    /// Looks the ids up: `x [rows, d]`.
+    pub(crate) fn embed(&self, recorder: &mut Recorder, rows: u32, x: &Slice) {
+        for part in &self.embedding.shards {
+            let params = embedding_gather::Params {
+                tokens: rows,
+                cols: self.embedding.cols,
+                row0: part.shard.row0,
+                rows: part.shard.rows,
+            };
+            let (ids, weight) = (self.workspace.ids.clone(), part.weight.clone());
+            recorder.push(embedding_gather::dispatch(params, ids, x.clone(), weight));
+        }
+    }
+
+    /// Embeds the current ids and runs blocks `0..end` in place on slot 0, calling `at_exit`
+    /// behind the last block of every window.
+    pub(crate) fn trunk(
+        &self,
+        recorder: &mut Recorder,
+        end: u32,
+        g: Geometry,
+        mut at_exit: impl FnMut(&mut Recorder, usize, &Slice),
+    ) {
+        let slot = &self.workspace.slots[0];
+        self.embed(recorder, g.rows(), &slot.x);
+        for block in 0..end {
+            self.block_forward(recorder, block, slot, None, g);
+            if let Some(exit) = self.exits.iter().position(|exit| exit.after == block + 1) {
+                at_exit(recorder, exit, &slot.x);
+            }
+        }
+    }
+
+    /// Runs forward to a window's exit, keeping what its blocks need for the way back. Returns the
+    /// residual stream at the exit.
+    pub(crate) fn window_forward(
+        &self,
+        recorder: &mut Recorder,
+        window: Window,
+        g: Geometry,
+    ) -> Result<Slice> {
+        let ws = &self.workspace;
+        let last = ws.x_out.as_ref().context("the model was not built for training")?;
+        self.trunk(recorder, window.first, g, |_, _, _| {});
+        for block in window.first..window.end {
+            let depth = (block - window.first) as usize;
+            let next = match block + 1 == window.end {
+                true => last,
+                false => &self.slot(depth + 1).x,
+            };
+            self.block_forward(recorder, block, self.slot(depth), Some(next), g);
+        }
+        Ok(last.clone())
+    }
+
+    /// Runs backward through a window from `d_x` at its exit.
+    pub(crate) fn window_backward(&self, recorder: &mut Recorder, window: Window, g: Geometry) {
+        let full = self.job.trained == edge_scheduler::Trained::Full;
+        for block in (window.first..window.end).rev() {
+            let slot = self.slot((block - window.first) as usize);
+            self.block_backward(recorder, block, slot, full || block > window.first, g);
+        }
+    }
+
+    fn slot(&self, depth: usize) -> &Slot {
+        &self.workspace.slots[depth]
+    }
+
+    /// Puts an adapter's tensors into the model.
+    ///
+    /// # Errors
+    /// The adapter has a layer that the model was not built with.
+    pub fn set_adapter(&self, tensors: &AdapterTensors) -> Result<()> {
+        for (&(layer, projection), (a, b)) in tensors {
+            let lora = self.blocks[layer].linear(projection).lora.as_ref();
+            let lora = lora.with_context(|| {
+                format!("the model was built without an adapter on layer {layer} {projection:?}")
+            })?;
+            self.device.write(&lora.a.value, bytemuck::cast_slice(a))?;
+            self.device.write(&lora.b.value, bytemuck::cast_slice(b))?;
+        }
+        Ok(())
+    }
+
+    /// The adapter's tensors.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn adapter(&self) -> Result<AdapterTensors> {
+        let mut tensors = AdapterTensors::new();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            for projection in Projection::ALL {
+                if let Some(lora) = &block.linear(projection).lora {
+                    let a = self.device.read_f32(&lora.a.value)?;
+                    let b = self.device.read_f32(&lora.b.value)?;
+                    tensors.insert((layer, projection), (a, b));
+                }
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// Puts trained exit norms into the model.
+    ///
+    /// # Errors
+    /// Their number is not the model's, or the device fails.
+    pub fn set_exits(&self, exits: &Exits) -> Result<()> {
+        ensure!(
+            exits.gammas.len() == self.exits.len() && self.job.exit_norms,
+            "the model was built with {} exits, the file holds {}",
+            self.exits.len(),
+            exits.gammas.len()
+        );
+        for (exit, gamma) in self.exits.iter().zip(&exits.gammas) {
+            self.device.write(&exit.norm.weight, bytemuck::cast_slice(gamma))?;
+        }
+        Ok(())
+    }
+
+    /// The exit norms.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn exit_gammas(&self) -> Result<Vec<Vec<f32>>> {
+        let read = |exit: &Exit| Ok(self.device.read_f32(&exit.norm.weight)?);
+        self.exits.iter().map(read).collect()
+    }
+}
+
+/// How adapters start.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraInit {
+    /// `alpha / r`.
+    pub scale: f32,
+    /// Seed of `A`.
+    pub seed: u64,
+}
+
+impl LoraInit {
+    /// For a model without adapters.
+    pub const NONE: Self = Self { scale: 1.0, seed: 0 };
+
+    /// For an adapter that will be overwritten.
+    pub fn of(config: &AdapterConfig) -> Self {
+        Self { scale: config.scale(), seed: 0 }
+    }
+}
+
+fn scaling(config: &RopeScaling) -> Scaling {
+    match *config {
+        RopeScaling::None => Scaling::None,
+        RopeScaling::Linear { factor } => Scaling::Linear { factor },
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => Scaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings: original_max_position_embeddings as u32,
+        },
+    }
+}
+
+fn groups(pool: &mut Pool<'_>, plan: &Plan, training: bool) -> Result<Vec<GroupBuffers>> {
+    let arenas = plan.groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0);
+    let count = if training { arenas } else { 0 };
+    let gradients = (0..count)
+        .map(|arena| pool.zeroed(&format!("gradients.{arena}")))
+        .collect::<Result<Vec<_>>>()?;
+    let mut groups = Vec::new();
+    for (index, group) in plan.groups.iter().enumerate() {
+        let mut take = |what: &str, exists: bool| {
+            let count = if exists { group.arenas.len() } else { 0 };
+            (0..count)
+                .map(|arena| pool.zeroed(&format!("group.{index}.{what}.{arena}")))
+                .collect::<Result<Vec<_>>>()
+        };
+        groups.push(GroupBuffers {
+            values: take("values", true)?,
+            m: take("m", training)?,
+            v: take("v", training)?,
+            gradients: gradients.iter().take(group.arenas.len()).cloned().collect(),
+        });
+    }
+    Ok(groups)
+}

@@ -1,0 +1,219 @@
+//! What every command opens first: a model folder, and what to run with it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use edge_gpu::Device;
+use edge_kernels::Format;
+use edge_scheduler::{Job, Plan, Trained, Window};
+
+use crate::adapter::{self, AdapterConfig, AdapterTensors};
+use crate::checkpoint::Checkpoint;
+use crate::cli::args::{Bits, ByteSize};
+use crate::cli::options::TuneOptions;
+use crate::config::ModelConfig;
+use crate::exits::Exits;
+use crate::model::load::{EMBEDDING, dense_format};
+use crate::model::{LoraInit, Model, device_facts};
+use crate::tokenizer::Tokenizer;
+
+/// A model folder, opened.
+pub struct Source {
+    /// The folder.
+    pub dir: PathBuf,
+    /// `config.json`.
+    pub config: ModelConfig,
+    /// The weights, memory-mapped.
+    pub checkpoint: Checkpoint,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+/// The bundled demo: model and texts.
+///
+/// # Errors
+/// The program no longer stands beside its repository.
+pub fn demo_dir() -> Result<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    ensure!(
+        dir.join("model").is_dir(),
+        "the bundled demo is not at {}: run from a clone of the repository, or give --model",
+        dir.display()
+    );
+    // A path below the working directory is shorter to type in the next command.
+    let here = std::env::current_dir().unwrap_or_default();
+    Ok(dir.strip_prefix(&here).map(Path::to_path_buf).unwrap_or(dir))
+}
+
+impl Source {
+    /// Opens a model folder.
+    ///
+    /// # Errors
+    /// A file is absent or not usable; the sentence names it.
+    pub fn open(dir: &Path) -> Result<Self> {
+        ensure!(
+            dir.is_dir(),
+            "{} is no folder: give --model a Hugging Face model folder",
+            dir.display()
+        );
+        let config = ModelConfig::load(dir)?;
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            tokenizer: Tokenizer::for_model(dir, &config)?,
+            checkpoint: Checkpoint::open(dir)?,
+            config,
+        })
+    }
+
+    /// Formats of blocks, embedding table and head. With `bits` 16 everything keeps the
+    /// checkpoint's own numbers; packed blocks go with 16-bit tables.
+    ///
+    /// # Errors
+    /// The checkpoint has no embedding table.
+    pub fn formats(&self, bits: Bits, group: u32) -> Result<[Format; 3]> {
+        let own = dense_format(self.checkpoint.tensor(EMBEDDING)?.dtype);
+        let table = if own == Format::F32 { Format::F16 } else { own };
+        Ok(match u32::from(bits) {
+            4 => [Format::Q4 { group }, table, table],
+            8 => [Format::Q8 { group }, table, table],
+            _ => [own; 3],
+        })
+    }
+
+    /// A job without adapters that runs `batch` sequences of `seq_len` tokens.
+    pub fn job(&self, [blocks, embedding, head]: [Format; 3], batch: u32, seq_len: u32) -> Job {
+        let num_blocks = self.config.num_hidden_layers;
+        Job {
+            blocks: vec![blocks; num_blocks],
+            embedding,
+            head,
+            trained: Trained::Nothing,
+            windows: vec![Window { first: 0, end: num_blocks as u32 }],
+            exit_norms: false,
+            training: false,
+            batch,
+            seq_len,
+            cache: None,
+            positions: seq_len,
+            vote: false,
+        }
+    }
+}
+
+/// What tuning left behind, to be used with a model.
+#[derive(Default)]
+pub struct Tuned {
+    /// A LoRA adapter.
+    pub adapter: Option<(AdapterConfig, AdapterTensors)>,
+    /// Exits with norms of their own.
+    pub exits: Option<Exits>,
+    /// Options of the run that made them.
+    pub options: Option<TuneOptions>,
+}
+
+impl Tuned {
+    /// From a PEFT adapter folder.
+    ///
+    /// # Errors
+    /// A file is absent or does not belong to the model.
+    pub fn adapter(dir: &Path, config: &ModelConfig) -> Result<Self> {
+        Ok(Self { adapter: Some(adapter::load(dir, config)?), ..Self::default() })
+    }
+
+    /// From a run directory: adapter, exits, options.
+    ///
+    /// # Errors
+    /// As [`Tuned::adapter`].
+    pub fn run(dir: &Path, config: &ModelConfig) -> Result<Self> {
+        let options = run_options(dir)?;
+        let adapter = match dir.join(adapter::CONFIG_FILE).exists() {
+            true => Some(adapter::load(dir, config)?),
+            false => None,
+        };
+        let exits = Exits::load(dir, config)?;
+        Ok(Self { adapter, exits, options: Some(options) })
+    }
+
+    /// Adds adapter and exits to a job.
+    pub fn apply(&self, job: &mut Job) {
+        if let Some((config, _)) = &self.adapter {
+            let targets = config.target_modules.clone();
+            job.trained = Trained::Lora { rank: config.r as u32, targets };
+        }
+        if let Some(exits) = &self.exits {
+            let mut first = 0;
+            job.windows.clear();
+            for &after in &exits.after_block {
+                job.windows.push(Window { first, end: after as u32 });
+                first = after as u32;
+            }
+            job.exit_norms = true;
+            job.vote = job.windows.len() > 1;
+        }
+    }
+
+    /// Loads the model for a job with adapter and exits in place.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load(
+        &self,
+        device: &Device,
+        source: &Source,
+        job: &Job,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Model> {
+        let init = self.adapter.as_ref().map_or(LoraInit::NONE, |(c, _)| LoraInit::of(c));
+        let (checkpoint, config) = (&source.checkpoint, &source.config);
+        let model = Model::load(device, checkpoint, config, job, init, progress)?;
+        if let Some((_, tensors)) = &self.adapter {
+            model.set_adapter(tensors)?;
+        }
+        if let Some(exits) = &self.exits {
+            model.set_exits(exits)?;
+        }
+        Ok(model)
+    }
+}
+
+/// The options that a run was made with.
+///
+/// # Errors
+/// The folder is no run directory.
+pub fn run_options(dir: &Path) -> Result<TuneOptions> {
+    let path = dir.join("config.resolved.yaml");
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("cannot read {}: give --run a directory that tune wrote", path.display())
+    })?;
+    serde_norway::from_str(&text)
+        .map_err(|error| anyhow::anyhow!("{} is not usable: {error}", path.display()))
+}
+
+/// Refuses a job whose plan exceeds the budget.
+///
+/// # Errors
+/// It does; the sentence says by how much and what would help.
+pub fn check_budget(
+    source: &Source,
+    job: &Job,
+    device: &Device,
+    budget: Option<ByteSize>,
+) -> Result<Plan> {
+    let plan = Plan::new(&source.config.shape(), job, device_facts(device));
+    if let Some(ByteSize(budget)) = budget {
+        ensure!(
+            plan.bytes() <= budget,
+            "the run needs {} of device memory and --memory-budget allows {}: lower --micro-batch \
+             or --seq-len, or use --method edge with --bits 4",
+            mebibytes(plan.bytes()),
+            mebibytes(budget)
+        );
+    }
+    Ok(plan)
+}
+
+/// A byte count for people.
+pub fn mebibytes(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    if mib >= 1024.0 { format!("{:.2} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+}

@@ -1,0 +1,283 @@
+//! A run of `tune`: data, evaluation before and after, steps, and what is written.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use edge_gpu::Device;
+use edge_kernels::Category;
+use serde_json::{Map, Value, json};
+
+use super::trainer::{AdamW, StepOutcome, Trainer};
+use super::{Order, job};
+use crate::batch::{Batch, Sampler, check_seq_len};
+use crate::cli::args::Method;
+use crate::cli::options::TuneOptions;
+use crate::cli::report::{ExitLoss, Progress, TuneReport, VoteLoss, peak_host_bytes};
+use crate::data::{DataSpec, Dataset, Stream};
+use crate::evaluate::Evaluation;
+use crate::interrupt;
+use crate::model::{LoraInit, Model};
+use crate::run_dir::RunDir;
+use crate::session::{Source, check_budget, mebibytes};
+use crate::tune::save;
+
+/// How a run ended.
+pub struct Outcome {
+    /// The report of `--json`.
+    pub report: TuneReport,
+    /// Whether Ctrl-C ended it.
+    pub interrupted: bool,
+}
+
+/// Runs `tune` with resolved options; `say` is for a person.
+///
+/// # Errors
+/// One sentence that names the file, tensor or option.
+pub fn run(
+    options: &TuneOptions,
+    source: &Source,
+    device: &Device,
+    run_dir: &mut RunDir,
+    quiet: bool,
+) -> Result<Outcome> {
+    let seq_len = options.seq_len_for(source.config.max_position_embeddings);
+    check_seq_len(seq_len, source.config.max_position_embeddings)?;
+    let data = load_data(options, source)?;
+    let job = job(options, source, seq_len)?;
+    let plan = check_budget(source, &job, device, options.memory_budget)?;
+    let mut sampler = Sampler::new(&data.train, seq_len, options.seed)?;
+    run_dir.write_config(options)?;
+    device.reset_peak();
+
+    let tensors = 7 * job.blocks.len() as u64 + 1;
+    let mut loading = Progress::new("load", tensors, quiet);
+    let scale = options.alpha / options.rank as f64;
+    let init = LoraInit { scale: scale as f32, seed: options.seed };
+    let (checkpoint, config) = (&source.checkpoint, &source.config);
+    let model = Model::load(device, checkpoint, config, &job, init, &mut |_| {
+        loading.step(String::new);
+    })?;
+    loading.finish();
+    device.seal();
+    let trainer = Trainer::new(
+        model,
+        AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() },
+    );
+    let mut session = Session {
+        options,
+        data: &data,
+        trainer,
+        run_dir,
+        quiet,
+        seq_len,
+        steps: options.total_steps(sampler.windows()),
+        outcomes: Vec::new(),
+        step_ms: Vec::new(),
+        tokens: 0,
+    };
+    session.announce(mebibytes(plan.bytes()));
+    let before = session.validate("validate before")?;
+    let started = Instant::now();
+    let interrupted = session.train(&mut sampler)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let after = session.validate("validate after")?;
+    save::results(options, source, &session.trainer.model, session.run_dir)?;
+    device.unseal();
+    let mut report = session.report(seconds, before.as_ref(), after.as_ref(), device);
+    report.predicted_peak_device_bytes = Some(plan.bytes());
+    let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
+    session.run_dir.write("result.json", text.as_bytes())?;
+    Ok(Outcome { report, interrupted })
+}
+
+/// The options' data, or the bundled text.
+fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
+    let spec = DataSpec {
+        data: options.data.clone(),
+        valid: options.valid.clone(),
+        val_fraction: options.val_fraction,
+    };
+    Dataset::load(&spec, &source.tokenizer)
+}
+
+struct Session<'a> {
+    options: &'a TuneOptions,
+    data: &'a Dataset,
+    trainer: Trainer,
+    run_dir: &'a mut RunDir,
+    quiet: bool,
+    seq_len: usize,
+    steps: u64,
+    outcomes: Vec<StepOutcome>,
+    step_ms: Vec<f64>,
+    tokens: u64,
+}
+
+impl Session<'_> {
+    fn announce(&self, planned: String) {
+        let (model, options) = (&self.trainer.model, self.options);
+        let trained: u64 = model.plan.groups.iter().map(|group| group.parameters()).sum();
+        self.say(&format!(
+            "{} on {}: {} blocks, {:.2} M parameters, {:.3} M trained, {} windows, {} bit; \
+             {} steps of {} x {} tokens; {} of device memory planned",
+            options.method.name(),
+            model.device.info().name,
+            model.shape.num_blocks,
+            model.shape.parameters() as f64 / 1e6,
+            trained as f64 / 1e6,
+            model.exits.len(),
+            u32::from(options.bits),
+            self.steps,
+            options.batch_size,
+            self.seq_len,
+            planned,
+        ));
+    }
+
+    fn say(&self, text: &str) {
+        Progress::new("", 0, self.quiet).say(text);
+    }
+
+    fn validate(&self, label: &'static str) -> Result<Option<Evaluation>> {
+        let Some(stream) = &self.data.valid else { return Ok(None) };
+        let model = &self.trainer.model;
+        let sequences = self.options.micro_batch;
+        let count = stream.ids.len().div_ceil(self.seq_len * sequences) as u64;
+        let mut progress = Progress::new(label, count, self.quiet);
+        let batches = stream.eval_batches(self.seq_len, sequences, None)?;
+        let result = model.evaluate(batches, self.options.vote, |_| progress.step(String::new))?;
+        progress.finish();
+        let exits: Vec<String> = result.exits.iter().map(|loss| format!("{loss:.4}")).collect();
+        let vote = match model.exits.len() {
+            1 => String::new(),
+            _ => format!(", vote {} {:.4}", self.options.vote.name(), result.vote),
+        };
+        let tokens = result.tokens;
+        self.say(&format!("{label}: loss {} at the exits{vote} ({tokens} tokens)", exits.join(" / ")));
+        Ok(Some(result))
+    }
+
+    /// Trains until the last step or Ctrl-C; says whether it was the latter.
+    fn train(&mut self, sampler: &mut Sampler) -> Result<bool> {
+        let options = self.options;
+        let windows = self.trainer.windows();
+        let mut order = Order::new(options.window_order, windows, self.steps, options.seed);
+        let mut progress = Progress::new("tune", self.steps, self.quiet);
+        let warmup = options.warmup_for(self.steps);
+        for step in 0..self.steps {
+            if interrupt::requested() {
+                progress.finish();
+                return Ok(true);
+            }
+            let lr = options.schedule.learning_rate(options.lr, step, self.steps, warmup);
+            let window = order.window(step);
+            let batches = self.batches(&self.data.train, sampler);
+            let started = Instant::now();
+            let outcome = self.trainer.step(window, &batches, lr)?;
+            let ms = started.elapsed().as_secs_f64() * 1e3;
+            self.step_ms.push(ms);
+            let tokens = (options.batch_size * self.seq_len) as u64;
+            self.tokens += tokens;
+            self.outcomes.push(outcome);
+            self.record(step, window, lr, ms, &outcome)?;
+            let peak = self.trainer.model.device.memory().peak_total;
+            progress.step(|| {
+                format!(
+                    "loss {:.4}, lr {lr:.2e}, {:.0} tokens/s, peak {}",
+                    outcome.loss,
+                    tokens as f64 / ms * 1e3,
+                    mebibytes(peak)
+                )
+            });
+            let due = options.eval_every > 0 && (step + 1) % options.eval_every == 0;
+            if due && step + 1 < self.steps {
+                self.validate_during(step + 1)?;
+            }
+        }
+        progress.finish();
+        Ok(false)
+    }
+
+    fn validate_during(&mut self, step: u64) -> Result<()> {
+        let Some(result) = self.validate("validate")? else { return Ok(()) };
+        let record = json!({"step": step, "val_loss": result.last(), "val_exits": result.exits,
+            "val_vote": result.vote});
+        self.run_dir.metric(&record)
+    }
+
+    fn batches(&self, stream: &Stream, sampler: &mut Sampler) -> Vec<Batch> {
+        let micro = self.options.micro_batch;
+        let count = self.options.batch_size / micro;
+        (0..count).map(|_| sampler.next_batch(stream, micro)).collect()
+    }
+
+    fn record(
+        &mut self,
+        step: u64,
+        window: usize,
+        lr: f64,
+        ms: f64,
+        outcome: &StepOutcome,
+    ) -> Result<()> {
+        self.run_dir.metric(&json!({
+            "step": step + 1,
+            "exit": window + 1,
+            "loss": outcome.loss,
+            "grad_norm": outcome.grad_norm,
+            "lr": lr,
+            "step_ms": ms,
+            "tokens": self.tokens,
+        }))
+    }
+
+    fn report(
+        &self,
+        seconds: f64,
+        before: Option<&Evaluation>,
+        after: Option<&Evaluation>,
+        device: &Device,
+    ) -> TuneReport {
+        let mut sorted = self.step_ms.clone();
+        sorted.sort_by(f64::total_cmp);
+        let memory = device.memory();
+        let mut by_category = Map::new();
+        for category in Category::ALL {
+            let bytes = memory.peak[category.index()];
+            by_category.insert(category.name().into(), Value::from(bytes));
+        }
+        let recent = self.outcomes.len().saturating_sub(20);
+        let losses: Vec<f64> = self.outcomes[recent..].iter().map(|o| o.loss).collect();
+        let exits = after.map(|result| {
+            let numbered = result.exits.iter().enumerate();
+            numbered.map(|(index, &val_loss)| ExitLoss { exit: index + 1, val_loss }).collect()
+        });
+        let rule = self.options.vote.name().to_string();
+        let many = self.trainer.windows() > 1;
+        let voted = after.filter(|_| many).map(|r| VoteLoss { rule, val_loss: r.vote });
+        let best = match self.options.method {
+            Method::Edge => after.map(|result| result.vote),
+            _ => after.map(Evaluation::last),
+        };
+        TuneReport {
+            method: self.options.method.name().into(),
+            device: device.info().name.clone(),
+            steps: self.outcomes.len() as u64,
+            tokens: self.tokens,
+            trained_tokens: self.outcomes.iter().map(|o| o.trained_tokens).sum(),
+            tokens_per_second: self.tokens as f64 / seconds.max(1e-9),
+            step_ms_median: sorted.get(sorted.len() / 2).copied().unwrap_or(0.0),
+            train_loss: losses.iter().sum::<f64>() / losses.len().max(1) as f64,
+            val_loss_before: before.map(|r| if many { r.vote } else { r.last() }),
+            val_loss: best,
+            val_perplexity: best.map(f64::exp),
+            exits: exits.unwrap_or_default(),
+            vote: voted,
+            peak_device_bytes: memory.peak_total,
+            peak_device_bytes_by_category: by_category,
+            peak_host_bytes: peak_host_bytes(),
+            predicted_peak_device_bytes: None,
+            predicted_step_ms: None,
+            run_dir: self.run_dir.path().display().to_string(),
+        }
+    }
+}

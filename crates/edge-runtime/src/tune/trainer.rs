@@ -1,0 +1,231 @@
+//! One training step: forward to the window's exit, backward through the window, AdamW on the
+//! window's parameters.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use edge_gpu::{Recorder, Slice};
+use edge_kernels::ops::embedding::embedding_scatter;
+use edge_kernels::ops::memory::fill;
+use edge_kernels::ops::optim::{adamw, grad_norm_scale, sum_squares};
+use edge_scheduler::Owner;
+use edge_scheduler::plan::NORM_PARTS;
+
+use crate::batch::Batch;
+use crate::model::Model;
+use crate::model::block::Geometry;
+
+/// AdamW's constants (Loshchilov & Hutter 2019), as PyTorch names them.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest gradient norm; 0: any.
+    pub clip: f64,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: 1.0 }
+    }
+}
+
+/// What a step reports.
+#[derive(Clone, Copy, Debug)]
+pub struct StepOutcome {
+    /// Mean loss over the trained tokens before the update, nats.
+    pub loss: f64,
+    /// Norm of the window's gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens that the loss counted.
+    pub trained_tokens: u64,
+}
+
+/// A model that is being tuned.
+pub struct Trainer {
+    /// The model.
+    pub model: Model,
+    optimizer: AdamW,
+    /// Updates of each window so far: Adam's `t`.
+    updates: Vec<u32>,
+}
+
+impl Trainer {
+    /// A trainer with all moments at zero.
+    pub fn new(model: Model, optimizer: AdamW) -> Self {
+        let updates = vec![0; model.groups.len()];
+        Self { model, optimizer, updates }
+    }
+
+    /// Number of windows.
+    pub fn windows(&self) -> usize {
+        self.model.exits.len()
+    }
+
+    /// Trains window `index` on micro-batches, whose gradients accumulate.
+    ///
+    /// # Errors
+    /// A batch is larger than the plan, or the device fails.
+    pub fn step(&mut self, index: usize, batches: &[Batch], lr: f64) -> Result<StepOutcome> {
+        let trained: usize = batches.iter().map(|batch| batch.trained_tokens).sum();
+        self.gradients(index, batches, trained)?;
+        let mut recorder = self.model.device.recorder();
+        self.update(&mut recorder, index, lr)?;
+        recorder.submit()?;
+        let model = &self.model;
+        let back = model.workspace.backward.as_ref().context("a training workspace")?;
+        let loss = model.device.read_f32(&model.workspace.loss)?;
+        let clip = model.device.read_f32(&back.clip)?;
+        Ok(StepOutcome {
+            loss: f64::from(loss[0]) / f64::from(loss[1]).max(1.0),
+            grad_norm: clip[0].into(),
+            trained_tokens: trained as u64,
+        })
+    }
+
+    /// Computes the gradients of window `index`, without an update; the loss of one token weighs
+    /// `1 / trained`.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn gradients(&self, index: usize, batches: &[Batch], trained: usize) -> Result<()> {
+        let model = &self.model;
+        let window = model.job.windows[index];
+        let scale = 1.0 / trained.max(1) as f32;
+        let mut recorder = model.device.recorder();
+        for gradient in &model.groups[index].gradients {
+            recorder.push(fill::dispatch(gradient.words() as u32, 0.0, gradient.clone()));
+        }
+        recorder.push(fill::dispatch(2, 0.0, model.workspace.loss.clone()));
+        for batch in batches {
+            // Uploads are ordered behind what was submitted, so the last micro-batch must be.
+            recorder.submit()?;
+            let g = model.set_batch(batch)?;
+            let scatter = self.upload_scatter(batch)?;
+            let x = model.window_forward(&mut recorder, window, g)?;
+            let exit = &model.exits[index];
+            model.exit_loss_backward(&mut recorder, exit, &x, scale, g)?;
+            model.window_backward(&mut recorder, window, g);
+            self.scatter(&mut recorder, &scatter, g);
+        }
+        Ok(recorder.submit()?)
+    }
+
+    /// Uploads where each row of the embedding finds its gradients (method `full`); returns the
+    /// number of segments of each shard.
+    fn upload_scatter(&self, batch: &Batch) -> Result<Vec<u32>> {
+        let model = &self.model;
+        let back = model.workspace.backward.as_ref().context("a training workspace")?;
+        let Some((segments, order)) = &back.scatter else { return Ok(Vec::new()) };
+        let mut counts = Vec::new();
+        for (index, part) in model.embedding.shards.iter().enumerate() {
+            let (shard, region) = (part.shard, self.region(index));
+            let (found, tokens) = embedding_scatter::segments(&batch.ids, shard.row0, shard.rows);
+            counts.push((found.len() / 3) as u32);
+            if !found.is_empty() {
+                let at = segments.buffer().slice(3 * region, found.len() as u64);
+                model.device.write(&at, &found)?;
+                let at = order.buffer().slice(region, tokens.len() as u64);
+                model.device.write(&at, &tokens)?;
+            }
+        }
+        Ok(counts)
+    }
+
+    /// First word of a shard's region in the scatter order.
+    fn region(&self, shard: usize) -> u64 {
+        let rows = u64::from(self.model.job.batch) * u64::from(self.model.job.seq_len);
+        shard as u64 * rows.next_multiple_of(64)
+    }
+
+    fn scatter(&self, recorder: &mut Recorder, counts: &[u32], g: Geometry) {
+        let model = &self.model;
+        let Some(back) = &model.workspace.backward else { return };
+        let Some((segments, order)) = &back.scatter else { return };
+        for (index, (part, &count)) in model.embedding.shards.iter().zip(counts).enumerate() {
+            let Some(grad) = part.grad.as_ref().filter(|_| count > 0) else { continue };
+            let region = self.region(index);
+            let params = embedding_scatter::Params {
+                segments: count,
+                cols: model.embedding.cols,
+                ..bytemuck::Zeroable::zeroed()
+            };
+            recorder.push(embedding_scatter::dispatch(
+                params,
+                segments.buffer().slice(3 * region, 3 * u64::from(count)),
+                order.buffer().slice(region, g.rows().into()),
+                back.d_x.clone(),
+                grad.clone(),
+            ));
+        }
+    }
+
+    /// Clips the gradient of window `index` and applies AdamW.
+    fn update(&mut self, recorder: &mut Recorder, index: usize, lr: f64) -> Result<()> {
+        self.updates[index] += 1;
+        let t = self.updates[index] as i32;
+        let (model, opt) = (&self.model, self.optimizer);
+        let group = &model.groups[index];
+        let back = model.workspace.backward.as_ref().context("a training workspace")?;
+        for (arena, gradient) in group.gradients.iter().enumerate() {
+            let params = sum_squares::Params {
+                count: group.values[arena].words() as u32,
+                part0: arena as u32 * NORM_PARTS,
+                parts: NORM_PARTS,
+                ..bytemuck::Zeroable::zeroed()
+            };
+            let partials = back.norm_partials.clone();
+            recorder.push(sum_squares::dispatch(params, gradient.clone(), partials));
+        }
+        let params = grad_norm_scale::Params {
+            parts: group.gradients.len() as u32 * NORM_PARTS,
+            max_norm: opt.clip as f32,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let (partials, clip) = (back.norm_partials.clone(), back.clip.clone());
+        recorder.push(grad_norm_scale::dispatch(params, partials, clip.clone()));
+        for (arena, value) in group.values.iter().enumerate() {
+            let params = adamw::Params {
+                count: value.words() as u32,
+                lr: lr as f32,
+                beta1: opt.beta1 as f32,
+                beta2: opt.beta2 as f32,
+                eps: opt.eps as f32,
+                weight_decay: opt.weight_decay as f32,
+                correction1: (1.0 - opt.beta1.powi(t)) as f32,
+                correction2: (1.0 - opt.beta2.powi(t)) as f32,
+            };
+            recorder.push(adamw::dispatch(
+                params,
+                value.clone(),
+                group.gradients[arena].clone(),
+                group.m[arena].clone(),
+                group.v[arena].clone(),
+                clip.clone(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The gradients of window `index` by tensor, as the last [`Trainer::gradients`] left them.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn read_gradients(&self, index: usize) -> Result<BTreeMap<String, (Owner, Vec<f32>)>> {
+        let model = &self.model;
+        let mut found = BTreeMap::new();
+        for entry in &model.plan.groups[index].entries {
+            let arena: &Slice = &model.groups[index].gradients[entry.arena];
+            let slice = arena.buffer().slice(entry.offset, entry.words());
+            let values = model.device.read_f32(&slice)?;
+            found.insert(format!("{:?}", entry.owner), (entry.owner, values));
+        }
+        Ok(found)
+    }
+}
