@@ -9,6 +9,7 @@
 pub mod format;
 pub mod op;
 pub mod ops;
+pub mod pack;
 pub mod shader;
 pub mod util;
 

@@ -1,6 +1,7 @@
 //! The operations, one file each, and the registry that tests, benches and checks loop over.
 
 pub mod loss;
+pub mod matmul;
 pub mod norm;
 pub mod optim;
 
@@ -8,6 +9,10 @@ use crate::op::Op;
 
 /// Every op of the project. Adding one here is the only edit outside its own two files.
 pub static OPS: &[&dyn Op] = &[
+    &matmul::matmul_nn::MatmulNn,
+    &matmul::matmul_nt::MatmulNt,
+    &matmul::matmul_tn::MatmulTn,
+    &matmul::sum_partials::SumPartials,
     &norm::rms_norm_forward::RmsNormForward,
     &loss::cross_entropy_forward::CrossEntropyForward,
     &loss::cross_entropy_backward::CrossEntropyBackward,

@@ -1,0 +1,221 @@
+//! Product with a weight matrix: the backward pass of a linear layer with respect to its input.
+//!
+//! dX\[m,k\] (+)= alpha · dY\[m,n\] · W\[n,k\]
+//!
+//! | tensor | shape  | dtype      | role |
+//! |--------|--------|------------|------|
+//! | dy     | [m, n] | f32        | in, rows `ld_in` apart behind `in_offset` |
+//! | dx     | [m, k] | f32        | out, rows `ld_out` apart behind `out_offset` |
+//! | w      | [n, k] | any format | in   |
+//!
+//! How: a thread owns TM rows of one block of columns and walks over n, so that the packing of
+//! the forward pass serves as it is.
+//! Accuracy: f32 products and sums over n, weights dequantised to f32.
+//! Cost: bound by arithmetic and, in the packed formats, by dequantisation.
+
+use crate::format::{Format, WeightBuffers};
+use crate::op::{
+    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
+};
+use crate::ops::matmul::product::{Layout, for_weight_rows, product};
+use crate::ops::matmul::{
+    LANES, quads, spec, split_lanes, strided_input, strided_output, weight_bindings,
+    weight_buffers, weight_variants,
+};
+use crate::util::{SeededRng, fold_grid};
+
+/// See the module.
+pub struct MatmulNn;
+
+crate::params! {
+    /// Parameters of `matmul_nn`; sizes, strides and offsets in elements.
+    pub struct Params {
+        /// Rows of dY and dX (tokens).
+        m: u32,
+        /// Columns of dY, rows of W (output channels).
+        n: u32,
+        /// Columns of dX and W (input channels).
+        k: u32,
+        /// Between rows of dY.
+        ld_in: u32,
+        /// Of the first element of dY.
+        in_offset: u32,
+        /// Between rows of dX.
+        ld_out: u32,
+        /// Of the first element of dX.
+        out_offset: u32,
+        /// 1: adds to dX.
+        accumulate: u32,
+        /// Factor of the product.
+        alpha: f32,
+        /// Unused.
+        pad0: u32,
+        /// Unused.
+        pad1: u32,
+        /// Unused.
+        pad2: u32,
+    }
+}
+
+impl Params {
+    /// Contiguous operands, `alpha` 1, overwriting.
+    pub fn dense(m: u32, n: u32, k: u32) -> Self {
+        Self {
+            m,
+            n,
+            k,
+            ld_in: n,
+            in_offset: 0,
+            ld_out: k,
+            out_offset: 0,
+            accumulate: 0,
+            alpha: 1.0,
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
+        }
+    }
+}
+
+/// Multiplies `dy [m, n]` by `w [n, k]` into `dx [m, k]`.
+pub fn dispatch<B>(params: Params, w: WeightBuffers<B>, dy: B, dx: B) -> Dispatch<B> {
+    let call = Call::with_format(&params, w.format);
+    Dispatch::new(&MatmulNn, call, [dy, dx].into_iter().chain(w.bindings()).collect())
+}
+
+/// Columns a thread.
+fn step(format: Format) -> u32 {
+    if format.is_packed() { 32 } else { 8 }
+}
+
+impl Op for MatmulNn {
+    fn name(&self) -> &'static str {
+        "matmul_nn"
+    }
+
+    fn shader(&self) -> &'static str {
+        "matmul/matmul_nn.wgsl"
+    }
+
+    fn bindings(&self, call: &Call) -> Vec<Binding> {
+        weight_bindings("dy", "dx", call.format)
+    }
+
+    fn fields(&self) -> &'static [Field] {
+        Params::FIELDS
+    }
+
+    fn variants(&self, call: &Call) -> Vec<Variant> {
+        let p: Params = call.params();
+        let aligned = quads(&[p.n, p.ld_in, p.in_offset]);
+        let input = if aligned { "lib/dy_vec4.wgsl" } else { "lib/dy_any.wgsl" };
+        let blocks = p.k.div_ceil(step(call.format));
+        let sized = |name, tm, lanes| {
+            let (wx, wy) = split_lanes(lanes, blocks);
+            let variant = Variant::named(name).fragment("lib/dy_vec4.wgsl", input);
+            variant.spec("TM", tm).spec("WX", wx).spec("WY", wy)
+        };
+        let most = if call.format.is_packed() { 4 } else { 8 };
+        let enough = |tm: u32| p.m.div_ceil(tm) * blocks >= 4 * LANES;
+        let tm = match p.m {
+            1 => 1,
+            2..=7 => 4,
+            _ if enough(most) => most,
+            _ => 4,
+        };
+        let mut variants = weight_variants(&sized("tile", tm, LANES), call.format, p.k);
+        // Fewer registers, whole subgroups on any GPU.
+        let few = if call.format.is_packed() { 2 } else { 4 };
+        let wide = weight_variants(&sized("wide", few, 64), call.format, p.k);
+        variants.extend(wide.into_iter().filter(|variant| !variant.needs.f16));
+        variants
+    }
+
+    fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
+        let p: Params = call.params();
+        let rows = spec(variant, "TM") * spec(variant, "WY");
+        let blocks = p.k.div_ceil(step(call.format));
+        fold_grid(p.m.div_ceil(rows) * blocks.div_ceil(spec(variant, "WX")))
+    }
+
+    fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {
+        let p: Params = call.params();
+        let [dy, dx, weights @ ..] = buffers else { unreachable!("three bindings or more") };
+        let [m, k] = [p.m, p.k].map(|size| size as usize);
+        let dx_at = Layout::rows(p.out_offset as usize, p.ld_out as usize);
+        let dx = dx.f32_mut();
+        for_weight_rows(call.format, [p.n, p.k], weights, |first, rows| {
+            let dy_at = Layout::rows(p.in_offset as usize + first, p.ld_in as usize);
+            let shape = [m, k, rows.len() / k];
+            let add = p.accumulate == 1 || first > 0;
+            let w_at = Layout::rows(0, k);
+            product(shape, p.alpha, add, (dy.f32(), dy_at), (rows, w_at), (&mut *dx, dx_at));
+        });
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        cases()
+    }
+
+    fn buffers(&self, call: &Call, rng: &mut SeededRng) -> Vec<CaseBuffer> {
+        let p: Params = call.params();
+        let mut buffers = vec![
+            strided_input(rng, [p.m, p.n], p.ld_in, p.in_offset),
+            strided_output(rng, [p.m, p.k], p.ld_out, p.out_offset, p.accumulate),
+        ];
+        buffers.extend(weight_buffers(rng, call.format, p.n, p.k));
+        buffers
+    }
+
+    fn work(&self, call: &Call) -> Work {
+        let p: Params = call.params();
+        let [m, n, k] = [p.m, p.n, p.k].map(u64::from);
+        let outputs = m * k * (1 + u64::from(p.accumulate));
+        Work { bytes: 4 * (m * n + outputs) + call.format.bytes(p.n, p.k), flops: 2 * m * n * k }
+    }
+
+    fn tolerance(&self, call: &Call) -> Tolerance {
+        let p: Params = call.params();
+        super::sum_tolerance(p.n, p.alpha)
+    }
+}
+
+/// Tiny shapes around the tiles, every format; shapes of TinyLlama and SmolLM2-135M to time.
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, format: Format, params: Params| {
+        let name = format!("{name}_{}", format.name());
+        cases.push(Case::new(name, Call::with_format(&params, format)));
+    };
+    for format in Format::ALL {
+        let shard = Params {
+            ld_in: 80,
+            in_offset: 8,
+            ld_out: 97,
+            out_offset: 3,
+            accumulate: 1,
+            alpha: -0.75,
+            ..Params::dense(37, 68, 64)
+        };
+        add("shard_37x68x64", format, shard);
+        add("5x7x31", format, Params::dense(5, 7, 31));
+    }
+    for (m, n, k) in [(1, 1, 1), (1, 12, 40), (3, 8, 12), (9, 65, 257), (64, 64, 8)] {
+        add(&format!("{m}x{n}x{k}"), Format::F32, Params::dense(m, n, k));
+    }
+    let mut bench = |name: &str, format: Format, m, n, k| {
+        let name = format!("{name}_{m}x{n}x{k}_{}", format.name());
+        cases.push(Case::bench(name, Call::with_format(&Params::dense(m, n, k), format)));
+    };
+    for format in Format::ALL {
+        bench("tinyllama_q_proj", format, 256, 2048, 2048);
+    }
+    for format in [Format::F32, Format::Q4 { group: 32 }] {
+        bench("tinyllama_up_proj", format, 256, 5632, 2048);
+        bench("tinyllama_down_proj", format, 256, 2048, 5632);
+        bench("smollm2_up_proj", format, 256, 1536, 576);
+    }
+    bench("lora_b", Format::F32, 256, 2048, 8);
+    bench("lora_a", Format::F32, 256, 8, 2048);
+    cases
+}

@@ -1,0 +1,120 @@
+//! Products of matrices: with weights in any format, and for weight gradients.
+
+pub mod matmul_nn;
+pub mod matmul_nt;
+pub mod matmul_tn;
+pub(crate) mod product;
+pub mod sum_partials;
+
+#[cfg(test)]
+mod tests;
+
+use crate::format::Format;
+use crate::op::{Binding, CaseBuffer, Needs, Tolerance, Variant, read, read_write};
+use crate::pack::pack;
+use crate::util::{SeededRng, uniform_vec};
+
+/// Lanes of the small workgroups that suit register tiles without workgroup memory.
+const LANES: u32 = 8;
+
+/// Bindings of a product with weights.
+fn weight_bindings(input: &'static str, output: &'static str, format: Format) -> Vec<Binding> {
+    let mut bindings = vec![read(input), read_write(output), read("w")];
+    if format.is_packed() {
+        bindings.push(read("w_scales"));
+    }
+    bindings
+}
+
+/// The fragments that load weights with `cols` columns, once for each way to load them.
+fn weight_variants(variant: &Variant, format: Format, cols: u32) -> Vec<Variant> {
+    let default = Format::F32.fragment();
+    if let Some(group) = format.group() {
+        let variant = variant.clone().fragment(default, format.fragment());
+        return vec![variant.spec("GROUP", group)];
+    }
+    if cols % 8 != 0 {
+        let any = match format {
+            Format::F16 => "weights/f16_any.wgsl",
+            Format::Bf16 => "weights/bf16_any.wgsl",
+            _ => "weights/f32_any.wgsl",
+        };
+        return vec![variant.clone().fragment(default, any)];
+    }
+    let portable = variant.clone().fragment(default, format.fragment());
+    if format != Format::F16 {
+        return vec![portable];
+    }
+    let native = Variant { name: "f16", ..variant.clone() }
+        .fragment(default, "weights/f16_native.wgsl")
+        .needs(Needs { f16: true, ..variant.needs });
+    vec![native, portable]
+}
+
+/// `LANES` (or another power of two) divided over `tiles` of the first dimension and the rest.
+fn split_lanes(lanes: u32, tiles: u32) -> (u32, u32) {
+    let first = tiles.max(1).next_power_of_two().min(lanes);
+    (first, lanes / first)
+}
+
+/// The value that a variant gives to a constant.
+///
+/// # Panics
+/// When it gives none: a mistake in the op's file.
+fn spec(variant: &Variant, name: &str) -> u32 {
+    let found = variant.spec.iter().find(|(spec, _)| *spec == name);
+    found.unwrap_or_else(|| panic!("variant '{}' does not set {name}", variant.name)).1
+}
+
+/// Whether all are multiples of 4: rows can then be read four elements at a time.
+fn quads(values: &[u32]) -> bool {
+    values.iter().all(|value| value % 4 == 0)
+}
+
+/// An input `[rows, ld]` behind `offset`, of which only columns `0..cols` may be read: everything
+/// else is NaN.
+fn strided_input(rng: &mut SeededRng, shape: [u32; 2], ld: u32, offset: u32) -> CaseBuffer {
+    let [rows, cols, ld, offset] = [shape[0], shape[1], ld, offset].map(|x| x as usize);
+    let mut data = vec![f32::NAN; offset + (rows - 1) * ld + cols.max(1)];
+    for row in data[offset..].chunks_mut(ld) {
+        let len = cols.min(row.len());
+        row[..len].copy_from_slice(&uniform_vec(rng, len, -1.0, 1.0));
+    }
+    CaseBuffer::F32(data)
+}
+
+/// An output `[rows, ld]` behind `offset`: poisoned where all of it is written, else with contents
+/// that must survive or be added to.
+fn strided_output(
+    rng: &mut SeededRng,
+    shape: [u32; 2],
+    ld: u32,
+    offset: u32,
+    accumulate: u32,
+) -> CaseBuffer {
+    let [rows, cols] = shape;
+    let len = (offset + (rows - 1) * ld + cols) as usize;
+    if accumulate == 0 && offset == 0 && ld == cols {
+        return CaseBuffer::Output(len);
+    }
+    CaseBuffer::F32(uniform_vec(rng, len, -1.0, 1.0))
+}
+
+/// Random weights `[n, k]` in a format, as the last bindings of a case.
+fn weight_buffers(rng: &mut SeededRng, format: Format, n: u32, k: u32) -> Vec<CaseBuffer> {
+    let data = uniform_vec(rng, n as usize * k as usize, -1.0, 1.0);
+    pack(format, n, k, &data).case_buffers().bindings().collect()
+}
+
+/// Tolerance of sums of `terms` products of numbers below 1.
+fn sum_tolerance(terms: u32, alpha: f32) -> Tolerance {
+    // Partial sums are about sqrt(terms) / 3; roundings of half an epsilon of them add up like a
+    // random walk, to terms * epsilon / 6 or so. Sixteen times sqrt(terms) epsilon leaves room for
+    // a maximum over a million outputs at 8192 terms.
+    let size = f32::max(1.0, (terms as f32).sqrt());
+    Tolerance {
+        abs: 16.0 * f32::EPSILON * size * f32::max(1.0, size / 16.0) * f32::max(1.0, alpha.abs()),
+        rel: 1e-5,
+        why: "f32 sums of products below 1 in another order",
+    }
+}

@@ -1,0 +1,111 @@
+//! Products of strided matrices on the host, through the `gemm` crate.
+
+use gemm::Parallelism;
+
+use crate::format::Format;
+use crate::op::HostBuffer;
+use crate::pack::unpack_rows;
+
+/// Products below this many multiply-adds stay on one thread.
+const PARALLEL_FROM: usize = 1 << 18;
+
+/// Weight rows that are dequantised at a time: bounds the scratch memory of the host device.
+const STRIP_ROWS: usize = 512;
+
+/// Where a matrix lies in a slice, in elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    /// Of the first element.
+    pub offset: usize,
+    /// Between rows.
+    pub row: usize,
+    /// Between columns.
+    pub col: usize,
+}
+
+impl Layout {
+    /// Row-major with rows `row` apart.
+    pub(crate) fn rows(offset: usize, row: usize) -> Self {
+        Self { offset, row, col: 1 }
+    }
+
+    /// The same memory as the transposed matrix.
+    pub(crate) fn transposed(self) -> Self {
+        Self { row: self.col, col: self.row, ..self }
+    }
+
+    fn check(self, [rows, cols]: [usize; 2], len: usize) {
+        let last = self.offset + (rows - 1) * self.row + (cols - 1) * self.col;
+        assert!(last < len, "a matrix of {rows}x{cols} reaches element {last} of {len}");
+    }
+}
+
+/// dst (+)= alpha · a\[m,k\] · b\[k,n\], with `shape` = \[m, n, k\].
+///
+/// # Panics
+/// When a matrix reaches beyond its slice.
+pub(crate) fn product(
+    shape: [usize; 3],
+    alpha: f32,
+    accumulate: bool,
+    (a, a_at): (&[f32], Layout),
+    (b, b_at): (&[f32], Layout),
+    (dst, dst_at): (&mut [f32], Layout),
+) {
+    let [m, n, k] = shape;
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    a_at.check([m, k], a.len());
+    b_at.check([k, n], b.len());
+    dst_at.check([m, n], dst.len());
+    let parallel = m * n * k >= PARALLEL_FROM;
+    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    // SAFETY: the checks above hold every element of the three matrices within its slice, the
+    // strides are at most the slices' lengths, and `dst` is borrowed exclusively.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.as_mut_ptr().add(dst_at.offset),
+            dst_at.col as isize,
+            dst_at.row as isize,
+            accumulate,
+            a.as_ptr().add(a_at.offset),
+            a_at.col as isize,
+            a_at.row as isize,
+            b.as_ptr().add(b_at.offset),
+            b_at.col as isize,
+            b_at.row as isize,
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Calls `visit(first row, rows)` over a weight matrix `[n, k]` in f32, a strip at a time.
+pub(crate) fn for_weight_rows(
+    format: Format,
+    shape: [u32; 2],
+    weights: &[HostBuffer<'_>],
+    mut visit: impl FnMut(usize, &[f32]),
+) {
+    let [n, k] = shape.map(|size| size as usize);
+    if format == Format::F32 {
+        visit(0, &weights[0].f32()[..n * k]);
+        return;
+    }
+    let scales = weights.get(1).map_or(&[][..], HostBuffer::u32);
+    let mut strip = vec![0.0; STRIP_ROWS.min(n) * k];
+    for first in (0..n).step_by(STRIP_ROWS) {
+        let rows = STRIP_ROWS.min(n - first);
+        let strip = &mut strip[..rows * k];
+        unpack_rows(format, shape, weights[0].u32(), scales, first, strip);
+        visit(first, strip);
+    }
+}

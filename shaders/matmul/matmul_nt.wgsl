@@ -1,0 +1,111 @@
+//! Y[m,n] (+)= alpha · X[m,k] · W[n,k]ᵀ
+//!
+//! x: [m, k] f32, rows ld_in apart · w: [n, k] in any weight format · y: [m, n] f32, rows ld_out
+//! apart. Grid: one workgroup a tile of (WY·TM) x (WX·TN) outputs, m fastest, folded over y.
+//! Shared: none. Needs: nothing beyond core WebGPU.
+//!
+//! Every thread owns TM rows and TN channels that are WX apart, so that neighbouring lanes read
+//! neighbouring words of the packed formats. No workgroup memory: the caches share the loads.
+
+const TM: u32 = 4u;  //#spec rows a thread
+const TN: u32 = 4u;  //#spec channels a thread
+const WX: u32 = 16u;  //#spec lanes along n
+const WY: u32 = 4u;  //#spec lanes along m
+const X_BINDING: u32 = 1u;
+
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    ld_in: u32,
+    in_offset: u32,
+    ld_out: u32,
+    out_offset: u32,
+    accumulate: u32,
+    alpha: f32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+//#include "lib/x_vec4.wgsl"
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+//#include "weights/f32.wgsl"
+
+const PARTS: u32 = W_STEP / 8u;
+
+fn w_rows() -> u32 {
+    return params.n;
+}
+
+fn w_cols() -> u32 {
+    return params.k;
+}
+
+@compute @workgroup_size(WX, WY)
+fn matmul_nt(
+    @builtin(local_invocation_id) lane: vec3<u32>,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let tile = workgroup.y * workgroups.x + workgroup.x;
+    let tiles_m = (params.m + WY * TM - 1u) / (WY * TM);
+    let row0 = (tile % tiles_m * WY + lane.y) * TM;
+    let col0 = tile / tiles_m * (WX * TN) + lane.x;
+    if row0 >= params.m || col0 >= params.n {
+        return;
+    }
+    // Rows and channels beyond the last are computed from the last and not stored.
+    var base: array<u32, TM>;
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        base[i] = params.in_offset + min(row0 + i, params.m - 1u) * params.ld_in;
+    }
+    var col: array<u32, TN>;
+    //#unroll
+    for (var j = 0u; j < TN; j++) {
+        col[j] = min(col0 + j * WX, params.n - 1u);
+    }
+    var acc: array<f32, TM * TN>;
+    let blocks = (params.k + W_STEP - 1u) / W_STEP;
+    for (var b = 0u; b < blocks; b++) {
+        var block: array<WBlock, TN>;
+        //#unroll
+        for (var j = 0u; j < TN; j++) {
+            block[j] = load_w_block(col[j], b);
+        }
+        //#unroll
+        for (var part = 0u; part < PARTS; part++) {
+            let k0 = b * W_STEP + part * 8u;
+            var weights: array<mat2x4<f32>, TN>;
+            //#unroll
+            for (var j = 0u; j < TN; j++) {
+                weights[j] = w_part(block[j], part);
+            }
+            //#unroll
+            for (var i = 0u; i < TM; i++) {
+                let low = load_x4(base[i], k0, params.k);
+                let high = load_x4(base[i], k0 + 4u, params.k);
+                //#unroll
+                for (var j = 0u; j < TN; j++) {
+                    acc[i * TN + j] += dot(low, weights[j][0]) + dot(high, weights[j][1]);
+                }
+            }
+        }
+    }
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        //#unroll
+        for (var j = 0u; j < TN; j++) {
+            if row0 + i < params.m && col0 + j * WX < params.n {
+                let at = params.out_offset + (row0 + i) * params.ld_out + col0 + j * WX;
+                var value = params.alpha * acc[i * TN + j];
+                if params.accumulate == 1u {
+                    value += y[at];
+                }
+                y[at] = value;
+            }
+        }
+    }
+}

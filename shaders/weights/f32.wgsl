@@ -1,0 +1,24 @@
+//! Weights in f32, row-major, `w_cols()` a multiple of 8. The fastest way to load them.
+//!
+//! All files here define the same names: `W_STEP` (columns in a block), `WBlock`,
+//! `load_w_block(n, block)` (row `n`, columns `block * W_STEP ..`) and `w_part(block, part)`
+//! (columns `8 * part .. 8 * part + 8` of a block, `part < W_STEP / 8`).
+//! The includer gives `w_rows()` and `w_cols()`, the shape of the matrix that is bound.
+
+@group(0) @binding(3) var<storage, read> w: array<vec4<f32>>;
+
+const W_STEP: u32 = 8u;
+
+struct WBlock {
+    low: vec4<f32>,
+    high: vec4<f32>,
+}
+
+fn load_w_block(n: u32, block: u32) -> WBlock {
+    let at = (n * w_cols() + block * W_STEP) / 4u;
+    return WBlock(w[at], w[at + 1u]);
+}
+
+fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
+    return mat2x4<f32>(block.low, block.high);
+}
