@@ -2,8 +2,11 @@
 //!
 //! Input and output: [`config`], [`checkpoint`] and [`tokenizer`] read a Hugging Face folder,
 //! [`data`] reads texts and [`batch`] cuts them into windows, [`adapter`] and [`exits`] read and
-//! write what tuning makes, [`run_dir`] is the one place that is written to. [`cli`] holds flags
-//! and reports.
+//! write what tuning makes, [`run_dir`] is the one place that is written to.
+//!
+//! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
+//! and [`generate`] use it, [`session`] opens what they need. [`cli`] holds flags, commands and
+//! reports.
 
 pub mod adapter;
 pub mod batch;
@@ -11,11 +14,16 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod evaluate;
 pub mod exits;
+pub mod generate;
 pub mod interrupt;
+pub mod model;
 pub mod run_dir;
 pub mod schedule;
+pub mod session;
 pub mod tokenizer;
+pub mod tune;
 
 #[cfg(test)]
 mod testing;

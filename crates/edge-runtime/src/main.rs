@@ -1,2 +1,7 @@
-//! The command line.
-fn main() {}
+//! The command line; see `edge_runtime::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    edge_runtime::cli::main()
+}

@@ -157,7 +157,7 @@ impl Window {
 }
 
 /// Some rows of a matrix, in buffers of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Shard {
     /// First row.
     pub row0: u32,

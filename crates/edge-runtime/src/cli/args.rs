@@ -356,9 +356,6 @@ pub struct DevicesArgs {
     /// Print one JSON object on stdout as the last line
     #[arg(long)]
     pub json: bool,
-    /// Compare each kernel with its reference on each device
-    #[arg(long)]
-    pub selftest: bool,
 }
 
 #[cfg(test)]

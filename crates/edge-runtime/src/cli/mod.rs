@@ -1,8 +1,41 @@
-//! The command line: flags, the file that can stand for them, reports, progress.
+//! The command line: flags, the file that can stand for them, commands, reports, progress.
+//!
+//! What is meant for a person goes to stderr, what is meant for a program (and generated text) to
+//! stdout.
 
 pub mod args;
+mod devices;
+mod eval;
+mod generate;
 pub mod options;
 pub mod report;
+mod tune;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use self::args::{Cli, Command};
 
 /// Exit status of a command that failed; clap itself exits 2 for wrong usage.
 pub const EXIT_FAILED: i32 = 1;
+
+/// Runs the program: parses the arguments, runs the command, prints what went wrong.
+pub fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("EDGE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Cli::parse().command {
+        Command::Tune(args) => tune::run(*args),
+        Command::Eval(args) => eval::run(&args).map(|()| 0),
+        Command::Generate(args) => generate::run(&args).map(|()| 0),
+        Command::Devices(args) => devices::run(&args).map(|()| 0),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(EXIT_FAILED as u8)
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! `tune`: adapts a model; without arguments the bundled demo model to the bundled demo text.
+
+use anyhow::{Context, Result};
+use edge_gpu::{Device, Options};
+
+use super::args::{Method, TuneArgs, TuneFlags};
+use super::generate::{Request, continue_text};
+use super::options::TuneOptions;
+use super::report::{TuneReport, json_line};
+use crate::exits::Vote;
+use crate::generate::Sampling;
+use crate::interrupt;
+use crate::run_dir::RunDir;
+use crate::session::{Source, Tuned, demo_dir, mebibytes};
+
+/// What the demo's samples start with: both styles can go on from it.
+const DEMO_PROMPT: &str = "The ";
+
+/// Tokens of a sample.
+const SAMPLE_TOKENS: usize = 60;
+
+/// Fills in what the demo needs where no model is named.
+fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
+    if flags.model.is_some() {
+        return Ok((flags, false));
+    }
+    let dir = demo_dir()?;
+    flags.model = Some(dir.join("model"));
+    let own_data = flags.data.as_ref().is_some_and(|data| !data.is_empty());
+    if !own_data {
+        flags.data = Some(vec![dir.join("train.txt")]);
+        if flags.valid.is_none() && flags.val_fraction.is_none() {
+            flags.valid = Some(dir.join("valid.txt"));
+        }
+    }
+    flags.lr = flags.lr.or(Some(5e-3));
+    if flags.steps.is_none() && flags.epochs.is_none() {
+        flags.steps = Some(150);
+    }
+    flags.seq_len = flags.seq_len.or(Some(128));
+    flags.batch_size = flags.batch_size.or(Some(8));
+    Ok((flags, !own_data))
+}
+
+pub(super) fn run(args: TuneArgs) -> Result<u8> {
+    let mut flags = args.flags;
+    if let Some(path) = &args.config {
+        flags = flags.or(TuneFlags::load(path)?);
+    }
+    if flags.method != Some(Method::Full)
+        && flags.method != Some(Method::Lora)
+        && flags.bits.is_none()
+    {
+        // The method's point is a packed base; 8 bit costs nearly nothing in loss.
+        flags.bits = Some(super::args::Bits::B8);
+    }
+    if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
+        eprintln!("no --model given: tuning the bundled demo model on your data");
+    }
+    let named = flags.model.is_some();
+    let (flags, demo) = with_demo(flags)?;
+    let options = flags.resolve()?;
+    anyhow::ensure!(
+        !options.data.is_empty(),
+        "there is nothing to learn from: give --data a text, a .jsonl file or a folder"
+    );
+    interrupt::install()?;
+    let model = options.model.clone().context("a model folder")?;
+    let source = Source::open(&model)?;
+    let device =
+        Device::open(&options.device, &Options { profile: options.profile, ..Options::default() })?;
+    let mut run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
+    if demo && !named && !args.quiet {
+        eprintln!("sample before: {}", sample(&device, &source, &Tuned::default())?);
+    }
+    let outcome =
+        crate::tune::run::run(&options, &source, &device, &mut run_dir, args.quiet)?;
+    if options.profile && !args.quiet {
+        print_profile(&device);
+    }
+    if !args.quiet {
+        if demo && !named && !outcome.interrupted {
+            let tuned = Tuned::run(run_dir.path(), &source.config)?;
+            if options.method == Method::Full {
+                let tuned_source = Source::open(run_dir.path())?;
+                eprintln!("sample after:  {}", sample(&device, &tuned_source, &tuned)?);
+            } else {
+                eprintln!("sample after:  {}", sample(&device, &source, &tuned)?);
+            }
+        }
+        summarise(&outcome.report, &options, outcome.interrupted);
+    }
+    if args.json {
+        println!("{}", json_line(&outcome.report)?);
+    }
+    Ok(if outcome.interrupted { interrupt::EXIT_INTERRUPTED as u8 } else { 0 })
+}
+
+fn sample(device: &Device, source: &Source, tuned: &Tuned) -> Result<String> {
+    let vote = tuned.exits.as_ref().map_or(Vote::Last, |exits| exits.vote);
+    let request = Request {
+        prompt: DEMO_PROMPT,
+        max_new_tokens: SAMPLE_TOKENS,
+        sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote },
+    };
+    let mut text = DEMO_PROMPT.to_string();
+    continue_text(device, source, tuned, &request, |piece| {
+        text.push_str(piece);
+        Ok(())
+    })?;
+    Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn print_profile(device: &Device) {
+    let mut times = device.take_profile();
+    times.sort_by(|a, b| b.total_ms.total_cmp(&a.total_ms));
+    let total: f64 = times.iter().map(|time| time.total_ms).sum();
+    eprintln!("time by op ({total:.0} ms in all):");
+    for time in times {
+        eprintln!(
+            "  {:5.1} %  {:10.1} ms  {:6} x  {} {} {}",
+            100.0 * time.total_ms / total.max(1e-9),
+            time.total_ms,
+            time.calls,
+            time.op,
+            time.format.name(),
+            time.variant
+        );
+    }
+}
+
+fn summarise(report: &TuneReport, options: &TuneOptions, interrupted: bool) {
+    if interrupted {
+        eprintln!("interrupted after {} steps; what was learned so far is kept", report.steps);
+    }
+    if let (Some(before), Some(after)) = (report.val_loss_before, report.val_loss) {
+        eprintln!(
+            "validation loss {before:.4} -> {after:.4} (perplexity {:.2} -> {:.2})",
+            before.exp(),
+            after.exp()
+        );
+    }
+    eprintln!(
+        "{:.0} tokens/s, {:.0} ms a step, peak device memory {} (planned {})",
+        report.tokens_per_second,
+        report.step_ms_median,
+        mebibytes(report.peak_device_bytes),
+        mebibytes(report.predicted_peak_device_bytes.unwrap_or(0))
+    );
+    eprintln!("written to {}", report.run_dir);
+    let device = &options.device;
+    eprintln!(
+        "next: cargo run --release -p edge-runtime -- generate --run {} --device {device} \
+         --prompt \"The \"",
+        report.run_dir
+    );
+}
