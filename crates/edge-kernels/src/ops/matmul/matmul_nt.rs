@@ -115,7 +115,7 @@ impl Op for MatmulNt {
     fn variants(&self, call: &Call) -> Vec<Variant> {
         let p: Params = call.params();
         let block = if call.format.is_packed() { 32 } else { 8 };
-        let aligned = p.k % block == 0 && quads(&[p.ld_in, p.in_offset]);
+        let aligned = p.k.is_multiple_of(block) && quads(&[p.ld_in, p.in_offset]);
         let input = if aligned { "lib/x_vec4.wgsl" } else { "lib/x_any.wgsl" };
         let sized = |name, (tm, tn): (u32, u32), lanes| {
             let (wx, wy) = split_lanes(lanes, p.n.div_ceil(tn));

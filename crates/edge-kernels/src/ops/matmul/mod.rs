@@ -33,7 +33,7 @@ fn weight_variants(variant: &Variant, format: Format, cols: u32) -> Vec<Variant>
         let variant = variant.clone().fragment(default, format.fragment());
         return vec![variant.spec("GROUP", group)];
     }
-    if cols % 8 != 0 {
+    if !cols.is_multiple_of(8) {
         let any = match format {
             Format::F16 => "weights/f16_any.wgsl",
             Format::Bf16 => "weights/bf16_any.wgsl",
@@ -68,7 +68,7 @@ fn spec(variant: &Variant, name: &str) -> u32 {
 
 /// Whether all are multiples of 4: rows can then be read four elements at a time.
 fn quads(values: &[u32]) -> bool {
-    values.iter().all(|value| value % 4 == 0)
+    values.iter().all(|value| value.is_multiple_of(4))
 }
 
 /// An input `[rows, ld]` behind `offset`, of which only columns `0..cols` may be read: everything
