@@ -7,6 +7,7 @@
 //! * [`shader`] — the assembler: from files under `shaders/` to the text of one variant.
 
 pub mod format;
+mod lanes;
 pub mod op;
 pub mod ops;
 pub mod pack;

@@ -138,7 +138,7 @@ pub fn save(
     ensure!(!tensors.is_empty(), "the adapter has no tensors: give --targets at least one layer");
     let mut views = Vec::with_capacity(2 * tensors.len());
     for ((layer, projection), (a, b)) in tensors {
-        let [n, k] = shape(projection, model);
+        let [n, k] = shape(*projection, model);
         for (matrix, shape, values) in [('A', [config.r, k], a), ('B', [n, config.r], b)] {
             let name = tensor_name(*layer, *projection, matrix);
             ensure!(

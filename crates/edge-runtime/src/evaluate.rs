@@ -77,7 +77,7 @@ impl Model {
         self.trunk(&mut recorder, self.shape.num_blocks, g, |recorder, exit, x| {
             let Some(kept) = self.workspace.exits.get(exit) else { return };
             let count = g.rows() * self.shape.hidden_size;
-            let params = copy::Params { count, src_offset: 0, dst_offset: 0, pad: 0 };
+            let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
             recorder.push(copy::dispatch(params, x.clone(), kept.clone()));
         });
         Ok(recorder.submit()?)

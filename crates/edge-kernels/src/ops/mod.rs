@@ -1,7 +1,11 @@
 //! The operations, one file each, and the registry that tests, benches and checks loop over.
 
+pub mod activation;
+pub mod attention;
+pub mod embedding;
 pub mod loss;
 pub mod matmul;
+pub mod memory;
 pub mod norm;
 pub mod optim;
 
@@ -14,6 +18,20 @@ pub static OPS: &[&dyn Op] = &[
     &matmul::matmul_tn::MatmulTn,
     &matmul::sum_partials::SumPartials,
     &norm::rms_norm_forward::RmsNormForward,
+    &norm::rms_norm_backward::RmsNormBackward,
+    &norm::rms_norm_grad::RmsNormGrad,
+    &activation::residual_add::ResidualAdd,
+    &activation::swiglu_forward::SwigluForward,
+    &activation::swiglu_backward::SwigluBackward,
+    &attention::rope::Rope,
+    &attention::attention_forward::AttentionForward,
+    &attention::attention_delta::AttentionDelta,
+    &attention::attention_backward_q::AttentionBackwardQ,
+    &attention::attention_backward_kv::AttentionBackwardKv,
+    &embedding::embedding_gather::EmbeddingGather,
+    &embedding::embedding_scatter::EmbeddingScatter,
+    &memory::copy::Copy,
+    &memory::fill::Fill,
     &loss::cross_entropy_forward::CrossEntropyForward,
     &loss::cross_entropy_backward::CrossEntropyBackward,
     &loss::cross_entropy_loss::CrossEntropyLoss,

@@ -52,7 +52,7 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
         && flags.bits.is_none()
     {
         // The method's point is a packed base; 8 bit costs nearly nothing in loss.
-        flags.bits = Some(super::args::Bits::B8);
+        flags.bits = Some(super::args::Bits::Eight);
     }
     if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
         eprintln!("no --model given: tuning the bundled demo model on your data");

@@ -148,7 +148,7 @@ impl Model {
             (None, Some(k), Some(v)) => (k, v, 0),
             _ => unreachable!("a slot has keys and values where there is no cache"),
         };
-        let mut linear = |recorder: &mut Recorder, p: Projection, x: &Slice, y: Target<'_>| {
+        let linear = |recorder: &mut Recorder, p: Projection, x: &Slice, y: Target<'_>| {
             block.linear(p).forward(recorder, rows, x, y, inner(p));
         };
         let into_cache = |slice| Target { slice, offset: at, accumulate: false };
@@ -186,7 +186,7 @@ impl Model {
     ) -> &'a Slice {
         let Some(kept) = kept else { return x };
         let count = rows * self.shape.hidden_size;
-        let params = copy::Params { count, src_offset: 0, dst_offset: 0, pad: 0 };
+        let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
         recorder.push(copy::dispatch(params, x.clone(), kept.clone()));
         kept
     }

@@ -135,7 +135,7 @@ impl Model {
             job.positions,
             shape.head_dim,
             config.rope_theta,
-            &scaling(&config.rope_scaling),
+            scaling(&config.rope_scaling),
         );
         let table: &[u32] = bytemuck::cast_slice(&table);
         let rope = pool.filled("rope", |out| out.copy_from_slice(table))?;
@@ -381,7 +381,7 @@ fn scaling(config: &RopeScaling) -> Scaling {
             factor,
             low_freq_factor,
             high_freq_factor,
-            original_max_position_embeddings: original_max_position_embeddings as u32,
+            original_max_position_embeddings: original_max_position_embeddings as f64,
         },
     }
 }
