@@ -4,11 +4,14 @@
 //! * [`op`] — the vocabulary: [`op::Op`], [`op::Call`], [`op::Dispatch`].
 //! * [`ops`] — the operations, and [`OPS`], the registry that everything else loops over.
 //! * [`format`](mod@format) — how weights are stored.
+//! * [`pack`] — matrices into those formats and back.
 //! * [`shader`] — the assembler: from files under `shaders/` to the text of one variant.
 
 pub mod format;
+mod lanes;
 pub mod op;
 pub mod ops;
+pub mod pack;
 pub mod shader;
 pub mod util;
 

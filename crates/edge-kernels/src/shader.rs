@@ -84,11 +84,7 @@ pub fn assemble(op: &dyn Op, variant: &Variant, immediates: bool) -> Result<Asse
 }
 
 /// As [`assemble`], for a file that no op owns.
-pub fn assemble_file(
-    path: &str,
-    variant: &Variant,
-    immediates: bool,
-) -> Result<Assembled, Error> {
+pub fn assemble_file(path: &str, variant: &Variant, immediates: bool) -> Result<Assembled, Error> {
     let mut lines = Lines::default();
     let mut state = Paste { variant, seen: HashSet::new(), used: HashSet::new() };
     state.paste(path, &mut lines)?;
@@ -192,10 +188,10 @@ fn constants(lines: &[Line]) -> HashMap<String, u32> {
             .strip_prefix("const ")
             .and_then(|rest| rest.split_once(": u32 = "))
             .and_then(|(name, rest)| rest.split_once(';').map(|(value, _)| (name, value)));
-        if let Some((name, value)) = parsed {
-            if let Some(value) = evaluate(value, &known) {
-                known.insert(name.to_string(), value);
-            }
+        if let Some((name, value)) = parsed
+            && let Some(value) = evaluate(value, &known)
+        {
+            known.insert(name.to_string(), value);
         }
     }
     known
@@ -285,7 +281,10 @@ fn unroll(lines: &[Line], known: &HashMap<String, u32>) -> Result<Vec<Line>, Err
             let literal = format!("{value}u");
             let copy: Vec<Line> = body
                 .iter()
-                .map(|line| Line { text: replace_word(&line.text, &name, &literal), ..line.clone() })
+                .map(|line| Line {
+                    text: replace_word(&line.text, &name, &literal),
+                    ..line.clone()
+                })
                 .collect();
             out.push(Line { text: "{".into(), ..head.clone() });
             out.extend(unroll(&copy, known)?);

@@ -1,3 +1,5 @@
 //! Normalisation.
 
+pub mod rms_norm_backward;
 pub mod rms_norm_forward;
+pub mod rms_norm_grad;

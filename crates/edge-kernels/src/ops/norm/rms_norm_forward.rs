@@ -17,8 +17,8 @@ use crate::util::SeededRng;
 use rayon::prelude::*;
 
 use crate::op::{
-    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Needs, Op, Tolerance,
-    Variant, Work, read, read_write,
+    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Needs, Op, Tolerance, Variant,
+    Work, read, read_write,
 };
 use crate::util::{fold_grid, row_workgroup, uniform_f32};
 
@@ -129,4 +129,3 @@ impl Op for RmsNormForward {
         Tolerance { abs: 1e-6, rel: 2e-6, why: "f32 sums of squares, all of one sign" }
     }
 }
-

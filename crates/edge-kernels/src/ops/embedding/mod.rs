@@ -1,0 +1,4 @@
+//! Token embeddings.
+
+pub mod embedding_gather;
+pub mod embedding_scatter;

@@ -1,0 +1,4 @@
+//! Filling and copying buffers.
+
+pub mod copy;
+pub mod fill;
