@@ -23,7 +23,7 @@ pub(crate) fn map_in_place<T: Send + Copy>(out: &mut [T], value: impl Fn(usize, 
 
 /// Whether all of these sizes and offsets are multiples of four.
 pub(crate) fn by_four(sizes: &[u32]) -> bool {
-    sizes.iter().all(|size| size % 4 == 0)
+    sizes.iter().all(|size| size.is_multiple_of(4))
 }
 
 /// The variant for sizes that are, or are not, all multiples of four.

@@ -4,6 +4,7 @@
 //! * [`op`] — the vocabulary: [`op::Op`], [`op::Call`], [`op::Dispatch`].
 //! * [`ops`] — the operations, and [`OPS`], the registry that everything else loops over.
 //! * [`format`](mod@format) — how weights are stored.
+//! * [`pack`] — matrices into those formats and back.
 //! * [`shader`] — the assembler: from files under `shaders/` to the text of one variant.
 
 pub mod format;

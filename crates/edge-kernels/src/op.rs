@@ -4,8 +4,8 @@
 //! has a field `accumulate` that is 1; gradients of parameters and of the residual stream are the
 //! ones that accumulate.
 
-use bytemuck::Pod;
 use crate::util::SeededRng;
+use bytemuck::Pod;
 
 use crate::format::Format;
 

@@ -64,7 +64,7 @@ impl Params {
 /// # Panics
 /// When `head_dim` is odd or there are no rows in a sequence.
 pub fn dispatch<B>(params: Params, table: B, x: B) -> Dispatch<B> {
-    assert!(params.head_dim % 2 == 0, "head_dim {} has no pairs", params.head_dim);
+    assert!(params.head_dim.is_multiple_of(2), "head_dim {} has no pairs", params.head_dim);
     assert!(params.seq_len > 0, "a sequence has rows");
     Dispatch::new(&Rope, Call::new(&params), vec![table, x])
 }

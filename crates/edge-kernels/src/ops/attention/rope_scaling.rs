@@ -63,7 +63,7 @@ impl RopeScaling {
 /// # Panics
 /// When `head_dim` is odd.
 pub fn rope_table(positions: u32, head_dim: u32, theta: f64, scaling: RopeScaling) -> Vec<f32> {
-    assert!(head_dim % 2 == 0, "head_dim {head_dim} has no pairs");
+    assert!(head_dim.is_multiple_of(2), "head_dim {head_dim} has no pairs");
     let frequencies: Vec<f64> = (0..head_dim / 2)
         .map(|i| scaling.scale(theta.powf(-2.0 * f64::from(i) / f64::from(head_dim))))
         .collect();
