@@ -1,1 +1,3 @@
 //! edge-runtime.
+
+pub mod demo;
