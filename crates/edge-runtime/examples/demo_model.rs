@@ -71,7 +71,7 @@ fn train_tokenizer(texts: &[&str]) -> Result<Tokenizer> {
         .vocab_size(VOCABULARY)
         .show_progress(false)
         .special_tokens(vec![AddedToken::from(END, true)])
-        .initial_alphabet(ByteLevel::alphabet())
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     tokenizer
         .train(&mut TrainerWrapper::from(trainer), texts.iter().flat_map(|text| text.lines()))

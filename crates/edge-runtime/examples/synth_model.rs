@@ -33,7 +33,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let shape = Shape::read(&args.config)?;
+    let shape = read_shape(&args.config)?;
     if let Some(tokenizer) = &args.tokenizer {
         ensure!(
             tokenizer.is_file(),
@@ -57,6 +57,15 @@ fn main() -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("{}: {parameters} parameters in {seconds:.1} s", path.display());
     Ok(())
+}
+
+fn read_shape(path: &Path) -> Result<Shape> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read {shown}: give --config a model's config.json"))?;
+    let config = serde_json::from_str(&text)
+        .with_context(|| format!("{shown} is no JSON: give --config a model's config.json"))?;
+    Shape::interpret(&config).with_context(|| format!("{shown} is not usable"))
 }
 
 /// Copies a file, unless it is already there: copying a file onto itself would empty it.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 /// Element type of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Element {
+pub(crate) enum Element {
     /// bfloat16.
     Bf16,
     /// IEEE half precision.
@@ -48,7 +48,7 @@ impl Element {
 
 /// The numbers of a `config.json` that shape its tensors.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     hidden: usize,
     intermediate: usize,
     layers: usize,
@@ -60,18 +60,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Reads a Llama or Mistral config.
-    pub fn read(path: &Path) -> Result<Self> {
-        let shown = path.display();
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {shown}: give a model's config.json"))?;
-        let value: Value = serde_json::from_str(&text)
-            .with_context(|| format!("{shown} is no JSON: give a model's config.json"))?;
-        Self::interpret(&value).with_context(|| format!("{shown} is not usable"))
-    }
-
-    /// As [`Shape::read`], from the parsed file.
-    pub fn interpret(config: &Value) -> Result<Self> {
+    /// From a Llama or Mistral `config.json`.
+    pub(crate) fn interpret(config: &Value) -> Result<Self> {
         let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("missing");
         ensure!(
             matches!(kind, "llama" | "mistral"),
@@ -146,7 +136,7 @@ impl Shape {
 
     /// Writes the checkpoint, one tensor in memory at a time, and returns its parameter count.
     /// The weights depend on the seed and the shape only, not on the number of threads.
-    pub fn write(&self, path: &Path, element: Element, seed: u64) -> Result<u64> {
+    pub(crate) fn write(&self, path: &Path, element: Element, seed: u64) -> Result<u64> {
         let tensors = self.tensors();
         let views = tensors.into_iter().enumerate().map(|(index, (name, shape, std))| {
             // A stream for each tensor, far from those of neighbouring seeds.

@@ -523,6 +523,6 @@ mod tests {
         }
     }
 
-    const FIRST_STORY: &str = "There once was a gentle boy, and his name was Tom";
-    const FIRST_LOG: &str = "?";
+    const FIRST_STORY: &str = "Once there was a gentle boy named Tom";
+    const FIRST_LOG: &str = "Log of the good ship Swallow, the fifth day of July";
 }
