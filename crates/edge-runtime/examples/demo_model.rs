@@ -7,6 +7,7 @@
 mod checkpoint;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
@@ -38,8 +39,11 @@ struct Args {
     out_dir: PathBuf,
 }
 
-fn main() -> Result<()> {
-    let out = Args::parse().out_dir;
+fn main() -> ExitCode {
+    checkpoint::exit_code(make(&Args::parse().out_dir))
+}
+
+fn make(out: &Path) -> Result<()> {
     let start = out.join("start");
     std::fs::create_dir_all(&start)
         .with_context(|| format!("cannot make {}: give a folder", start.display()))?;
@@ -47,9 +51,9 @@ fn main() -> Result<()> {
     for (name, text) in &texts {
         write(&out.join(name), text.as_bytes())?;
     }
-    // Both styles, so that the one to adapt to is not spelt in single letters; not the
-    // validation text.
-    let tokenizer = train_tokenizer(&[&texts[0].1, &texts[1].1])?;
+    // As much of one style as of the other, so that the one to adapt to is not spelt in single
+    // letters; nothing of the validation text.
+    let tokenizer = train_tokenizer(&[&text(Style::Story, 1, texts[1].1.len()), &texts[1].1])?;
     let path = start.join("tokenizer.json");
     tokenizer.save(&path, true).map_err(|error| anyhow!("{}: {error}", path.display()))?;
     write_json(&start.join("tokenizer_config.json"), &tokenizer_config())?;

@@ -4,6 +4,7 @@
 mod checkpoint;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -31,8 +32,11 @@ struct Args {
     tokenizer: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    checkpoint::exit_code(make(&Args::parse()))
+}
+
+fn make(args: &Args) -> Result<()> {
     let shape = read_shape(&args.config)?;
     if let Some(tokenizer) = &args.tokenizer {
         ensure!(

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -12,6 +13,17 @@ use rand::{RngExt, SeedableRng};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 use serde_json::Value;
+
+/// What `main` returns: an error becomes one line, without the backtrace that anyhow would add.
+pub(crate) fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// Element type of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
