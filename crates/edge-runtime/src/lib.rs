@@ -6,7 +6,7 @@
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
 //! and [`generate`] use it, [`session`] opens what they need. [`cli`] holds flags, commands and
-//! reports.
+//! reports, [`demo`] makes the bundled texts.
 
 pub mod adapter;
 pub mod batch;
@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod demo;
 pub mod evaluate;
 pub mod exits;
 pub mod generate;

@@ -4,7 +4,7 @@
 //!
 //! | tensor  | shape         | dtype | role |
 //! |---------|---------------|-------|------|
-//! | logits  | [rows, ld]    | f32   | in, and dlogits out; columns 0..cols are ids col0..col0+cols |
+//! | logits  | [rows, ld]    | f32   | in, and dlogits out; columns are ids col0..col0+cols |
 //! | targets | \[tokens\]    | u32   | in, [`IGNORE`] where a row does not count |
 //! | stats   | [tokens, 3]   | f32   | in: max and sum over the whole vocabulary |
 //!

@@ -5,7 +5,7 @@
 //! | tensor  | shape      | dtype | role |
 //! |---------|------------|-------|------|
 //! | targets | \[rows\]   | u32   | in, [`IGNORE`] where a row does not count |
-//! | stats   | [rows, 3]  | f32   | in: max, sum, target, of `cross_entropy_forward` or `vote_reduce` |
+//! | stats   | [rows, 3]  | f32   | in: max, sum, target |
 //! | out     | \[2\]      | f32   | out: nats, rows; also in, with `accumulate` |
 //!
 //! How: one workgroup, by lane and then by tree, in the same order each time.

@@ -1,7 +1,8 @@
 //! AdamW, one step, in place (Loshchilov and Hutter, 2019; the order of `torch.optim.AdamW`).
 //!
 //! g = clip\[1\] · grad;  p -= lr · weight_decay · p;  m += (1 - beta1) · (g - m);
-//! v = beta2 · v + (1 - beta2) · g²;  p -= lr / correction1 · m / (sqrt(v) / sqrt(correction2) + eps)
+//! v = beta2 · v + (1 - beta2) · g²;
+//! p -= lr / correction1 · m / (sqrt(v) / sqrt(correction2) + eps)
 //!
 //! | tensor | shape     | dtype | role |
 //! |--------|-----------|-------|------|

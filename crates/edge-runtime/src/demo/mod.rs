@@ -1,0 +1,3 @@
+//! The bundled demonstration: a small language that a small model can learn.
+
+pub mod grammar;
