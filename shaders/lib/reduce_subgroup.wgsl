@@ -7,6 +7,8 @@ struct Lane {
     @builtin(local_invocation_index) index: u32,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(num_subgroups) subgroups: u32,
+    // naga has no subgroupElect.
+    @builtin(subgroup_invocation_id) invocation: u32,
 }
 
 // One slot per subgroup; a subgroup may be as small as one lane.
@@ -14,7 +16,7 @@ var<workgroup> reduce_scratch: array<f32, WG>;
 
 fn workgroup_sum(x: f32, lane: Lane) -> f32 {
     let partial = subgroupAdd(x);
-    if subgroupElect() {
+    if lane.invocation == 0u {
         reduce_scratch[lane.subgroup] = partial;
     }
     workgroupBarrier();
@@ -29,7 +31,7 @@ fn workgroup_sum(x: f32, lane: Lane) -> f32 {
 
 fn workgroup_max(x: f32, lane: Lane) -> f32 {
     let partial = subgroupMax(x);
-    if subgroupElect() {
+    if lane.invocation == 0u {
         reduce_scratch[lane.subgroup] = partial;
     }
     workgroupBarrier();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use edge_kernels::Category;
+use edge_kernels::op::Needs;
 
 use crate::adapter::{self, AdapterSummary, DeviceInfo};
 use crate::buffer::{Buffer, Slice, Storage, next_id};
@@ -12,6 +13,7 @@ use crate::error::{Error, one_line};
 use crate::gpu::Gpu;
 use crate::host::HostMemory;
 use crate::ledger::{Ledger, MemoryReport};
+use crate::pipeline::satisfies;
 use crate::profile::{OpTime, Profile};
 use crate::recorder::Recorder;
 use crate::transfer::WRITE_WORDS;
@@ -127,6 +129,12 @@ impl Device {
     /// What the device is and what it allows.
     pub fn info(&self) -> &DeviceInfo {
         &self.inner.info
+    }
+
+    /// Whether the device can run a variant with these needs. Always on the `cpu` device, which
+    /// runs the definition whatever the variant.
+    pub fn supports(&self, needs: &Needs) -> bool {
+        matches!(self.inner.backend, Backend::Cpu(_)) || satisfies(&self.inner.info, needs)
     }
 
     /// A buffer of `words` zeros, charged to `category` until it is dropped.
