@@ -1,9 +1,10 @@
 //! An op's shaders against its reference.
 //!
-//! Each binding lies between two guard zones inside one larger buffer. The zones hold NaN of a
-//! known pattern: what writes outside its binding is found by comparing them, what reads outside
-//! it usually by what NaN does to a result. Outputs start as NaN, so that what is not written is
-//! found too.
+//! The data of each binding lies between two guard zones inside one larger buffer. The zones hold
+//! NaN of a known pattern: what writes outside its data is found by comparing them, what reads
+//! outside it usually by what NaN does to a result. The zone behind the data is part of the
+//! binding, since drivers drop stores behind the end of a binding and read zeros there, which
+//! would hide the mistake. Outputs start as NaN, so that what is not written is found too.
 
 use edge_gpu::{Buffer, Device, Slice};
 use edge_kernels::op::{Access, Binding, Case, CaseBuffer, HostBuffer, Variant};
@@ -126,7 +127,7 @@ impl<'a> Subject<'a> {
 
     fn slices(&self) -> Vec<Slice> {
         let guard = self.guard as u64;
-        self.buffers.iter().map(|buffer| buffer.slice(guard, buffer.words() - 2 * guard)).collect()
+        self.buffers.iter().map(|buffer| buffer.slice(guard, buffer.words() - guard)).collect()
     }
 
     /// Writes inputs and guard zones, runs, and reads everything back.
