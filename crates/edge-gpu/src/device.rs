@@ -16,7 +16,7 @@ use crate::ledger::{Ledger, MemoryReport};
 use crate::pipeline::satisfies;
 use crate::profile::{OpTime, Profile};
 use crate::recorder::Recorder;
-use crate::transfer::WRITE_WORDS;
+use crate::transfer::{Fill, WRITE_WORDS};
 
 /// How to open a device. The default is what production uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -178,7 +178,7 @@ impl Device {
         label: &str,
         words: u64,
         category: Category,
-        fill: Option<Box<dyn FnOnce(&mut [u32]) + '_>>,
+        fill: Option<Fill<'_>>,
     ) -> Result<Buffer, Error> {
         let inner = &self.inner;
         let bytes = words.saturating_mul(4);
