@@ -1,1 +1,4 @@
-fn main(){}
+//! The one integration test binary: each further one would link everything again.
+
+mod device;
+mod ops;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use edge_kernels::Category;
+use edge_kernels::op::Needs;
 
 use crate::adapter::{self, AdapterSummary, DeviceInfo};
 use crate::buffer::{Buffer, Slice, Storage, next_id};
@@ -12,9 +13,10 @@ use crate::error::{Error, one_line};
 use crate::gpu::Gpu;
 use crate::host::HostMemory;
 use crate::ledger::{Ledger, MemoryReport};
+use crate::pipeline::satisfies;
 use crate::profile::{OpTime, Profile};
 use crate::recorder::Recorder;
-use crate::transfer::WRITE_WORDS;
+use crate::transfer::{Fill, WRITE_WORDS};
 
 /// How to open a device. The default is what production uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -129,6 +131,12 @@ impl Device {
         &self.inner.info
     }
 
+    /// Whether the device can run a variant with these needs. Always on the `cpu` device, which
+    /// runs the definition whatever the variant.
+    pub fn supports(&self, needs: &Needs) -> bool {
+        matches!(self.inner.backend, Backend::Cpu(_)) || satisfies(&self.inner.info, needs)
+    }
+
     /// A buffer of `words` zeros, charged to `category` until it is dropped.
     ///
     /// # Errors
@@ -170,7 +178,7 @@ impl Device {
         label: &str,
         words: u64,
         category: Category,
-        fill: Option<Box<dyn FnOnce(&mut [u32]) + '_>>,
+        fill: Option<Fill<'_>>,
     ) -> Result<Buffer, Error> {
         let inner = &self.inner;
         let bytes = words.saturating_mul(4);

@@ -156,7 +156,7 @@ pub enum Error {
     },
 }
 
-/// The first line of a driver's message: errors are one sentence.
+/// A driver's message on one line: errors are one sentence.
 pub(crate) fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.take(6).collect::<Vec<_>>().join(": ")

@@ -113,7 +113,8 @@ pub(crate) struct Gpu {
     pub(crate) flights: Lock<Flights>,
     pub(crate) readback: Lock<Readback>,
     pub(crate) ledger: Arc<Ledger>,
-    timers: Option<Timers>,
+    /// Locked from encoding until the times are read: there is one set of queries.
+    timers: Option<Lock<Timers>>,
     /// FLOP/s and bytes/s to start calibration from.
     rates: (f64, f64),
 }
@@ -129,7 +130,8 @@ impl Gpu {
         let faults = Arc::new(Faults::default());
         faults.install(&device);
         let uniforms = (!info.immediates).then(|| Uniforms::new(&device, ledger));
-        let timers = (profile && info.timestamps).then(|| Timers::new(&device, &queue, ledger));
+        let timers =
+            (profile && info.timestamps).then(|| Lock::new(Timers::new(&device, &queue, ledger)));
         let readback = Lock::new(Readback::new(&device, ledger));
         let rates = if info.kind.is_cpu() { (2e9, 4e9) } else { (2e11, 4e11) };
         Self {
@@ -177,14 +179,14 @@ impl Gpu {
         profile: Option<&Profile>,
     ) -> Result<(), Error> {
         self.faults.check()?;
+        let timers = self.timers.as_ref().filter(|_| profile.is_some()).map(Lock::lock);
         let mut flights = self.flights.lock();
         while flights.queue.len() >= MAX_IN_FLIGHT {
             self.wait_oldest(&mut flights)?;
         }
         self.write_uniforms(batch, &mut flights);
-        let timers = self.timers.as_ref().filter(|_| profile.is_some());
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        match timers {
+        match timers.as_deref() {
             None => self.encode(&mut encoder, batch, 0, None),
             Some(timers) => {
                 for index in 0..batch.len() {
@@ -203,7 +205,7 @@ impl Gpu {
         let staging = flights.pending.take();
         flights.queue.push_back(Flight { index, estimate, _staging: staging });
         drop(flights);
-        if let (Some(timers), Some(profile)) = (timers, profile) {
+        if let (Some(timers), Some(profile)) = (timers.as_deref(), profile) {
             self.collect(timers, batch, profile)?;
         }
         self.faults.check()
@@ -278,8 +280,7 @@ impl Gpu {
         let seen = now.duration_since(start) > Duration::from_millis(1);
         if let (true, Some(ended)) = (seen, flights.ended) {
             let measured = now.duration_since(ended).as_secs_f64() / flight.estimate.max(1e-9);
-            // Half of the way: one stall, such as a shader's first run, must not decide. Work
-            // is never assumed to be faster than the starting rates by more than the bound.
+            // Half of the way: one stall, such as a shader's first run, must not decide.
             flights.scale = (0.5 * flights.scale + 0.5 * measured).clamp(1e-3, 1e3);
         }
         flights.ended = seen.then_some(now);

@@ -16,6 +16,9 @@ pub(crate) const WRITE_WORDS: usize = 2 << 20;
 /// Bytes that are read back at once.
 const READ_BYTES: u64 = 1 << 20;
 
+/// Writes the words of a new buffer.
+pub(crate) type Fill<'a> = Box<dyn FnOnce(&mut [u32]) + 'a>;
+
 /// The buffer that everything is read back through.
 pub(crate) struct Readback {
     buffer: wgpu::Buffer,
@@ -40,7 +43,7 @@ impl Gpu {
         &self,
         label: &str,
         bytes: u64,
-        fill: Option<Box<dyn FnOnce(&mut [u32]) + '_>>,
+        fill: Option<Fill<'_>>,
     ) -> Result<Storage, Error> {
         use wgpu::BufferUsages as Usage;
         self.faults.check()?;
