@@ -32,12 +32,12 @@ fn chain(device: &Device, rows: u32, cols: u32, rounds: usize) -> Vec<f32> {
     let (b, rstd) = (zeros(device, "b", count as u64), zeros(device, "rstd", u64::from(rows)));
     let mut recorder = device.recorder();
     for round in 0..rounds {
-        let (x, y) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let (x, y) = if round.is_multiple_of(2) { (&a, &b) } else { (&b, &a) };
         let (x, y) = (x.whole(), y.whole());
         recorder.push(dispatch(rows, cols, 1e-5, x, w.whole(), y, rstd.whole()));
     }
     recorder.submit().expect("the chain runs");
-    let last = if rounds % 2 == 0 { &a } else { &b };
+    let last = if rounds.is_multiple_of(2) { &a } else { &b };
     device.read_f32(&last.whole()).expect("reading the result")
 }
 
