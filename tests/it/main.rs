@@ -1,4 +1,5 @@
 //! The one integration test binary: each further one would link everything again.
 
 mod device;
+mod golden;
 mod ops;

@@ -112,7 +112,6 @@ impl Model {
             head_dim: self.shape.head_dim,
             window: self.config.sliding_window.unwrap_or(0) as u32,
             scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
-            ..bytemuck::Zeroable::zeroed()
         }
     }
 
@@ -125,7 +124,6 @@ impl Model {
             position0: g.position0,
             offset: at.1,
             inverse: back.into(),
-            ..bytemuck::Zeroable::zeroed()
         };
         recorder.push(rope::dispatch(params, self.rope.clone(), at.0.clone()));
     }

@@ -51,7 +51,6 @@ impl Model {
             row0: rows.first,
             col0: part.shard.row0,
             first: (part.shard.row0 == 0).into(),
-            ..bytemuck::Zeroable::zeroed()
         };
         let ws = &self.workspace;
         let (logits, targets) = (ws.logits.clone(), ws.targets.clone());
@@ -62,7 +61,6 @@ impl Model {
         let params = cross_entropy_loss::Params {
             rows,
             accumulate: 1,
-            ..bytemuck::Zeroable::zeroed()
         };
         let ws = &self.workspace;
         let targets = ws.targets.clone();
@@ -121,7 +119,6 @@ impl Model {
                     row0: rows.first,
                     col0: part.shard.row0,
                     scale,
-                    ..bytemuck::Zeroable::zeroed()
                 };
                 recorder.push(cross_entropy_backward::dispatch(
                     params,
@@ -173,7 +170,6 @@ impl Model {
                     row0: rows.first,
                     col0: part.shard.row0,
                     first: (part.shard.row0 == 0).into(),
-                    ..bytemuck::Zeroable::zeroed()
                 };
                 let targets = ws.targets.clone();
                 recorder.push(vote_reduce::dispatch(
@@ -214,7 +210,6 @@ impl Model {
                 mode: (vote != Vote::Max).into(),
                 first: (index == first).into(),
                 weight: if vote == Vote::Max { 1.0 } else { weight },
-                ..bytemuck::Zeroable::zeroed()
             };
             let (logits, stats) = (ws.logits.clone(), ws.stats[index].clone());
             recorder.push(vote_combine::dispatch(params, logits, stats, votes.clone()));

@@ -154,7 +154,8 @@ impl Trainer {
             let params = embedding_scatter::Params {
                 segments: count,
                 cols: model.embedding.cols,
-                ..bytemuck::Zeroable::zeroed()
+                tokens: g.rows(),
+                rows: part.shard.rows,
             };
             recorder.push(embedding_scatter::dispatch(
                 params,
@@ -178,7 +179,6 @@ impl Trainer {
                 count: group.values[arena].words() as u32,
                 part0: arena as u32 * NORM_PARTS,
                 parts: NORM_PARTS,
-                ..bytemuck::Zeroable::zeroed()
             };
             let partials = back.norm_partials.clone();
             recorder.push(sum_squares::dispatch(params, gradient.clone(), partials));
@@ -186,7 +186,6 @@ impl Trainer {
         let params = grad_norm_scale::Params {
             parts: group.gradients.len() as u32 * NORM_PARTS,
             max_norm: opt.clip as f32,
-            ..bytemuck::Zeroable::zeroed()
         };
         let (partials, clip) = (back.norm_partials.clone(), back.clip.clone());
         recorder.push(grad_norm_scale::dispatch(params, partials, clip.clone()));

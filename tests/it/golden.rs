@@ -1,0 +1,221 @@
+//! Whole models against tensors from PyTorch, transformers and peft: `../shared/golden`.
+//!
+//! The folder is optional; without it each test says `skipped: no ../shared`.
+
+use std::path::{Path, PathBuf};
+
+use edge_gpu::{Device, Options};
+use edge_runtime::adapter::{self, tensor_name, weight_name};
+use edge_runtime::batch::{Batch, IGNORE};
+use edge_runtime::checkpoint::Checkpoint;
+use edge_runtime::config::ModelConfig;
+use edge_runtime::exits::Vote;
+use edge_runtime::model::load::norm_name;
+use edge_runtime::model::{LoraInit, Model};
+use edge_runtime::tune::trainer::{AdamW, Trainer};
+use edge_kernels::Format;
+use edge_scheduler::{Job, Owner, Trained, Window};
+use edge_tests::{gpu, shared};
+
+struct Golden {
+    name: &'static str,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    tensors: Checkpoint,
+    adapter_dir: PathBuf,
+}
+
+impl Golden {
+    fn open(shared: &Path, name: &'static str) -> Self {
+        let dir = shared.join("golden").join(name);
+        let model = match name {
+            "stories260K" => shared.join("assets/models/stories260K"),
+            _ => dir.clone(),
+        };
+        Self {
+            name,
+            config: ModelConfig::load(&model).expect("a config"),
+            checkpoint: Checkpoint::open(&model).expect("weights"),
+            tensors: Checkpoint::open_file(&dir.join("golden.safetensors")).expect("tensors"),
+            adapter_dir: dir.join("adapter"),
+        }
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let tensor = self.tensors.tensor(name);
+        tensor.unwrap_or_else(|error| panic!("{}: {error:#}", self.name)).to_f32()
+    }
+
+    /// The golden batch, its labels shifted to targets.
+    fn batch(&self) -> Batch {
+        let bytes = std::fs::read(self.adapter_dir.parent().expect("a parent").join(
+            "golden.safetensors",
+        ));
+        let bytes = bytes.expect("golden.safetensors");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        let ints = |name: &str| -> Vec<i64> {
+            let view = file.tensor(name).expect("an integer tensor");
+            let data = view.data();
+            match view.dtype() {
+                safetensors::Dtype::I64 => data
+                    .chunks_exact(8)
+                    .map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")))
+                    .collect(),
+                _ => data
+                    .chunks_exact(4)
+                    .map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")).into())
+                    .collect(),
+            }
+        };
+        let ids: Vec<u32> = ints("input_ids").iter().map(|&id| id as u32).collect();
+        let labels = ints("labels");
+        let mut batch = Batch::new(ids, 48);
+        batch.trained_tokens = 0;
+        for (index, target) in batch.targets.iter_mut().enumerate() {
+            let last = index % 48 == 47;
+            let label = if last { -100 } else { labels[index + 1] };
+            *target = if label < 0 { IGNORE } else { label as u32 };
+            batch.trained_tokens += usize::from(label >= 0);
+        }
+        batch
+    }
+
+    fn job(&self, trained: Trained) -> Job {
+        let blocks = self.config.num_hidden_layers;
+        Job {
+            blocks: vec![Format::F32; blocks],
+            embedding: Format::F32,
+            head: Format::F32,
+            trained,
+            windows: vec![Window { first: 0, end: blocks as u32 }],
+            exit_norms: false,
+            training: true,
+            batch: 2,
+            seq_len: 48,
+            cache: None,
+            positions: 48,
+            vote: false,
+        }
+    }
+
+    fn model(&self, device: &Device, trained: Trained, init: LoraInit) -> Model {
+        let job = self.job(trained);
+        Model::load(device, &self.checkpoint, &self.config, &job, init, &mut |_| ())
+            .unwrap_or_else(|error| panic!("{}: {error:#}", self.name))
+    }
+}
+
+fn largest_difference(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let dot = |x: &[f32], y: &[f32]| -> f64 {
+        x.iter().zip(y).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// The name of a trained tensor in the golden file.
+fn golden_name(owner: Owner) -> Option<String> {
+    match owner {
+        Owner::LoraA(layer, p) => Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'A'))),
+        Owner::LoraB(layer, p) => Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'B'))),
+        Owner::Weight(1, p, _) => Some(format!("grad_full.{}", weight_name(1, p))),
+        Owner::InputNorm(1) => Some(format!("grad_full.{}", norm_name(1, false))),
+        Owner::PostAttentionNorm(1) => Some(format!("grad_full.{}", norm_name(1, true))),
+        Owner::ExitNorm(0) => Some("grad_full.model.norm.weight".into()),
+        _ => None,
+    }
+}
+
+fn check_gradients(golden: &Golden, device: &str, trainer: &Trainer, expected: usize) {
+    let mut compared = 0;
+    let mut worst = 1.0_f64;
+    for (owner, got) in trainer.read_gradients(0).expect("gradients").into_values() {
+        let Some(name) = golden_name(owner) else { continue };
+        let want = golden.floats(&name);
+        let cos = cosine(&got, &want);
+        let norm = |x: &[f32]| x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let ratio = norm(&got) / norm(&want);
+        assert!(cos > 0.9999, "{} on {device}: {name}: cosine {cos}", golden.name);
+        assert!((ratio - 1.0).abs() < 1e-3, "{} on {device}: {name}: norm x {ratio}", golden.name);
+        worst = worst.min(cos);
+        compared += 1;
+    }
+    assert_eq!(compared, expected, "{}: gradients compared", golden.name);
+    println!("{} on {device}: {compared} gradients, lowest cosine {worst:.7}", golden.name);
+}
+
+fn check(name: &'static str, device: &Device) {
+    let Some(shared) = shared() else { return };
+    let golden = Golden::open(&shared, name);
+    let device_name = device.info().name.clone();
+    let batch = golden.batch();
+
+    let full = golden.model(device, Trained::Full, LoraInit::NONE);
+    let logits = full.all_logits(&batch).expect("logits");
+    let difference = largest_difference(&logits, &golden.floats("logits"));
+    println!("{name} on {device_name}: logits differ by at most {difference:.2e}");
+    assert!(difference < 1e-3, "{name} on {device_name}: logits differ by {difference}");
+    let trainer = Trainer::new(full, AdamW::default());
+    let batches = std::slice::from_ref(&batch);
+    trainer.gradients(0, batches, batch.trained_tokens).expect("gradients");
+    check_gradients(&golden, &device_name, &trainer, 10);
+    drop(trainer);
+
+    let (config, tensors) = adapter::load(&golden.adapter_dir, &golden.config).expect("adapter");
+    let lora = Trained::Lora { rank: config.r as u32, targets: config.target_modules.clone() };
+    let model = golden.model(device, lora, LoraInit::of(&config));
+    model.set_adapter(&tensors).expect("an adapter that fits");
+    let logits = model.all_logits(&batch).expect("logits");
+    let difference = largest_difference(&logits, &golden.floats("lora.logits"));
+    assert!(difference < 1e-3, "{name} on {device_name}: adapted logits differ by {difference}");
+    let loss = model.evaluate([batch.clone()].into_iter(), Vote::Last, |_| ()).expect("a loss");
+    let want = f64::from(golden.floats("lora.loss")[0]);
+    assert!((loss.last() - want).abs() < 1e-3, "{name}: loss {} for {want}", loss.last());
+
+    let mut trainer = Trainer::new(model, AdamW::default());
+    trainer.gradients(0, batches, batch.trained_tokens).expect("gradients");
+    let layers = golden.config.num_hidden_layers;
+    check_gradients(&golden, &device_name, &trainer, 14 * layers);
+    let (losses, norms) =
+        (golden.floats("lora.train_losses"), golden.floats("lora.train_grad_norms"));
+    for (step, (&loss, &norm)) in losses.iter().zip(&norms).enumerate() {
+        let got = trainer.step(0, batches, 1e-3).expect("a step");
+        let apart = (got.loss - f64::from(loss)).abs();
+        assert!(apart < 2e-3, "{name} on {device_name}: step {step}: loss {} for {loss}", got.loss);
+        let apart = (got.grad_norm / f64::from(norm) - 1.0).abs();
+        assert!(apart < 5e-3, "{name}: step {step}: norm {} for {norm}", got.grad_norm);
+    }
+    println!("{name} on {device_name}: ten losses agree, the last {:.5}", losses[9]);
+}
+
+fn check_on_both(name: &'static str) {
+    check(name, &Device::open("cpu", &Options::default()).expect("the cpu device"));
+    if let Some(device) = gpu() {
+        check(name, &device);
+    }
+}
+
+#[test]
+fn llama_untied() {
+    check_on_both("llama-untied");
+}
+
+#[test]
+fn llama3_rope() {
+    check_on_both("llama3-rope");
+}
+
+#[test]
+fn mistral() {
+    check_on_both("mistral");
+}
+
+#[test]
+fn stories260k() {
+    check_on_both("stories260K");
+}
