@@ -18,17 +18,17 @@ const MODEL_BYTES_MAX: u64 = 4 << 20;
 /// How the demo model is pre-trained: the only place that says so.
 const PRETRAIN: &str = "tune --method full --model target/demo-model/start \
     --data target/demo-model/pretrain.txt --out target/demo-model/run --device cpu --seed 1 \
-    --steps 600 --batch-size 8 --seq-len 128 --val-fraction 0.02 \
+    --steps 800 --batch-size 16 --seq-len 128 --val-fraction 0.02 \
     --lr 2e-3 --schedule cosine --warmup-steps 40";
 
 /// What the bundle holds, and where below [`WORK`] it is taken from.
 const FILES: &[(&str, &str)] = &[
-    ("config.json", "start/config.json"),
-    ("tokenizer.json", "start/tokenizer.json"),
-    ("tokenizer_config.json", "start/tokenizer_config.json"),
-    ("model.safetensors", "run/model.safetensors"),
-    ("adapt_train.txt", "adapt_train.txt"),
-    ("adapt_valid.txt", "adapt_valid.txt"),
+    ("model/config.json", "start/config.json"),
+    ("model/tokenizer.json", "start/tokenizer.json"),
+    ("model/tokenizer_config.json", "start/tokenizer_config.json"),
+    ("model/model.safetensors", "run/model.safetensors"),
+    ("train.txt", "adapt_train.txt"),
+    ("valid.txt", "adapt_valid.txt"),
 ];
 
 /// Generates the texts and a random model, pre-trains it with this project's own `full` method,
@@ -51,7 +51,9 @@ pub(crate) fn demo_model(args: &[String]) -> Result<()> {
          the model in crates/edge-runtime/examples/demo_model.rs smaller",
         model.display()
     );
-    std::fs::create_dir_all(BUNDLE).with_context(|| format!("{BUNDLE} cannot be made"))?;
+    let folder = Path::new(BUNDLE).join("model");
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("{} cannot be made", folder.display()))?;
     for (name, source) in FILES {
         let (from, to) = (Path::new(WORK).join(source), Path::new(BUNDLE).join(name));
         std::fs::copy(&from, &to)

@@ -60,7 +60,7 @@ fn make(out: &Path) -> Result<()> {
     let config = config();
     write_json(&start.join("config.json"), &config)?;
     let path = start.join("model.safetensors");
-    let parameters = Shape::interpret(&config)?.write(&path, Element::F32, 1)?;
+    let parameters = Shape::interpret(&config)?.write(&path, Element::Bf16, 1)?;
     eprintln!("{}: {parameters} parameters", path.display());
     Ok(())
 }
@@ -129,7 +129,7 @@ fn config() -> Value {
         "initializer_range": 0.02,
         "bos_token_id": 0,
         "eos_token_id": 0,
-        "torch_dtype": "float32",
+        "torch_dtype": "bfloat16",
         "use_cache": true
     })
 }
