@@ -2,4 +2,5 @@
 
 mod device;
 mod golden;
+mod model;
 mod ops;

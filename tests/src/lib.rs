@@ -6,6 +6,7 @@
 //! * [`shared`] — reference data beside the repository.
 
 pub mod parity;
+pub mod tiny;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;

@@ -119,4 +119,14 @@ impl Model {
         let last = self.exits.len() - 1;
         self.read_logits(&self.exits[last], self.exit_stream(last), g)
     }
+    /// As [`Model::all_logits`], of every exit.
+    ///
+    /// # Errors
+    /// As [`Model::all_logits`].
+    pub fn exit_logits(&self, batch: &Batch) -> Result<Vec<Vec<f32>>> {
+        let g = self.set_batch(batch)?;
+        self.run_to_exits(g)?;
+        let read = |index| self.read_logits(&self.exits[index], self.exit_stream(index), g);
+        (0..self.exits.len()).map(read).collect()
+    }
 }

@@ -1,0 +1,301 @@
+//! Whole models on a small random checkpoint: against candle, which shares no code with this
+//! project; windows, exits and votes; devices against each other; plan against allocation.
+
+use candle_core::{DType, Device as CandleDevice, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
+use edge_gpu::{Device, Options};
+use edge_kernels::Format;
+use edge_runtime::batch::Batch;
+use edge_runtime::checkpoint::Checkpoint;
+use edge_runtime::config::ModelConfig;
+use edge_runtime::exits::Vote;
+use edge_runtime::generate::Sampling;
+use edge_runtime::model::{LoraInit, Model};
+use edge_runtime::tune::trainer::{AdamW, Trainer};
+use edge_scheduler::{Job, Projection, Trained, Window};
+use edge_tests::{cpu, gpu, tiny};
+use tempfile::TempDir;
+
+const SEQ_LEN: usize = 24;
+const VOCAB: usize = 139;
+
+struct Tiny {
+    dir: TempDir,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+}
+
+fn tiny() -> Tiny {
+    let dir = TempDir::new().expect("a temporary folder");
+    tiny::write(dir.path(), 7).expect("a checkpoint");
+    let config = ModelConfig::load(dir.path()).expect("a config");
+    let checkpoint = Checkpoint::open(dir.path()).expect("weights");
+    Tiny { dir, config, checkpoint }
+}
+
+fn ids(sequences: usize) -> Vec<u32> {
+    (0..sequences * SEQ_LEN).map(|i| ((i * i * 7 + i * 13 + 5) % VOCAB) as u32).collect()
+}
+
+fn batch() -> Batch {
+    Batch::new(ids(2), SEQ_LEN)
+}
+
+impl Tiny {
+    fn job(&self, blocks: Format, table: Format, trained: Trained, windows: u32) -> Job {
+        Job {
+            blocks: vec![blocks; 4],
+            embedding: table,
+            head: table,
+            trained,
+            windows: Window::split(4, windows),
+            exit_norms: windows > 1,
+            training: true,
+            batch: 2,
+            seq_len: SEQ_LEN as u32,
+            cache: None,
+            positions: SEQ_LEN as u32,
+            vote: windows > 1,
+        }
+    }
+
+    fn load(&self, device: &Device, job: &Job) -> Model {
+        let init = LoraInit { scale: 2.0, seed: 3 };
+        Model::load(device, &self.checkpoint, &self.config, job, init, &mut |_| ())
+            .expect("a model")
+    }
+
+    fn edge(&self, device: &Device, format: Format) -> Trainer {
+        let job = self.job(format, Format::F16, lora(), 2);
+        Trainer::new(self.load(device, &job), AdamW::default())
+    }
+}
+
+fn lora() -> Trained {
+    Trained::Lora { rank: 4, targets: Projection::ALL.to_vec() }
+}
+
+fn devices() -> Vec<Device> {
+    [Some(cpu()), gpu()].into_iter().flatten().collect()
+}
+
+#[test]
+fn logits_equal_candles() {
+    let tiny = tiny();
+    let config: LlamaConfig = serde_json::from_value(tiny::config()).expect("candle's config");
+    let config = config.into_config(false);
+    let weights = candle_core::safetensors::load(
+        tiny.dir.path().join("model.safetensors"),
+        &CandleDevice::Cpu,
+    );
+    let builder =
+        VarBuilder::from_tensors(weights.expect("weights"), DType::F32, &CandleDevice::Cpu);
+    let theirs = Llama::load(builder, &config).expect("candle's model");
+    let ids = ids(2);
+    for device in devices() {
+        let job = self::Tiny::job(&tiny, Format::F32, Format::F32, Trained::Nothing, 1);
+        let model = tiny.load(&device, &Job { training: false, ..job });
+        let ours = model.all_logits(&batch()).expect("logits");
+        for (row, position) in [(0, 0), (0, 5), (0, 23), (1, 1), (1, 17)] {
+            // candle returns the logits behind the last token only.
+            let prefix = &ids[row * SEQ_LEN..row * SEQ_LEN + position + 1];
+            let input = Tensor::new(prefix, &CandleDevice::Cpu).and_then(|t| t.unsqueeze(0));
+            let mut cache =
+                Cache::new(false, DType::F32, &config, &CandleDevice::Cpu).expect("a cache");
+            let logits = theirs.forward(&input.expect("ids"), 0, &mut cache).expect("logits");
+            let want: Vec<f32> =
+                logits.flatten_all().and_then(|t| t.to_vec1()).expect("candle's logits");
+            let at = (row * SEQ_LEN + position) * VOCAB;
+            for (got, want) in ours[at..at + VOCAB].iter().zip(&want) {
+                assert!((got - want).abs() < 1e-4, "{got} for {want} at {row}, {position}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cache_continues_as_whole_sequences_do() {
+    let tiny = tiny();
+    for device in devices() {
+        let base = tiny.job(Format::F32, Format::F32, Trained::Nothing, 1);
+        let whole = tiny.load(&device, &Job { training: false, ..base.clone() });
+        let cached = Job {
+            training: false,
+            batch: 1,
+            seq_len: 7,
+            cache: Some(SEQ_LEN as u32),
+            vote: true,
+            ..base
+        };
+        let cached = tiny.load(&device, &cached);
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote: Vote::Last };
+        // Ten tokens: the prompt goes in pieces of seven.
+        let prompt = &ids(1)[..10];
+        let made = cached.generate(prompt, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
+        assert_eq!(made.len(), 8);
+        let mut text = prompt.to_vec();
+        for token in made {
+            let logits = whole.all_logits(&Batch::new(text.clone(), text.len())).expect("logits");
+            let last = &logits[(text.len() - 1) * VOCAB..];
+            let best = (0..VOCAB).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a token");
+            assert_eq!(token as usize, best, "behind {} tokens", text.len());
+            text.push(token);
+        }
+    }
+}
+
+fn values(trainer: &Trainer) -> Vec<Vec<u32>> {
+    let groups = &trainer.model.groups;
+    let read = |slice| trainer.model.device.read(slice).expect("values");
+    groups.iter().map(|group| group.values.iter().flat_map(read).collect()).collect()
+}
+
+#[test]
+fn a_step_changes_its_window_and_nothing_else() {
+    let tiny = tiny();
+    for device in devices() {
+        let mut trainer = tiny.edge(&device, Format::Q8 { group: 32 });
+        for window in [1, 0, 1] {
+            let before = values(&trainer);
+            let outcome = trainer.step(window, &[batch()], 1e-2).expect("a step");
+            assert!(outcome.loss.is_finite() && outcome.grad_norm > 0.0);
+            let after = values(&trainer);
+            for index in 0..2 {
+                let changed = before[index] != after[index];
+                assert_eq!(changed, index == window, "window {index} in a step of {window}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_gradient_equals_the_full_pass_at_its_exit() {
+    // With one window over all blocks and the same exit, the top window's gradient is the same
+    // whether or not the blocks below keep activations.
+    let tiny = tiny();
+    let device = cpu();
+    let windowed = tiny.edge(&device, Format::F32);
+    let mut job = tiny.job(Format::F32, Format::F16, lora(), 1);
+    job.exit_norms = true;
+    let whole = Trainer::new(tiny.load(&device, &job), AdamW::default());
+    windowed.gradients(1, &[batch()], 46).expect("gradients");
+    whole.gradients(0, &[batch()], 46).expect("gradients");
+    let whole = whole.read_gradients(0).expect("gradients");
+    let mut compared = 0;
+    for (name, (_, got)) in windowed.read_gradients(1).expect("gradients") {
+        let name = name.replace("ExitNorm(1)", "ExitNorm(0)");
+        let (_, want) = &whole[&name];
+        for (got, want) in got.iter().zip(want) {
+            assert!((got - want).abs() <= 1e-5 + 1e-3 * want.abs(), "{name}: {got} for {want}");
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, 2 * 14 + 1);
+}
+
+#[test]
+fn one_batch_is_learned_by_heart() {
+    let tiny = tiny();
+    for (trained, lr) in [(lora(), 3e-2), (Trained::Full, 1e-2)] {
+        let job = tiny.job(Format::F32, Format::F32, trained, 1);
+        let mut trainer = Trainer::new(tiny.load(&cpu(), &job), AdamW::default());
+        let first = trainer.step(0, &[batch()], lr).expect("a step").loss;
+        let mut last = first;
+        for _ in 0..300 {
+            last = trainer.step(0, &[batch()], lr).expect("a step").loss;
+        }
+        assert!(first > 4.0 && last < 0.1, "loss {first} -> {last}");
+    }
+}
+
+#[test]
+fn devices_agree_on_training_and_repeat_themselves() {
+    let tiny = tiny();
+    let Some(device) = gpu() else { return };
+    let run = |device: &Device| -> Vec<f64> {
+        let mut trainer = tiny.edge(device, Format::Q4 { group: 32 });
+        let steps = 0..6;
+        steps.map(|s| trainer.step(s % 2, &[batch()], 5e-3).expect("a step").loss).collect()
+    };
+    let (host, first, second) = (run(&cpu()), run(&device), run(&device));
+    assert_eq!(first, second, "two runs on one device differ");
+    for (a, b) in host.iter().zip(&first) {
+        assert!((a - b).abs() < 1e-4, "cpu {host:?}, {} {first:?}", device.info().name);
+    }
+}
+
+#[test]
+fn accumulated_micro_batches_equal_one_batch() {
+    let tiny = tiny();
+    let ids = ids(2);
+    let half = |row: usize| Batch::new(ids[row * SEQ_LEN..(row + 1) * SEQ_LEN].to_vec(), SEQ_LEN);
+    for device in devices() {
+        let whole = tiny.edge(&device, Format::F32).step(1, &[batch()], 1e-3).expect("a step");
+        let parts = tiny.edge(&device, Format::F32).step(1, &[half(0), half(1)], 1e-3);
+        let parts = parts.expect("a step");
+        assert!((whole.loss - parts.loss).abs() < 1e-5);
+        assert!((whole.grad_norm / parts.grad_norm - 1.0).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn votes_follow_their_definition() {
+    let tiny = tiny();
+    for device in devices() {
+        let trainer = tiny.edge(&device, Format::F32);
+        let model = &trainer.model;
+        let logits = model.exit_logits(&batch()).expect("logits");
+        for vote in [Vote::Last, Vote::Max, Vote::Mean] {
+            let got = model.evaluate([batch()].into_iter(), vote, |_| ()).expect("losses");
+            let want = vote_loss(&logits, &batch(), vote);
+            assert!((got.vote - want).abs() < 1e-4, "{vote:?}: {} for {want}", got.vote);
+        }
+    }
+}
+
+/// The vote in f64: `max` renormalises, `mean` averages, `last` takes the top exit.
+fn vote_loss(exits: &[Vec<f32>], batch: &Batch, vote: Vote) -> f64 {
+    let mut sum = 0.0;
+    for (row, &target) in batch.targets.iter().enumerate() {
+        if target == edge_runtime::batch::IGNORE {
+            continue;
+        }
+        let softmax = |logits: &Vec<f32>| -> Vec<f64> {
+            let row = &logits[row * VOCAB..(row + 1) * VOCAB];
+            let exp: Vec<f64> = row.iter().map(|&z| f64::from(z).exp()).collect();
+            let total: f64 = exp.iter().sum();
+            exp.iter().map(|e| e / total).collect()
+        };
+        let all: Vec<Vec<f64>> = exits.iter().map(softmax).collect();
+        let combined: Vec<f64> = (0..VOCAB)
+            .map(|v| match vote {
+                Vote::Last => all[all.len() - 1][v],
+                Vote::Max => all.iter().map(|p| p[v]).fold(0.0, f64::max),
+                Vote::Mean => all.iter().map(|p| p[v]).sum::<f64>(),
+            })
+            .collect();
+        let total: f64 = combined.iter().sum();
+        sum -= (combined[target as usize] / total).ln();
+    }
+    sum / batch.trained_tokens as f64
+}
+
+#[test]
+fn the_plan_is_what_is_allocated() {
+    let tiny = tiny();
+    for format in [Format::F32, Format::Bf16, Format::Q8 { group: 32 }, Format::Q4 { group: 64 }] {
+        for trained in [lora(), Trained::Full, Trained::Nothing] {
+            for windows in [1, 3] {
+                if trained == Trained::Full && windows > 1 {
+                    continue;
+                }
+                let device = Device::open("cpu", &Options::default()).expect("the cpu device");
+                let mut job = tiny.job(format, Format::F16, trained.clone(), windows);
+                job.training = trained != Trained::Nothing;
+                let model = tiny.load(&device, &job);
+                assert_eq!(device.memory().peak, model.plan.bytes_by_category());
+            }
+        }
+    }
+}
