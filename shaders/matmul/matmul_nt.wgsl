@@ -75,7 +75,7 @@ fn matmul_nt(
         for (var j = 0u; j < TN; j++) {
             block[j] = load_w_block(col[j], b);
         }
-        //#unroll
+        // Rolled: four copies of the products would cost compile time and save nothing.
         for (var part = 0u; part < PARTS; part++) {
             let k0 = b * W_STEP + part * 8u;
             var weights: array<mat2x4<f32>, TN>;
