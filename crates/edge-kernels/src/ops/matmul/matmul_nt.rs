@@ -129,8 +129,9 @@ impl Op for MatmulNt {
         let mut variants =
             weight_variants(&sized("tile", tile(&p, call.format), LANES), call.format, p.k);
         // Fewer registers, whole subgroups on any GPU.
-        let (tm, tn) = if p.m <= 4 { (tile(&p, call.format).0, 1) } else { (4, 4) };
-        let wide = weight_variants(&sized("wide", (tm, tn), 64), call.format, p.k);
+        let few = (tile(&p, call.format).0.min(4), 4);
+        let lanes = if p.m <= 4 { 32 } else { 64 };
+        let wide = weight_variants(&sized("wide", few, lanes), call.format, p.k);
         variants.extend(wide.into_iter().filter(|variant| !variant.needs.f16));
         variants
     }
