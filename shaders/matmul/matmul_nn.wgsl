@@ -42,12 +42,12 @@ fn w_cols() -> u32 {
     return params.k;
 }
 
-fn store_part(row: u32, col: u32, values: mat2x4<f32>) {
+fn store_quad(row: u32, col: u32, values: vec4<f32>) {
     let at = params.out_offset + row * params.ld_out + col;
-    //#unroll
-    for (var c = 0u; c < 8u; c++) {
+    // Rolled: this is written out for every quad of a thread, and compile time counts.
+    for (var c = 0u; c < 4u; c++) {
         if col + c < params.k {
-            var value = params.alpha * values[c / 4u][c % 4u];
+            var value = params.alpha * values[c];
             if params.accumulate == 1u {
                 value += dx[at + c];
             }
@@ -101,7 +101,9 @@ fn matmul_nn(
         //#unroll
         for (var part = 0u; part < PARTS; part++) {
             if row0 + i < params.m {
-                store_part(row0 + i, b * W_STEP + part * 8u, acc[i * PARTS + part]);
+                let col = b * W_STEP + part * 8u;
+                store_quad(row0 + i, col, acc[i * PARTS + part][0]);
+                store_quad(row0 + i, col + 4u, acc[i * PARTS + part][1]);
             }
         }
     }

@@ -8,7 +8,7 @@
 //! neighbouring words of the packed formats. No workgroup memory: the caches share the loads.
 
 const TM: u32 = 4u;  //#spec rows a thread
-const TN: u32 = 4u;  //#spec channels a thread
+const TN: u32 = 4u;  //#spec channels a thread, a multiple of 4
 const WX: u32 = 16u;  //#spec lanes along n
 const WY: u32 = 4u;  //#spec lanes along m
 const X_BINDING: u32 = 1u;
@@ -34,6 +34,7 @@ struct Params {
 //#include "weights/f32.wgsl"
 
 const PARTS: u32 = W_STEP / 8u;
+const QUADS: u32 = TN / 4u;
 
 fn w_rows() -> u32 {
     return params.n;
@@ -41,6 +42,22 @@ fn w_rows() -> u32 {
 
 fn w_cols() -> u32 {
     return params.k;
+}
+
+// Stores four channels of a row, WX apart.
+fn store_quad(row: u32, col: u32, values: vec4<f32>) {
+    let at = params.out_offset + row * params.ld_out;
+    // Rolled: this is written out for every quad of a thread, and compile time counts.
+    for (var c = 0u; c < 4u; c++) {
+        let channel = col + c * WX;
+        if channel < params.n {
+            var value = params.alpha * values[c];
+            if params.accumulate == 1u {
+                value += y[at + channel];
+            }
+            y[at + channel] = value;
+        }
+    }
 }
 
 @compute @workgroup_size(WX, WY)
@@ -75,7 +92,7 @@ fn matmul_nt(
         for (var j = 0u; j < TN; j++) {
             block[j] = load_w_block(col[j], b);
         }
-        //#unroll
+        // Rolled: four copies of the products would cost compile time and save nothing.
         for (var part = 0u; part < PARTS; part++) {
             let k0 = b * W_STEP + part * 8u;
             var weights: array<mat2x4<f32>, TN>;
@@ -97,14 +114,15 @@ fn matmul_nt(
     //#unroll
     for (var i = 0u; i < TM; i++) {
         //#unroll
-        for (var j = 0u; j < TN; j++) {
-            if row0 + i < params.m && col0 + j * WX < params.n {
-                let at = params.out_offset + (row0 + i) * params.ld_out + col0 + j * WX;
-                var value = params.alpha * acc[i * TN + j];
-                if params.accumulate == 1u {
-                    value += y[at];
-                }
-                y[at] = value;
+        for (var q = 0u; q < QUADS; q++) {
+            if row0 + i < params.m {
+                let values = vec4(
+                    acc[i * TN + q * 4u],
+                    acc[i * TN + q * 4u + 1u],
+                    acc[i * TN + q * 4u + 2u],
+                    acc[i * TN + q * 4u + 3u],
+                );
+                store_quad(row0 + i, col0 + q * 4u * WX, values);
             }
         }
     }

@@ -37,6 +37,20 @@ fn quad(at: u32, len: u32) -> u32 {
     return select(0u, at, at < len);
 }
 
+fn store_quad(base: u32, col: u32, values: vec4<f32>) {
+    let at = base + col;
+    // Rolled: this is written out for every quad of a thread, and compile time counts.
+    for (var c = 0u; c < 4u; c++) {
+        if col + c < params.k {
+            var value = params.alpha * values[c];
+            if params.accumulate == 1u {
+                value += dw[at + c];
+            }
+            dw[at + c] = value;
+        }
+    }
+}
+
 @compute @workgroup_size(WX, WY)
 fn matmul_tn(
     @builtin(local_invocation_id) lane: vec3<u32>,
@@ -81,19 +95,6 @@ fn matmul_tn(
             if n0 + r < params.n {
                 store_quad(part + (n0 + r) * params.k, k0 + q * 4u, acc[r * KQ + q]);
             }
-        }
-    }
-}
-
-fn store_quad(base: u32, col: u32, values: vec4<f32>) {
-    //#unroll
-    for (var c = 0u; c < 4u; c++) {
-        if col + c < params.k {
-            var value = params.alpha * values[c];
-            if params.accumulate == 1u {
-                value += dw[base + col + c];
-            }
-            dw[base + col + c] = value;
         }
     }
 }

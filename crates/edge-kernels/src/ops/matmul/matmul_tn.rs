@@ -94,7 +94,7 @@ impl Op for MatmulTn {
         let dy = if dy_any { "lib/dy_any.wgsl" } else { "lib/dy_vec4.wgsl" };
         let x = if quads(&[p.k]) { "lib/x_vec4.wgsl" } else { "lib/x_any.wgsl" };
         let sized = |name, side: u32, lanes| {
-            let (wx, wy) = split_lanes(lanes, p.k.div_ceil(side));
+            let (wx, wy) = split_lanes(lanes, p.k.div_ceil(side), 8);
             let variant = Variant::named(name)
                 .fragment("lib/dy_vec4.wgsl", dy)
                 .fragment("lib/x_vec4.wgsl", x);
