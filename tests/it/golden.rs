@@ -2,9 +2,13 @@
 //!
 //! The folder is optional; without it each test says `skipped: no ../shared`.
 
+// The figures are for a person who runs this with `--nocapture`.
+#![allow(clippy::print_stdout)]
+
 use std::path::{Path, PathBuf};
 
 use edge_gpu::{Device, Options};
+use edge_kernels::Format;
 use edge_runtime::adapter::{self, tensor_name, weight_name};
 use edge_runtime::batch::{Batch, IGNORE};
 use edge_runtime::checkpoint::Checkpoint;
@@ -13,7 +17,6 @@ use edge_runtime::exits::Vote;
 use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
-use edge_kernels::Format;
 use edge_scheduler::{Job, Owner, Trained, Window};
 use edge_tests::{gpu, shared};
 
@@ -48,9 +51,8 @@ impl Golden {
 
     /// The golden batch, its labels shifted to targets.
     fn batch(&self) -> Batch {
-        let bytes = std::fs::read(self.adapter_dir.parent().expect("a parent").join(
-            "golden.safetensors",
-        ));
+        let bytes =
+            std::fs::read(self.adapter_dir.parent().expect("a parent").join("golden.safetensors"));
         let bytes = bytes.expect("golden.safetensors");
         let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
         let ints = |name: &str| -> Vec<i64> {
@@ -121,8 +123,12 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 /// The name of a trained tensor in the golden file.
 fn golden_name(owner: Owner) -> Option<String> {
     match owner {
-        Owner::LoraA(layer, p) => Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'A'))),
-        Owner::LoraB(layer, p) => Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'B'))),
+        Owner::LoraA(layer, p) => {
+            Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'A')))
+        }
+        Owner::LoraB(layer, p) => {
+            Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'B')))
+        }
         Owner::Weight(1, p, _) => Some(format!("grad_full.{}", weight_name(1, p))),
         Owner::InputNorm(1) => Some(format!("grad_full.{}", norm_name(1, false))),
         Owner::PostAttentionNorm(1) => Some(format!("grad_full.{}", norm_name(1, true))),

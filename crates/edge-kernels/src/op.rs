@@ -61,7 +61,11 @@ pub struct Field {
 /// compares with the struct of the same name in the shader.
 #[macro_export]
 macro_rules! params {
-    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* $field:ident : $ty:ident),+ $(,)? }) => {
+    (
+        $(#[$meta:meta])* pub struct $name:ident {
+            $($(#[$fmeta:meta])* $field:ident : $ty:ident),+ $(,)?
+        }
+    ) => {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]

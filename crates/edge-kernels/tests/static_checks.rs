@@ -2,8 +2,8 @@
 //! declares to need, and that it says the same as its Rust file about names, bindings,
 //! parameters, workgroup memory and invocations.
 //!
-//! wgpu finds some of these mistakes when it makes a pipeline, but not all: too much workgroup
-//! memory, for instance, passes.
+//! A WebGPU implementation finds some of these mistakes when it makes a pipeline, but not all:
+//! too much workgroup memory, for instance, passes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;

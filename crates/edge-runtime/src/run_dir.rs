@@ -49,6 +49,25 @@ pub struct RunDir {
 }
 
 impl RunDir {
+    /// Checks that [`RunDir::create`] may use `out`, before any work is put into a run.
+    ///
+    /// # Errors
+    /// `out` has files already or is a file.
+    pub fn check(out: Option<&Path>) -> Result<()> {
+        let Some(path) = out else { return Ok(()) };
+        let shown = path.display();
+        match fs::read_dir(path) {
+            Ok(mut files) => {
+                if files.next().is_some() {
+                    bail!("{shown} has files already: give --out a new or empty directory");
+                }
+            }
+            Err(_) if path.exists() => bail!("{shown} is no directory: give --out another path"),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
     /// Creates `out`, or `runs/<UTC time>-<method>` in the current directory.
     ///
     /// # Errors
@@ -58,17 +77,10 @@ impl RunDir {
             Some(path) => path.to_owned(),
             None => unused(Path::new("runs"), &format!("{}-{method}", utc(SystemTime::now()))),
         };
-        let shown = path.display();
-        match fs::read_dir(&path) {
-            Ok(mut files) => {
-                if files.next().is_some() {
-                    bail!("{shown} has files already: give --out a new or empty directory");
-                }
-            }
-            Err(_) if path.exists() => bail!("{shown} is no directory: give --out another path"),
-            Err(_) => fs::create_dir_all(&path)
-                .with_context(|| format!("cannot create {shown}: give --out another path"))?,
-        }
+        Self::check(Some(&path))?;
+        fs::create_dir_all(&path).with_context(|| {
+            format!("cannot create {}: give --out another path", path.display())
+        })?;
         let log = |name: &str| {
             let path = path.join(name);
             let open = File::options().create(true).append(true).open(&path);

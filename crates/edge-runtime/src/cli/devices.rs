@@ -5,6 +5,7 @@ use edge_gpu::{Device, Options};
 use serde_json::json;
 
 use super::args::DevicesArgs;
+use super::report::print_json;
 use crate::session::mebibytes;
 
 pub(super) fn run(args: &DevicesArgs) -> Result<()> {
@@ -24,8 +25,8 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
             if chosen { "  <- auto" } else { "" }
         );
         eprintln!(
-            "   f16 {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, binding {}, \
-             workgroup {} invocations / {} KiB",
+            "   f16 {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, \
+             binding {}, workgroup {} invocations / {} KiB",
             yes(info.f16),
             yes(info.subgroups),
             info.subgroup_min,
@@ -48,7 +49,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
         }));
     }
     if args.json {
-        println!("{}", json!({ "devices": rows }));
+        print_json(&json!({ "devices": rows }))?;
     }
     Ok(())
 }

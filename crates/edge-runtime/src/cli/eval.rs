@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use edge_gpu::{Device, Options};
 
 use super::args::{Bits, EvalArgs};
-use super::report::{EvalReport, ExitLoss, Progress, VoteLoss, json_line};
+use super::report::{EvalReport, ExitLoss, Progress, VoteLoss, print_json};
 use crate::batch::check_seq_len;
 use crate::data::load_eval;
 use crate::session::{Source, Tuned, check_budget, demo_dir, mebibytes};
@@ -64,7 +64,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let model = tuned.load(&device, &source, &job, &mut |_| loading.step(String::new))?;
     loading.finish();
     let vote = args.vote.or(tuned.exits.as_ref().map(|exits| exits.vote)).unwrap_or_default();
-    let windows = stream.ids.len().div_ceil(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
+    let windows =
+        stream.ids.len().div_ceil(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
     let count = windows.div_ceil(BATCH as usize) as u64;
     let mut progress = Progress::new("eval", count, args.quiet);
     let batches = stream.eval_batches(args.seq_len, BATCH as usize, args.max_windows)?;
@@ -101,7 +102,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         }
     }
     if args.json {
-        println!("{}", json_line(&report)?);
+        print_json(&report)?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What commands print: JSON objects for programs, progress for people.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -96,6 +96,15 @@ pub struct EvalReport {
 /// The report cannot be laid out.
 pub fn json_line(report: &impl Serialize) -> Result<String> {
     serde_json::to_string(report).context("cannot lay out the report")
+}
+
+/// Prints a report as the last line on stdout.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn print_json(report: &impl Serialize) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", json_line(report)?).context("cannot write to standard output")
 }
 
 /// Most memory that this process has held, bytes; `None` where the system does not say.

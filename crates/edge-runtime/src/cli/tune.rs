@@ -1,12 +1,14 @@
 //! `tune`: adapts a model; without arguments the bundled demo model to the bundled demo text.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use edge_gpu::{Device, Options};
 
 use super::args::{Method, TuneArgs, TuneFlags};
 use super::generate::{Request, continue_text};
 use super::options::TuneOptions;
-use super::report::{TuneReport, json_line};
+use super::report::{TuneReport, print_json};
 use crate::exits::Vote;
 use crate::generate::Sampling;
 use crate::interrupt;
@@ -69,20 +71,20 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     let source = Source::open(&model)?;
     let device =
         Device::open(&options.device, &Options { profile: options.profile, ..Options::default() })?;
-    let mut run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
+    RunDir::check(options.out.as_deref())?;
     if demo && !named && !args.quiet {
         eprintln!("sample before: {}", sample(&device, &source, &Tuned::default())?);
     }
-    let outcome =
-        crate::tune::run::run(&options, &source, &device, &mut run_dir, args.quiet)?;
+    let outcome = crate::tune::run::run(&options, &source, &device, args.quiet)?;
     if options.profile && !args.quiet {
         print_profile(&device);
     }
     if !args.quiet {
         if demo && !named && !outcome.interrupted {
-            let tuned = Tuned::run(run_dir.path(), &source.config)?;
+            let dir = Path::new(&outcome.report.run_dir);
+            let tuned = Tuned::run(dir, &source.config)?;
             if options.method == Method::Full {
-                let tuned_source = Source::open(run_dir.path())?;
+                let tuned_source = Source::open(dir)?;
                 eprintln!("sample after:  {}", sample(&device, &tuned_source, &tuned)?);
             } else {
                 eprintln!("sample after:  {}", sample(&device, &source, &tuned)?);
@@ -91,7 +93,7 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
         summarise(&outcome.report, &options, outcome.interrupted);
     }
     if args.json {
-        println!("{}", json_line(&outcome.report)?);
+        print_json(&outcome.report)?;
     }
     Ok(if outcome.interrupted { interrupt::EXIT_INTERRUPTED as u8 } else { 0 })
 }

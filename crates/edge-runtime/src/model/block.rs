@@ -91,7 +91,7 @@ impl Model {
         recorder.push(rms_norm_backward::dispatch(
             rows,
             d,
-            accumulate.into(),
+            accumulate,
             x,
             norm.weight.clone(),
             rstd,
@@ -115,7 +115,14 @@ impl Model {
         }
     }
 
-    fn rope(&self, recorder: &mut Recorder, g: Geometry, heads: u32, at: (&Slice, u32), back: bool) {
+    fn rope(
+        &self,
+        recorder: &mut Recorder,
+        g: Geometry,
+        heads: u32,
+        at: (&Slice, u32),
+        back: bool,
+    ) {
         let params = rope::Params {
             rows: g.rows(),
             seq_len: g.seq_len,
@@ -164,7 +171,8 @@ impl Model {
             slot.attention.clone(),
             slot.lse.clone(),
         ));
-        let mid = self.residual(recorder, rows, &slot.x, slot.x_mid.as_ref().filter(|_| x_out.is_some()));
+        let mid =
+            self.residual(recorder, rows, &slot.x, slot.x_mid.as_ref().filter(|_| x_out.is_some()));
         linear(recorder, Projection::O, &slot.attention, Target::add(mid));
         self.norm(recorder, rows, mid, &block.post_norm);
         linear(recorder, Projection::Gate, &ws.normed, Target::set(&slot.gate));

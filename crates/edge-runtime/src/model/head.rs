@@ -58,13 +58,15 @@ impl Model {
     }
 
     fn add_loss(&self, recorder: &mut Recorder, rows: u32, stats: &Slice) {
-        let params = cross_entropy_loss::Params {
-            rows,
-            accumulate: 1,
-        };
+        let params = cross_entropy_loss::Params { rows, accumulate: 1 };
         let ws = &self.workspace;
         let targets = ws.targets.clone();
-        recorder.push(cross_entropy_loss::dispatch(params, targets, stats.clone(), ws.loss.clone()));
+        recorder.push(cross_entropy_loss::dispatch(
+            params,
+            targets,
+            stats.clone(),
+            ws.loss.clone(),
+        ));
     }
 
     /// Adds the loss at an exit to the workspace's `loss`, with row statistics in `stats`.
@@ -152,12 +154,7 @@ impl Model {
     ///
     /// # Errors
     /// The model was not built to vote.
-    pub(crate) fn vote_loss(
-        &self,
-        recorder: &mut Recorder,
-        vote: Vote,
-        g: Geometry,
-    ) -> Result<()> {
+    pub(crate) fn vote_loss(&self, recorder: &mut Recorder, vote: Vote, g: Geometry) -> Result<()> {
         let ws = &self.workspace;
         let (votes, vote_stats) = ws.votes.as_ref().context("the model was not built to vote")?;
         for rows in self.row_chunks(g.rows()) {

@@ -1,11 +1,12 @@
 //! Linear layers: a weight matrix in shards, and LoRA beside it.
 //!
-//! `y = x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`, W \[N, K\], A \[r, K\], B \[N, r\] (LoRA, Hu et al. 2021, eq. 3).
+//! `y = x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`, W \[N, K\], A \[r, K\], B \[N, r\]
+//! (LoRA, Hu et al. 2021, eq. 3).
 
 use edge_gpu::{Recorder, Slice};
+use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn, sum_partials};
-use edge_kernels::Format;
 use edge_scheduler::Shard;
 
 /// A tensor that may be trained.

@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use edge_gpu::{Device, Slice};
+use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
 use edge_kernels::pack::pack;
 use edge_kernels::util::SeededRng;
-use edge_kernels::Format;
 use edge_scheduler::plan::{projection_shards, table_shards};
 use edge_scheduler::{Group, Job, Owner, Plan, Projection, Shard, Trained};
 use rand::{RngExt, SeedableRng};
@@ -234,8 +234,7 @@ pub(super) fn init_adapters(blocks: &[Block], device: &Device, seed: u64) -> Res
             let Some(lora) = &linear.lora else { continue };
             let bound = 1.0 / (linear.matrix.cols as f32).sqrt();
             let count = lora.a.value.words() as usize;
-            let values: Vec<f32> =
-                (0..count).map(|_| rng.random_range(-bound..bound)).collect();
+            let values: Vec<f32> = (0..count).map(|_| rng.random_range(-bound..bound)).collect();
             device.write(&lora.a.value, bytemuck::cast_slice(&values))?;
         }
     }

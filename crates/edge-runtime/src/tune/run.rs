@@ -37,7 +37,6 @@ pub fn run(
     options: &TuneOptions,
     source: &Source,
     device: &Device,
-    run_dir: &mut RunDir,
     quiet: bool,
 ) -> Result<Outcome> {
     let seq_len = options.seq_len_for(source.config.max_position_embeddings);
@@ -46,7 +45,6 @@ pub fn run(
     let job = job(options, source, seq_len)?;
     let plan = check_budget(source, &job, device, options.memory_budget)?;
     let mut sampler = Sampler::new(&data.train, seq_len, options.seed)?;
-    run_dir.write_config(options)?;
     device.reset_peak();
 
     let tensors = 7 * job.blocks.len() as u64 + 1;
@@ -59,6 +57,9 @@ pub fn run(
     })?;
     loading.finish();
     device.seal();
+    // Only now is everything checked: a run that cannot start leaves nothing behind.
+    let run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
+    run_dir.write_config(options)?;
     let trainer = Trainer::new(
         model,
         AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() },
@@ -81,7 +82,7 @@ pub fn run(
     let interrupted = session.train(&mut sampler)?;
     let seconds = started.elapsed().as_secs_f64();
     let after = session.validate("validate after")?;
-    save::results(options, source, &session.trainer.model, session.run_dir)?;
+    save::results(options, source, &session.trainer.model, &session.run_dir)?;
     device.unseal();
     let mut report = session.report(seconds, before.as_ref(), after.as_ref(), device);
     report.predicted_peak_device_bytes = Some(plan.bytes());
@@ -104,7 +105,7 @@ struct Session<'a> {
     options: &'a TuneOptions,
     data: &'a Dataset,
     trainer: Trainer,
-    run_dir: &'a mut RunDir,
+    run_dir: RunDir,
     quiet: bool,
     seq_len: usize,
     steps: u64,
@@ -153,7 +154,10 @@ impl Session<'_> {
             _ => format!(", vote {} {:.4}", self.options.vote.name(), result.vote),
         };
         let tokens = result.tokens;
-        self.say(&format!("{label}: loss {} at the exits{vote} ({tokens} tokens)", exits.join(" / ")));
+        self.say(&format!(
+            "{label}: loss {} at the exits{vote} ({tokens} tokens)",
+            exits.join(" / ")
+        ));
         Ok(Some(result))
     }
 

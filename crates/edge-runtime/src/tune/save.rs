@@ -120,8 +120,8 @@ fn full(source: &Source, model: &Model, run_dir: &RunDir) -> Result<()> {
     for name in COMPANIONS {
         let path = source.dir.join(name);
         if path.is_file() {
-            let bytes = std::fs::read(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
+            let bytes =
+                std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             run_dir.write(name, &bytes)?;
         }
     }

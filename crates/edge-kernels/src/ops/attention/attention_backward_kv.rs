@@ -1,6 +1,7 @@
 //! Causal attention with grouped queries, backward to keys and values.
 //!
-//! dv\[j,g,:\] = Σ_{i,h} p\[i,j\] · d_out\[i,h,:\],  dk\[j,g,:\] = scale · Σ_{i,h} ds\[i,j\] · q\[i,h,:\]
+//! dv\[j,g,:\] = Σ_{i,h} p\[i,j\] · d_out\[i,h,:\],
+//! dk\[j,g,:\] = scale · Σ_{i,h} ds\[i,j\] · q\[i,h,:\]
 //! ds\[i,j\] = p\[i,j\] · (d_out\[i,h,:\]·v\[j,g,:\] − delta\[i,h\])
 //! p\[i,j\] = exp(scale · q\[i,h,:\]·k\[j,g,:\] − lse\[i,h\])
 //! over the queries i that attend key j and the heads h of the group of g

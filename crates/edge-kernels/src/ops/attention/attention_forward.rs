@@ -1,6 +1,7 @@
 //! Causal attention with grouped queries, forward.
 //!
-//! out\[i,h,:\] = Σ_j p\[i,j\] · v\[j,g,:\],  p\[i,j\] = exp(scale · q\[i,h,:\]·k\[j,g,:\] − lse\[i,h\])
+//! out\[i,h,:\] = Σ_j p\[i,j\] · v\[j,g,:\],
+//! p\[i,j\] = exp(scale · q\[i,h,:\]·k\[j,g,:\] − lse\[i,h\])
 //! lse\[i,h\] = ln Σ_j exp(scale · q\[i,h,:\]·k\[j,g,:\]),  g = h / (heads / kv_heads)
 //!
 //! | tensor | shape                                   | dtype | role                      |

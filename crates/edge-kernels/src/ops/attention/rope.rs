@@ -1,6 +1,7 @@
 //! Rotary position embedding, in place.
 //!
-//! (a, b) → (a · cos − b · sin, b · cos + a · sin) for a = x\[.., i\], b = x\[.., i + head_dim/2\], the
+//! (a, b) → (a · cos − b · sin, b · cos + a · sin) for
+//! a = x\[.., i\], b = x\[.., i + head_dim/2\], the
 //! pairing of Hugging Face's `rotate_half`; with inverse, by minus the angle: the backward pass.
 //!
 //! | tensor | shape                                | dtype | role                       |
