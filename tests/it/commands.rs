@@ -191,7 +191,10 @@ fn unusable_data_and_options_are_named() {
         refused(&args, code)
     };
     assert!(with(&["--method", "magic"], 2).contains("magic"));
-    assert!(with(&["--device", "no-such-gpu"], 1).contains("no-such-gpu"));
+    let mut args = tune(&model, &valid, out);
+    let device = args.iter().position(|arg| *arg == "cpu").expect("a device");
+    args[device] = "no-such-gpu";
+    assert!(refused(&args, 1).contains("no-such-gpu"));
     assert!(with(&["--windows", "99"], 1).contains("99"));
     assert!(with(&["--memory-budget", "1KiB"], 1).contains("--memory-budget"));
     let long = ["eval", "--model", &model, "--data", &valid, "--seq-len", "99999"];

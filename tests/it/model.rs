@@ -197,7 +197,9 @@ fn a_window_gradient_equals_the_full_pass_at_its_exit() {
 #[test]
 fn one_batch_is_learned_by_heart() {
     let tiny = tiny();
-    for (trained, lr) in [(lora(), 3e-2), (Trained::Full, 1e-2)] {
+    // No token occurs twice, so that nothing but the weights keeps the loss above zero.
+    let batch = || Batch::new((0..48).map(|i| (29 * i + 5) % VOCAB as u32).collect(), SEQ_LEN);
+    for (trained, lr) in [(lora(), 1e-2), (Trained::Full, 1e-2)] {
         let job = tiny.job(Format::F32, Format::F32, trained, 1);
         let mut trainer = Trainer::new(tiny.load(&cpu(), &job), AdamW::default());
         let first = trainer.step(0, &[batch()], lr).expect("a step").loss;

@@ -239,7 +239,9 @@ impl Builder<'_> {
                 self.add(format!("block.{block}.{norm}"), Category::Weights, d.into());
             }
         }
-        self.add("norm", Category::Weights, d.into());
+        if !job.exit_norms {
+            self.add("norm", Category::Weights, d.into());
+        }
     }
 
     fn parameters(&mut self, groups: &[Group]) {

@@ -35,9 +35,10 @@ fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
             flags.valid = Some(dir.join("valid.txt"));
         }
     }
-    flags.lr = flags.lr.or(Some(5e-3));
+    flags.lr = flags.lr.or(Some(1e-2));
+    flags.windows = flags.windows.or(Some(2));
     if flags.steps.is_none() && flags.epochs.is_none() {
-        flags.steps = Some(150);
+        flags.steps = Some(300);
     }
     flags.seq_len = flags.seq_len.or(Some(128));
     flags.batch_size = flags.batch_size.or(Some(8));

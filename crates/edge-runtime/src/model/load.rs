@@ -210,7 +210,10 @@ impl Loader<'_, '_> {
         }
         let values = self.vector(NORM)?;
         let words: Vec<u32> = bytemuck::cast_slice(&values).to_vec();
-        let shared = self.pool.filled("norm", |out| out.copy_from_slice(&words))?;
+        let shared = match self.job.exit_norms {
+            true => None,
+            false => Some(self.pool.filled("norm", |out| out.copy_from_slice(&words))?),
+        };
         let mut exits = Vec::new();
         for (t, window) in windows.iter().enumerate() {
             let norm = match self.parameter(Owner::ExitNorm(t as u32)) {
@@ -218,7 +221,10 @@ impl Loader<'_, '_> {
                     self.device.write(&parameter.value, &words)?;
                     Norm { weight: parameter.value, grad: parameter.grad }
                 }
-                None => Norm { weight: shared.clone(), grad: None },
+                None => {
+                    let weight = shared.clone().context("a planned norm")?;
+                    Norm { weight, grad: None }
+                }
             };
             exits.push(Exit { after: window.end, norm });
         }
