@@ -199,7 +199,11 @@ fn one_batch_is_learned_by_heart() {
     let tiny = tiny();
     // No token occurs twice, so that nothing but the weights keeps the loss above zero.
     let batch = || Batch::new((0..48).map(|i| (29 * i + 5) % VOCAB as u32).collect(), SEQ_LEN);
-    for (trained, lr) in [(lora(), 1e-2), (Trained::Full, 1e-2)] {
+    // Behind a frozen norm a hidden state has a fixed length, about sqrt(48), and the rows of the
+    // frozen head have length 1: the best logit is about 7 against 138 others around 0, a loss of
+    // 0.2. Full tuning moves norm and head, and has no such floor.
+    for (trained, floor) in [(lora(), 0.3), (Trained::Full, 0.05)] {
+        let lr = 1e-2;
         let job = tiny.job(Format::F32, Format::F32, trained, 1);
         let mut trainer = Trainer::new(tiny.load(&cpu(), &job), AdamW::default());
         let first = trainer.step(0, &[batch()], lr).expect("a step").loss;
@@ -207,7 +211,7 @@ fn one_batch_is_learned_by_heart() {
         for _ in 0..300 {
             last = trainer.step(0, &[batch()], lr).expect("a step").loss;
         }
-        assert!(first > 4.0 && last < 0.1, "loss {first} -> {last}");
+        assert!(first > 4.0 && last < floor, "loss {first} -> {last}");
     }
 }
 

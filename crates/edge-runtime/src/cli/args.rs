@@ -400,7 +400,7 @@ mod tests {
         let line = "generate --run r --prompt x --temperature 0 --vote max";
         let Command::Generate(args) = parse(line).unwrap().command else { panic!() };
         assert_eq!((args.temperature, args.vote), (0.0, Some(Vote::Max)));
-        assert!(matches!(parse("devices --selftest").unwrap().command, Command::Devices(_)));
+        assert!(matches!(parse("devices --json").unwrap().command, Command::Devices(_)));
     }
 
     #[test]
