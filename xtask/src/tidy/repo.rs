@@ -6,7 +6,7 @@ use crate::COMMANDS;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// Larger files that are worth it.
-const LARGE: &[&str] = &["crates/edge-runtime/demo/model.safetensors"];
+const LARGE: &[&str] = &["crates/edge-runtime/demo/model/model.safetensors"];
 
 pub(super) fn large_files(tree: &Tree, out: &mut Complaints) {
     for file in &tree.files {
