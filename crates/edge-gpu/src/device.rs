@@ -305,6 +305,18 @@ impl Device {
         self.inner.ledger.report()
     }
 
+    /// Most bytes of staging memory that the device will hold at once: what it holds now, and a
+    /// piece of an upload.
+    pub fn staging_bytes(&self) -> u64 {
+        match self.inner.backend {
+            Backend::Cpu(_) => 0,
+            Backend::Gpu(_) => {
+                let held = self.memory().current[Category::Staging.index()];
+                held + 4 * WRITE_WORDS as u64
+            }
+        }
+    }
+
     /// Lets peaks start again at what is in use now.
     pub fn reset_peak(&self) {
         self.inner.ledger.reset_peak();

@@ -107,10 +107,9 @@ pub struct Model {
 
 /// What a device contributes to a plan.
 pub fn device_facts(device: &Device) -> DeviceFacts {
-    let staging = edge_kernels::Category::Staging.index();
     DeviceFacts {
         max_binding_bytes: device.info().max_binding_bytes,
-        staging_bytes: device.memory().peak[staging],
+        staging_bytes: device.staging_bytes(),
     }
 }
 

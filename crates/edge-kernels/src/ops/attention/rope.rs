@@ -9,7 +9,7 @@
 //! | table  | [positions, head_dim]                | f32   | in: cosines, then sines    |
 //! | x      | [rows, heads, head_dim] from `offset`| f32   | in and out                 |
 //!
-//! The position of a row is `position0 + row % seq_len`; [`rope_table`](super::rope_table) makes
+//! The position of a row is `position0 + row % seq_len`; [`rope_table`] makes
 //! the table.
 //!
 //! How: one invocation per pair, or per four.
