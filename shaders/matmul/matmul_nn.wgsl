@@ -10,6 +10,7 @@
 const TM: u32 = 4u;  //#spec rows a thread
 const WX: u32 = 4u;  //#spec lanes along k
 const WY: u32 = 16u;  //#spec lanes along m
+const SHARE: u32 = 1u;  //#spec rows that the lanes of a subgroup load for each other, 1 or WX
 const DY_BINDING: u32 = 1u;
 
 struct Params {
@@ -66,26 +67,34 @@ fn matmul_nn(
     let tiles_m = (params.m + WY * TM - 1u) / (WY * TM);
     let row0 = (tile % tiles_m * WY + lane.y) * TM;
     let b = tile / tiles_m * WX + lane.x;
-    if row0 >= params.m || b * W_STEP >= params.k {
+    // Lanes that load for others stay.
+    if row0 >= params.m || (SHARE == 1u && b * W_STEP >= params.k) {
         return;
     }
+    let b_load = min(b, (params.k - 1u) / W_STEP);
     // Rows beyond the last are computed from the last and not stored.
-    var base: array<u32, TM>;
+    var base: array<u32, TM / SHARE>;
     //#unroll
-    for (var i = 0u; i < TM; i++) {
-        base[i] = params.in_offset + min(row0 + i, params.m - 1u) * params.ld_in;
+    for (var h = 0u; h < TM / SHARE; h++) {
+        let row = min(row0 + h * SHARE + lane.x % SHARE, params.m - 1u);
+        base[h] = params.in_offset + row * params.ld_in;
     }
     var acc: array<mat2x4<f32>, TM * PARTS>;
     for (var n0 = 0u; n0 < params.n; n0 += 4u) {
         var grad: array<vec4<f32>, TM>;
         //#unroll
-        for (var i = 0u; i < TM; i++) {
-            grad[i] = load_dy4(base[i], n0, params.n);
+        for (var h = 0u; h < TM / SHARE; h++) {
+            let held = load_dy4(base[h], n0, params.n);
+            //#unroll
+            for (var s = 0u; s < SHARE; s++) {
+                //#include "lib/row_own.wgsl"
+                grad[h * SHARE + s] = row;
+            }
         }
         //#unroll
         for (var step = 0u; step < 4u; step++) {
             // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
-            let block = load_w_block(min(n0 + step, params.n - 1u), b);
+            let block = load_w_block(min(n0 + step, params.n - 1u), b_load);
             //#unroll
             for (var part = 0u; part < PARTS; part++) {
                 let weights = w_part(block, part);

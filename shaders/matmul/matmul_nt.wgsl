@@ -11,6 +11,7 @@ const TM: u32 = 4u;  //#spec rows a thread
 const TN: u32 = 4u;  //#spec channels a thread, a multiple of 4
 const WX: u32 = 16u;  //#spec lanes along n
 const WY: u32 = 4u;  //#spec lanes along m
+const SHARE: u32 = 1u;  //#spec rows that the lanes of a subgroup load for each other, 1 or WX
 const X_BINDING: u32 = 1u;
 
 struct Params {
@@ -70,14 +71,16 @@ fn matmul_nt(
     let tiles_m = (params.m + WY * TM - 1u) / (WY * TM);
     let row0 = (tile % tiles_m * WY + lane.y) * TM;
     let col0 = tile / tiles_m * (WX * TN) + lane.x;
-    if row0 >= params.m || col0 >= params.n {
+    // Lanes that load for others stay.
+    if row0 >= params.m || (SHARE == 1u && col0 >= params.n) {
         return;
     }
     // Rows and channels beyond the last are computed from the last and not stored.
-    var base: array<u32, TM>;
+    var base: array<u32, TM / SHARE>;
     //#unroll
-    for (var i = 0u; i < TM; i++) {
-        base[i] = params.in_offset + min(row0 + i, params.m - 1u) * params.ld_in;
+    for (var h = 0u; h < TM / SHARE; h++) {
+        let row = min(row0 + h * SHARE + lane.x % SHARE, params.m - 1u);
+        base[h] = params.in_offset + row * params.ld_in;
     }
     var col: array<u32, TN>;
     //#unroll
@@ -101,12 +104,18 @@ fn matmul_nt(
                 weights[j] = w_part(block[j], part);
             }
             //#unroll
-            for (var i = 0u; i < TM; i++) {
-                let low = load_x4(base[i], k0, params.k);
-                let high = load_x4(base[i], k0 + 4u, params.k);
+            for (var h = 0u; h < TM / SHARE; h++) {
                 //#unroll
-                for (var j = 0u; j < TN; j++) {
-                    acc[i * TN + j] += dot(low, weights[j][0]) + dot(high, weights[j][1]);
+                for (var half = 0u; half < 2u; half++) {
+                    let held = load_x4(base[h], k0 + 4u * half, params.k);
+                    //#unroll
+                    for (var s = 0u; s < SHARE; s++) {
+                        //#include "lib/row_own.wgsl"
+                        //#unroll
+                        for (var j = 0u; j < TN; j++) {
+                            acc[(h * SHARE + s) * TN + j] += dot(row, weights[j][half]);
+                        }
+                    }
                 }
             }
         }
@@ -116,12 +125,8 @@ fn matmul_nt(
         //#unroll
         for (var q = 0u; q < QUADS; q++) {
             if row0 + i < params.m {
-                let values = vec4(
-                    acc[i * TN + q * 4u],
-                    acc[i * TN + q * 4u + 1u],
-                    acc[i * TN + q * 4u + 2u],
-                    acc[i * TN + q * 4u + 3u],
-                );
+                const at = i * TN + q * 4u;
+                let values = vec4(acc[at], acc[at + 1u], acc[at + 2u], acc[at + 3u]);
                 store_quad(row0 + i, col0 + q * 4u * WX, values);
             }
         }

@@ -133,6 +133,8 @@ pub struct Needs {
     pub f16: bool,
     /// Subgroup operations, correct at any subgroup size.
     pub subgroups: bool,
+    /// Lanes that every subgroup of the device must have (0: any number).
+    pub subgroup_size: u32,
     /// Invocations in a workgroup (0: at most the portable 256).
     pub invocations: u32,
     /// Bytes of workgroup memory (0: at most the portable 16384).

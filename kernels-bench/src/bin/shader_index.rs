@@ -52,6 +52,9 @@ fn needs(needs: &Needs) -> String {
     if needs.subgroups {
         parts.push("subgroups".to_string());
     }
+    if needs.subgroup_size > 0 {
+        parts.push(format!("exactly {} lanes each", needs.subgroup_size));
+    }
     if needs.invocations > 0 {
         parts.push(format!("{} invocations", needs.invocations));
     }

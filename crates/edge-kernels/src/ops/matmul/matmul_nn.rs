@@ -19,8 +19,8 @@ use crate::op::{
 };
 use crate::ops::matmul::product::{Layout, for_weight_rows, product};
 use crate::ops::matmul::{
-    LANES, quads, spec, split_lanes, strided_input, strided_output, weight_bindings,
-    weight_buffers, weight_variants,
+    LANES, broadcast, portable, quads, spec, split_lanes, strided_input, strided_output,
+    weight_bindings, weight_buffers, weight_variants,
 };
 use crate::util::{SeededRng, fold_grid};
 
@@ -123,11 +123,17 @@ impl Op for MatmulNn {
             _ if enough(most) => most,
             _ => 4,
         };
-        let mut variants = weight_variants(&sized("tile", tm, LANES), call.format, p.k);
+        let mut variants = Vec::new();
+        if p.m >= 32 && blocks >= LANES {
+            let variant = Variant::named("broadcast").fragment("lib/dy_vec4.wgsl", input);
+            let variant = broadcast(variant.spec("TM", 16));
+            variants.extend(portable(weight_variants(&variant, call.format, p.k)));
+        }
+        variants.extend(weight_variants(&sized("tile", tm, LANES), call.format, p.k));
         // Fewer registers, whole subgroups on any GPU.
         let few = if call.format.is_packed() { 2 } else { 4 };
         let wide = weight_variants(&sized("wide", few, 64), call.format, p.k);
-        variants.extend(wide.into_iter().filter(|variant| !variant.needs.f16));
+        variants.extend(portable(wide));
         variants
     }
 
@@ -198,6 +204,8 @@ fn cases() -> Vec<Case> {
             ..Params::dense(37, 68, 64)
         };
         add("shard_37x68x64", format, shard);
+        let wide = Params { n: 12, k: 264, ld_in: 12, in_offset: 0, ld_out: 264, ..shard };
+        add("wide_37x12x264", format, wide);
         if format.group() == Some(64) {
             continue;
         }

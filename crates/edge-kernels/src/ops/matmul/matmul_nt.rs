@@ -18,8 +18,8 @@ use crate::op::{
 };
 use crate::ops::matmul::product::{Layout, for_weight_rows, product};
 use crate::ops::matmul::{
-    LANES, quads, spec, split_lanes, strided_input, strided_output, weight_bindings,
-    weight_buffers, weight_variants,
+    LANES, broadcast, portable, quads, spec, split_lanes, strided_input, strided_output,
+    weight_bindings, weight_buffers, weight_variants,
 };
 use crate::util::{SeededRng, fold_grid};
 
@@ -126,13 +126,22 @@ impl Op for MatmulNt {
             let variant = Variant::named(name).fragment("lib/x_vec4.wgsl", input);
             variant.spec("TM", tm).spec("TN", tn).spec("WX", wx).spec("WY", wy)
         };
-        let mut variants =
-            weight_variants(&sized("tile", tile(&p, call.format), LANES), call.format, p.k);
+        let mut variants = Vec::new();
+        if p.m >= 32 && p.n >= 64 {
+            let variant = Variant::named("broadcast").fragment("lib/x_vec4.wgsl", input);
+            let variant = broadcast(variant.spec("TM", 32).spec("TN", 4));
+            variants.extend(portable(weight_variants(&variant, call.format, p.k)));
+        }
+        variants.extend(weight_variants(
+            &sized("tile", tile(&p, call.format), LANES),
+            call.format,
+            p.k,
+        ));
         // Fewer registers, whole subgroups on any GPU.
         let few = (tile(&p, call.format).0.min(4), 4);
         let lanes = if p.m <= 4 { 32 } else { 64 };
         let wide = weight_variants(&sized("wide", few, lanes), call.format, p.k);
-        variants.extend(wide.into_iter().filter(|variant| !variant.needs.f16));
+        variants.extend(portable(wide));
         variants
     }
 
@@ -203,6 +212,7 @@ fn cases() -> Vec<Case> {
             ..Params::dense(17, 71, 64)
         };
         add("shard_17x71x64", format, shard);
+        add("many_35x71x64", format, Params { m: 35, ..shard });
         if format.group() == Some(64) {
             continue;
         }

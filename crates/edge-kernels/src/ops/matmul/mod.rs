@@ -17,6 +17,14 @@ use crate::util::{SeededRng, uniform_vec};
 /// Lanes of the small workgroups that suit register tiles without workgroup memory.
 const LANES: u32 = 8;
 
+/// A variant whose workgroup is one subgroup of [`LANES`] lanes that load rows for each other. Of
+/// the devices known, only a software one has such subgroups, and loads are what it is slow at.
+fn broadcast(variant: Variant) -> Variant {
+    let needs = Needs { subgroups: true, subgroup_size: LANES, ..variant.needs };
+    let variant = variant.spec("WX", LANES).spec("WY", 1).spec("SHARE", LANES);
+    variant.fragment("lib/row_own.wgsl", "lib/row_broadcast.wgsl").needs(needs)
+}
+
 /// Bindings of a product with weights.
 fn weight_bindings(input: &'static str, output: &'static str, format: Format) -> Vec<Binding> {
     let mut bindings = vec![read(input), read_write(output), read("w")];
@@ -50,6 +58,11 @@ fn weight_variants(variant: &Variant, format: Format, cols: u32) -> Vec<Variant>
         .needs(Needs { f16: true, ..variant.needs });
     // Unpacking integers was the faster of the two where it was measured (REJECTED.md).
     vec![portable, native]
+}
+
+/// Those that need no f16.
+fn portable(variants: Vec<Variant>) -> impl Iterator<Item = Variant> {
+    variants.into_iter().filter(|variant| !variant.needs.f16)
 }
 
 /// Divides `lanes` (a power of two): as many along the first dimension as it has `tiles`, but at

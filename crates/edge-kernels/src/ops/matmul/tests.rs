@@ -216,7 +216,10 @@ fn every_variant_of_every_case_is_valid_wgsl() {
                 // `unpack2x16float` is in every device's capabilities; the type f16 is not.
                 let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
                 capabilities.set(Capabilities::SHADER_FLOAT16, variant.needs.f16);
+                capabilities.set(Capabilities::SUBGROUP, variant.needs.subgroups);
                 let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+                validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+                validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
                 validator
                     .validate(&module)
                     .unwrap_or_else(|error| panic!("{} {}: {error:?}", case.name, variant.name));
