@@ -290,7 +290,13 @@ fn vote_loss(exits: &[Vec<f32>], batch: &Batch, vote: Vote) -> f64 {
 #[test]
 fn the_plan_is_what_is_allocated() {
     let tiny = tiny();
-    for format in [Format::F32, Format::Bf16, Format::Q8 { group: 32 }, Format::Q4 { group: 64 }] {
+    for format in [
+        Format::F32,
+        Format::Bf16,
+        Format::Q8 { group: 32 },
+        Format::Q4 { group: 64 },
+        Format::Q3 { group: 32 },
+    ] {
         for trained in [lora(), Trained::Full, Trained::Nothing] {
             for windows in [1, 3] {
                 if trained == Trained::Full && windows > 1 {

@@ -4,13 +4,20 @@
 //!
 //! * Dense formats are row-major, as in a checkpoint: `F32` one word an element; `F16` and `Bf16`
 //!   two elements a word, the even column in the low half, each row padded to a whole word.
-//! * `Q8` and `Q4` are symmetric, group-wise along `K`, with f16 scales: `W = q * scale`.
+//! * `Q8`, `Q4`, `Q3` and `Q2` are symmetric, group-wise along `K`, with f16 scales:
+//!   `W = q * scale`, and `W = (q + 1/2) * scale` in `Q2`, whose four levels would not be symmetric
+//!   with a zero.
 //!   `K` is cut into blocks of 32 (the last one padded with zeros), block-major with the output
 //!   channel fastest: values `[K/32][N][words]`, so that neighbouring lanes that own neighbouring
 //!   channels read neighbouring 16-byte words, in forward, GEMV and `dX = dY·W` alike.
 //!   * `Q8`: 8 words a block, four consecutive columns a word, signed bytes.
 //!   * `Q4`: 4 words a block; word `w` holds columns `8w..8w+4` in the low nibbles of its bytes
 //!     0..4 and columns `8w+4..8w+8` in the high nibbles, each stored plus 8.
+//!   * `Q3`: 3 words a block in two planes, so that no value straddles words: the two low bits of
+//!     `q + 4` as in `Q2`, `[K/32][N][2]`, and behind all of them the highest bits `[K/32][N]`,
+//!     column `4i + j` in bit `i` of byte `j`. An odd count is padded to a pair of words.
+//!   * `Q2`: 2 words a block, `q + 2`; column `16w + 4i + j` in bits `2i..2i + 2` of byte `j` of
+//!     word `w`, so that one mask gives four consecutive columns.
 //!   * scales `[K/group][N]` f16, two channels a word (`N` rounded up to even).
 
 /// Columns in a block of packed values.
@@ -35,11 +42,21 @@ pub enum Format {
         /// Columns that share a scale.
         group: u32,
     },
+    /// 3-bit with one f16 scale per `group` columns of a row (32 or 64).
+    Q3 {
+        /// Columns that share a scale.
+        group: u32,
+    },
+    /// 2-bit with one f16 scale per `group` columns of a row (32 or 64).
+    Q2 {
+        /// Columns that share a scale.
+        group: u32,
+    },
 }
 
 impl Format {
     /// Every format, for tests and benches.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -47,6 +64,10 @@ impl Format {
         Self::Q8 { group: 64 },
         Self::Q4 { group: 32 },
         Self::Q4 { group: 64 },
+        Self::Q3 { group: 32 },
+        Self::Q3 { group: 64 },
+        Self::Q2 { group: 32 },
+        Self::Q2 { group: 64 },
     ];
 
     /// Name in tables and keys.
@@ -59,6 +80,10 @@ impl Format {
             Self::Q8 { .. } => "q8",
             Self::Q4 { group: 64 } => "q4g64",
             Self::Q4 { .. } => "q4",
+            Self::Q3 { group: 64 } => "q3g64",
+            Self::Q3 { .. } => "q3",
+            Self::Q2 { group: 64 } => "q2g64",
+            Self::Q2 { .. } => "q2",
         }
     }
 
@@ -66,7 +91,9 @@ impl Format {
     pub fn group(self) -> Option<u32> {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => None,
-            Self::Q8 { group } | Self::Q4 { group } => Some(group),
+            Self::Q8 { group } | Self::Q4 { group } | Self::Q3 { group } | Self::Q2 { group } => {
+                Some(group)
+            }
         }
     }
 
@@ -83,6 +110,8 @@ impl Format {
             Self::F16 | Self::Bf16 => rows * u64::from(cols.div_ceil(2)),
             Self::Q8 { .. } => rows * blocks * 8,
             Self::Q4 { .. } => rows * blocks * 4,
+            Self::Q3 { .. } => rows * blocks * 2 + (rows * blocks).next_multiple_of(2),
+            Self::Q2 { .. } => rows * blocks * 2,
         }
     }
 
@@ -107,6 +136,8 @@ impl Format {
             Self::Bf16 => "weights/bf16.wgsl",
             Self::Q8 { .. } => "weights/q8.wgsl",
             Self::Q4 { .. } => "weights/q4.wgsl",
+            Self::Q3 { .. } => "weights/q3.wgsl",
+            Self::Q2 { .. } => "weights/q2.wgsl",
         }
     }
 }

@@ -2,9 +2,11 @@
 //! [`format`](mod@crate::format).
 //!
 //! Quantisation is symmetric and to nearest: `scale = max|w| / q_max` over a group, rounded to
-//! f16, and `q = round(w / scale)`, with `q_max` 127 or 7. Packing what was unpacked changes
-//! nothing. A scale is never subnormal, because some GPUs read a subnormal f16 as 0, and never
-//! infinite: magnitudes above `65504 * q_max` saturate. NaN packs as 0 in the packed formats.
+//! f16, and `q = round(w / scale)`, with `q_max` 127, 7 or 3. In two bits `scale = max|w| / 1.5`
+//! and `q = floor(w / scale)`, and the scale of a group of zeros is 0. Packing what was unpacked
+//! changes nothing. Any other scale is never subnormal, because some GPUs read a subnormal f16 as
+//! 0, and never infinite: magnitudes above `65504 * q_max` saturate. NaN packs as 0 (half a step
+//! in two bits) in the packed formats.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -64,29 +66,83 @@ pub fn pack(format: Format, rows: u32, cols: u32, data: &[f32]) -> PackedHost {
         Format::Bf16 => pack_halves(&mut values, width, data, |x| {
             bf16::from_f32(saturate(x, bf16::MAX.to_f32())).to_bits()
         }),
-        Format::Q8 { group } | Format::Q4 { group } => {
-            let limit = if matches!(format, Format::Q8 { .. }) { 127.0 } else { 7.0 };
-            let steps = scales_of(data, rows as usize, width, group as usize, limit);
-            let words = block_words(format);
-            let count = rows as usize;
-            values.par_chunks_mut(count * words).enumerate().for_each(|(block, out)| {
-                let first = block * BLOCK as usize;
-                let last = (first + BLOCK as usize).min(width);
-                for (n, out) in out.chunks_exact_mut(words).enumerate() {
-                    let step = steps[first / group as usize * count.next_multiple_of(2) + n];
-                    let step = step.to_f32();
-                    let quantise = |x: f32| (x / step).round().clamp(-limit, limit) as i32;
-                    let mut q = [0; BLOCK as usize];
-                    for (q, x) in q.iter_mut().zip(&data[n * width + first..n * width + last]) {
-                        *q = quantise(*x);
-                    }
-                    pack_block(format, &q, out);
-                }
-            });
+        Format::Q8 { group }
+        | Format::Q4 { group }
+        | Format::Q3 { group }
+        | Format::Q2 { group } => {
+            let steps = scales_of(data, rows as usize, width, group as usize, format);
+            pack_groups(format, &mut values, (rows as usize, width), data, &steps);
             scales = steps.chunks_exact(2).map(|p| pair(p[0].to_bits(), p[1].to_bits())).collect();
         }
     }
     PackedHost { format, rows, cols, values, scales }
+}
+
+/// Values of a packed format, given the scales (`steps`) of [`scales_of`].
+fn pack_groups(
+    format: Format,
+    values: &mut [u32],
+    (rows, cols): (usize, usize),
+    data: &[f32],
+    steps: &[f16],
+) {
+    let group = format.group().unwrap_or(BLOCK) as usize;
+    let words = block_words(format);
+    let quantised = |block: usize, n: usize| {
+        let first = block * BLOCK as usize;
+        let last = (first + BLOCK as usize).min(cols);
+        let step = steps[first / group * rows.next_multiple_of(2) + n].to_f32();
+        let mut q = [0; BLOCK as usize];
+        for (q, x) in q.iter_mut().zip(&data[n * cols + first..n * cols + last]) {
+            *q = quantise(format, *x, step);
+        }
+        q
+    };
+    if rows == 0 || cols == 0 {
+        return;
+    }
+    // The second plane is empty for all formats but one.
+    let low_words = if matches!(format, Format::Q3 { .. }) { 2 } else { words };
+    let blocks = cols.div_ceil(BLOCK as usize);
+    let (low, high) = values.split_at_mut(rows * blocks * low_words);
+    let plane = |block: usize, low: &mut [u32], high: &mut [u32]| {
+        for (n, out) in low.chunks_exact_mut(low_words).enumerate() {
+            let mut all = [0; MAX_BLOCK_WORDS];
+            pack_block(format, &quantised(block, n), &mut all[..words]);
+            out.copy_from_slice(&all[..low_words]);
+            if let Some(high) = high.get_mut(n) {
+                *high = all[low_words];
+            }
+        }
+    };
+    let lows = low.par_chunks_mut(rows * low_words).enumerate();
+    if high.is_empty() {
+        lows.for_each(|(block, low)| plane(block, low, &mut []));
+    } else {
+        let highs = high[..rows * blocks].par_chunks_mut(rows);
+        lows.zip(highs).for_each(|((block, low), high)| plane(block, low, high));
+    }
+}
+
+/// The integer of a weight, given its group's scale.
+fn quantise(format: Format, x: f32, step: f32) -> i32 {
+    let limit = largest_level(format);
+    match format {
+        // NaN, of a weight or of 0 / 0 in a group of zeros, becomes 0.
+        Format::Q2 { .. } => (x / step).floor().clamp(-2.0, 1.0) as i32,
+        _ => (x / step).round().clamp(-limit, limit) as i32,
+    }
+}
+
+/// The largest magnitude in units of the scale.
+fn largest_level(format: Format) -> f32 {
+    match format {
+        Format::Q8 { .. } => 127.0,
+        Format::Q4 { .. } => 7.0,
+        Format::Q3 { .. } => 3.0,
+        Format::Q2 { .. } => 1.5,
+        Format::F32 | Format::F16 | Format::Bf16 => f32::INFINITY,
+    }
 }
 
 /// The matrix `[rows, cols]` in f32, row-major.
@@ -118,7 +174,8 @@ pub fn unpack_rows(
     out.par_chunks_mut(STRIP * cols).enumerate().for_each(|(strip, out)| {
         let first = first + strip * STRIP;
         if let Some(group) = format.group() {
-            let matrix = Packed { format, rows, values, scales, group: group as usize };
+            let blocks = cols.div_ceil(BLOCK as usize);
+            let matrix = Packed { format, rows, blocks, values, scales, group: group as usize };
             matrix.strip(first, cols, out);
             return;
         }
@@ -150,6 +207,7 @@ fn unpack_dense(format: Format, values: &[u32], row: usize, out: &mut [f32]) {
 struct Packed<'a> {
     format: Format,
     rows: usize,
+    blocks: usize,
     values: &'a [u32],
     scales: &'a [u32],
     group: usize,
@@ -158,22 +216,28 @@ struct Packed<'a> {
 impl Packed<'_> {
     /// Rows `first..` into `out`.
     fn strip(&self, first: usize, cols: usize, out: &mut [f32]) {
-        let words = block_words(self.format);
-        for block in 0..cols.div_ceil(BLOCK as usize) {
+        for block in 0..self.blocks {
             let start = block * BLOCK as usize;
             let end = (start + BLOCK as usize).min(cols);
             for (r, row) in out.chunks_exact_mut(cols).enumerate() {
                 let n = first + r;
-                let at = (block * self.rows + n) * words;
                 let scale = self.scale(start / self.group, n);
-                unpack_block(
-                    self.format,
-                    &self.values[at..at + words],
-                    scale,
-                    &mut row[start..end],
-                );
+                unpack_block(self.format, &self.block(block, n), scale, &mut row[start..end]);
             }
         }
+    }
+
+    /// The words of a block of a row; what the format does not fill stays 0.
+    fn block(&self, block: usize, n: usize) -> [u32; MAX_BLOCK_WORDS] {
+        let words = block_words(self.format);
+        let (at, mut out) = (block * self.rows + n, [0; MAX_BLOCK_WORDS]);
+        if let Format::Q3 { .. } = self.format {
+            out[..2].copy_from_slice(&self.values[2 * at..2 * at + 2]);
+            out[2] = self.values[2 * self.rows * self.blocks + at];
+        } else {
+            out[..words].copy_from_slice(&self.values[at * words..(at + 1) * words]);
+        }
+        out
     }
 
     fn scale(&self, group: usize, n: usize) -> f32 {
@@ -182,9 +246,17 @@ impl Packed<'_> {
     }
 }
 
+/// Most words of the values of a block of one row.
+const MAX_BLOCK_WORDS: usize = 8;
+
 /// Words of the values of a block of one row.
 fn block_words(format: Format) -> usize {
-    format.value_words(1, BLOCK) as usize
+    match format {
+        Format::Q2 { .. } => 2,
+        Format::Q3 { .. } => 3,
+        Format::Q4 { .. } => 4,
+        _ => MAX_BLOCK_WORDS,
+    }
 }
 
 fn pair(low: u16, high: u16) -> u32 {
@@ -209,7 +281,9 @@ fn pack_halves(values: &mut [u32], cols: usize, data: &[f32], narrow: impl Fn(f3
 }
 
 /// Scales `[cols / group][rows rounded up to even]`.
-fn scales_of(data: &[f32], rows: usize, cols: usize, group: usize, limit: f32) -> Vec<f16> {
+fn scales_of(data: &[f32], rows: usize, cols: usize, group: usize, format: Format) -> Vec<f16> {
+    let limit = largest_level(format);
+    let half_levels = matches!(format, Format::Q2 { .. });
     let padded = rows.next_multiple_of(2);
     let mut scales = vec![f16::ZERO; padded * cols.div_ceil(group)];
     if rows == 0 {
@@ -222,7 +296,10 @@ fn scales_of(data: &[f32], rows: usize, cols: usize, group: usize, limit: f32) -
             let row = &data[n * cols + first..n * cols + last];
             let largest = row.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
             let (low, high) = (f16::MIN_POSITIVE.to_f32(), f16::MAX.to_f32());
-            *scale = f16::from_f32((largest / limit).clamp(low, high));
+            // Without a level of 0, a group of zeros needs a scale of 0.
+            if largest > 0.0 || !half_levels {
+                *scale = f16::from_f32((largest / limit).clamp(low, high));
+            }
         }
     });
     scales
@@ -236,9 +313,21 @@ fn pack_block(format: Format, q: &[i32; BLOCK as usize], out: &mut [u32]) {
         }
         return;
     }
-    for (word, eight) in out.iter_mut().zip(q.chunks_exact(8)) {
-        let nibble = |i: usize| (eight[i] + 8) as u8;
-        *word = u32::from_le_bytes(std::array::from_fn(|i| nibble(i) | nibble(i + 4) << 4));
+    if matches!(format, Format::Q4 { .. }) {
+        for (word, eight) in out.iter_mut().zip(q.chunks_exact(8)) {
+            let nibble = |i: usize| (eight[i] + 8) as u8;
+            *word = u32::from_le_bytes(std::array::from_fn(|i| nibble(i) | nibble(i + 4) << 4));
+        }
+        return;
+    }
+    let three = matches!(format, Format::Q3 { .. });
+    for (column, q) in q.iter().enumerate() {
+        let level = (q + if three { 4 } else { 2 }) as u32;
+        let (byte, quad) = (column % 4, column / 4);
+        out[column / 16] |= (level & 3) << (8 * byte + 2 * (quad % 4));
+        if three {
+            out[2] |= (level >> 2) << (8 * byte + quad);
+        }
     }
 }
 
@@ -252,12 +341,22 @@ fn unpack_block(format: Format, words: &[u32], scale: f32, out: &mut [f32]) {
         }
         return;
     }
-    for (out, word) in out.chunks_mut(8).zip(words) {
-        let bytes = word.to_le_bytes();
-        for (i, x) in out.iter_mut().enumerate() {
-            let nibble = bytes[i % 4] >> (4 * (i / 4)) & 15;
-            *x = (f32::from(nibble) - 8.0) * scale;
+    if matches!(format, Format::Q4 { .. }) {
+        for (out, word) in out.chunks_mut(8).zip(words) {
+            let bytes = word.to_le_bytes();
+            for (i, x) in out.iter_mut().enumerate() {
+                let nibble = bytes[i % 4] >> (4 * (i / 4)) & 15;
+                *x = (f32::from(nibble) - 8.0) * scale;
+            }
         }
+        return;
+    }
+    let three = matches!(format, Format::Q3 { .. });
+    for (column, x) in out.iter_mut().enumerate() {
+        let (byte, quad) = (column % 4, column / 4);
+        let low = words[column / 16] >> (8 * byte + 2 * (quad % 4)) & 3;
+        let high = words[2] >> (8 * byte + quad) & 1;
+        *x = if three { (low | high << 2) as f32 - 4.0 } else { low as f32 - 1.5 } * scale;
     }
 }
 
@@ -301,7 +400,10 @@ mod tests {
                         Format::F32 => 0.0,
                         Format::F16 => w.abs() * 2.0_f32.powi(-11),
                         Format::Bf16 => w.abs() * 2.0_f32.powi(-8),
-                        Format::Q8 { group } | Format::Q4 { group } => {
+                        Format::Q8 { group }
+                        | Format::Q4 { group }
+                        | Format::Q3 { group }
+                        | Format::Q2 { group } => {
                             let index = c / group as usize * rows.div_ceil(2) as usize + n / 2;
                             let bits = packed.scales[index] >> (16 * (n % 2));
                             // The rounding of the scale moves the largest value by 2^-11 of it.
@@ -329,6 +431,29 @@ mod tests {
             let nibble = bits >> (8 * (i % 4) + 4 * (i / 4)) & 15;
             let want = data[n * 64 + block * 32 + word * 8 + i];
             assert_eq!(nibble as f32 - 8.0, want, "column {i} of the word");
+        }
+    }
+
+    #[test]
+    fn two_and_three_bits_lie_where_the_shaders_mask_them() {
+        let levels = [-3.0, 3.0, 0.0, 2.0, -1.0, 1.0, -2.0];
+        let data: Vec<f32> = (0..3 * 64).map(|i| levels[i % 7]).collect();
+        let packed = pack(Format::Q3 { group: 64 }, 3, 64, &data);
+        assert_eq!(packed.values.len(), 2 * 6 + 6);
+        for (n, column) in [(0, 0), (1, 21), (2, 35), (2, 63)] {
+            let (block, c) = (column / 32, column % 32);
+            let (i, j, at) = (c % 16 / 4, c % 4, block * 3 + n);
+            let low = packed.values[2 * at + c / 16] >> (2 * i) & 0x0303_0303;
+            let high = packed.values[12 + at] >> (c / 4) & 0x0101_0101;
+            let level = (low | high << 2) >> (8 * j) & 7;
+            assert_eq!(level as f32 - 4.0, data[n * 64 + column], "row {n} column {column}");
+        }
+        let data: Vec<f32> = (0..64).map(|i| [-1.5, 0.5, 1.5, -0.5, 0.5][i % 5]).collect();
+        let packed = pack(Format::Q2 { group: 32 }, 1, 64, &data);
+        for column in [0, 1, 18, 31, 47, 63] {
+            let word = packed.values[column / 16];
+            let level = word >> (8 * (column % 4) + 2 * (column % 16 / 4)) & 3;
+            assert_eq!(level as f32 - 1.5, data[column], "column {column}");
         }
     }
 

@@ -73,6 +73,12 @@ pub enum WindowOrder {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub enum Bits {
+    /// Groups of 2-bit values with a scale
+    #[value(name = "2")]
+    Two,
+    /// Groups of 3-bit values with a scale
+    #[value(name = "3")]
+    Three,
     /// Groups of 4-bit values with a scale
     #[value(name = "4")]
     Four,
@@ -88,6 +94,8 @@ pub enum Bits {
 impl From<Bits> for u32 {
     fn from(bits: Bits) -> Self {
         match bits {
+            Bits::Two => 2,
+            Bits::Three => 3,
             Bits::Four => 4,
             Bits::Eight => 8,
             Bits::Sixteen => 16,
@@ -100,10 +108,12 @@ impl TryFrom<u32> for Bits {
 
     fn try_from(bits: u32) -> Result<Self, String> {
         match bits {
+            2 => Ok(Self::Two),
+            3 => Ok(Self::Three),
             4 => Ok(Self::Four),
             8 => Ok(Self::Eight),
             16 => Ok(Self::Sixteen),
-            _ => Err(format!("bits {bits} are not supported: use 4, 8 or 16")),
+            _ => Err(format!("bits {bits} are not supported: use 2, 3, 4, 8 or 16")),
         }
     }
 }

@@ -305,7 +305,7 @@ mod tests {
         assert!(error.contains("rnak") && error.contains("line 2"), "{error}");
         let error = message(file("rank: 4\nlr: fast\n"));
         assert!(error.contains("lr") && error.contains("line 2"), "{error}");
-        assert!(message(file("bits: 5\n")).contains("use 4, 8 or 16"));
+        assert!(message(file("bits: 5\n")).contains("use 2, 3, 4, 8 or 16"));
         assert!(message(file("targets: lm_head\n")).contains("all-linear"));
         assert!(message(file("method: [\n")).contains("line"));
         assert!(message(TuneFlags::load("absent.yaml".as_ref())).contains("--config"));

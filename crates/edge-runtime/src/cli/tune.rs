@@ -38,7 +38,7 @@ fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
     flags.lr = flags.lr.or(Some(1e-2));
     flags.windows = flags.windows.or(Some(2));
     if flags.steps.is_none() && flags.epochs.is_none() {
-        flags.steps = Some(300);
+        flags.steps = Some(600);
     }
     flags.seq_len = flags.seq_len.or(Some(128));
     flags.batch_size = flags.batch_size.or(Some(8));

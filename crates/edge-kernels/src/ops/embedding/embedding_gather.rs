@@ -54,6 +54,8 @@ fn fragment(format: Format) -> &'static str {
         Format::Bf16 => "weights/element_bf16.wgsl",
         Format::Q8 { .. } => "weights/element_q8.wgsl",
         Format::Q4 { .. } => "weights/element_q4.wgsl",
+        Format::Q3 { .. } => "weights/element_q3.wgsl",
+        Format::Q2 { .. } => "weights/element_q2.wgsl",
     }
 }
 
