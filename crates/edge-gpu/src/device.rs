@@ -1,10 +1,11 @@
 //! Devices.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use edge_kernels::Category;
 use edge_kernels::op::Needs;
+use edge_kernels::tuning::Tuning;
 
 use crate::adapter::{self, AdapterSummary, DeviceInfo};
 use crate::buffer::{Buffer, Slice, Storage, next_id};
@@ -60,6 +61,7 @@ pub(crate) struct Inner {
     pub(crate) profile: Profile,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) backend: Backend,
+    pub(crate) tuning: OnceLock<Tuning>,
 }
 
 pub(crate) enum Backend {
@@ -123,7 +125,14 @@ impl Device {
     fn new(info: DeviceInfo, options: &Options, ledger: Arc<Ledger>, backend: Backend) -> Self {
         let options = options.clone();
         let (id, profile) = (next_id(), Profile::default());
-        Self { inner: Arc::new(Inner { id, info, options, profile, ledger, backend }) }
+        let tuning = OnceLock::new();
+        Self { inner: Arc::new(Inner { id, info, options, profile, ledger, backend, tuning }) }
+    }
+
+    /// From now on runs the variants that were chosen for this device. The first call counts: a
+    /// run does not change its kernels half way.
+    pub fn set_tuning(&self, tuning: Tuning) {
+        let _ = self.inner.tuning.set(tuning);
     }
 
     /// What the device is and what it allows.

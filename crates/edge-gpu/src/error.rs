@@ -112,6 +112,15 @@ pub enum Error {
         /// Label of the buffer.
         label: String,
     },
+    /// A variant whose answer is not the reference's.
+    WrongAnswer {
+        /// Name of the op.
+        op: &'static str,
+        /// Name of the variant.
+        variant: &'static str,
+        /// What differs.
+        message: String,
+    },
     /// More workgroups in a dimension than the device runs.
     GridTooLarge {
         /// Name of the op.
@@ -216,6 +225,9 @@ impl fmt::Display for Error {
                 "{op}: buffer '{label}' is written as '{written}' and bound again as '{other}': \
                  use separate buffers"
             ),
+            Self::WrongAnswer { op, variant, message } => {
+                write!(f, "{op}, variant '{variant}', answers wrongly: {message}")
+            }
             Self::GridTooLarge { op, grid, limit } => write!(
                 f,
                 "{op}: {grid:?} workgroups, of which the device runs {limit} in a dimension: \

@@ -4,6 +4,7 @@
 //! * [`Device`] — opened by name with [`Device::open`], cheap to clone.
 //! * [`Buffer`], [`Slice`] — memory, charged to a category.
 //! * [`Recorder`] — takes dispatches and submits them in pieces that no watchdog minds.
+//! * [`Trial`] — one call with one variant, compared with the reference and timed.
 //! * [`Error`] — what can go wrong.
 
 mod adapter;
@@ -19,6 +20,7 @@ mod profile;
 mod recorder;
 mod sync;
 mod transfer;
+mod trial;
 
 pub use adapter::{AdapterSummary, DeviceInfo, DeviceKind};
 pub use buffer::{Buffer, Slice};
@@ -27,3 +29,4 @@ pub use error::Error;
 pub use ledger::MemoryReport;
 pub use profile::OpTime;
 pub use recorder::Recorder;
+pub use trial::Trial;

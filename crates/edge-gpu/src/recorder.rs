@@ -63,15 +63,17 @@ impl Recorder {
 
     /// The variant to run; `None` on the `cpu` device.
     fn choose(&self, dispatch: &Dispatch<Slice>) -> Result<Option<Variant>, Error> {
-        let Inner { info, options, backend, .. } = &*self.device.inner;
+        let Inner { info, options, backend, tuning, .. } = &*self.device.inner;
         if let Backend::Cpu(_) = backend {
             return Ok(None);
         }
         let mut variants = dispatch.op.variants(&dispatch.call);
         variants.retain(|variant| satisfies(info, &variant.needs));
+        let measured = || tuning.get()?.get(dispatch.op, &dispatch.call);
         let named = options
             .variant
-            .as_ref()
+            .as_deref()
+            .or_else(measured)
             .and_then(|name| variants.iter().position(|variant| variant.name == name));
         let chosen = named.unwrap_or(0);
         if chosen >= variants.len() {

@@ -87,6 +87,11 @@ impl Format {
         }
     }
 
+    /// The format of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
     /// Columns that share a scale; `None` for dense formats.
     pub fn group(self) -> Option<u32> {
         match self {

@@ -5,14 +5,18 @@
 //! * [`ops`] — the operations, and [`OPS`], the registry that everything else loops over.
 //! * [`format`](mod@format) — how weights are stored.
 //! * [`pack`] — matrices into those formats and back.
+//! * [`check`] — a device's answer against the reference's.
+//! * [`tuning`] — which variant a device runs, where that was measured.
 //! * [`shader`] — the assembler: from files under `shaders/` to the text of one variant.
 
+pub mod check;
 pub mod format;
 mod lanes;
 pub mod op;
 pub mod ops;
 pub mod pack;
 pub mod shader;
+pub mod tuning;
 pub mod util;
 
 pub use format::{Category, Format};

@@ -330,6 +330,12 @@ pub trait Op: Sync + Send {
     /// All ways to compute this call, the preferred first; the last needs nothing special.
     fn variants(&self, call: &Call) -> Vec<Variant>;
 
+    /// Sizes `[m, n, k]` of a product whose variants are worth measuring on a device; `None` for
+    /// ops that run their first variant.
+    fn sizes(&self, _call: &Call) -> Option<[u32; 3]> {
+        None
+    }
+
     /// Workgroups to run. Sizes above 65535 in a dimension are the op's to fold.
     fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3];
 

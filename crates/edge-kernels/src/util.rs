@@ -1,11 +1,16 @@
 //! Small helpers that op files share.
 
-use rand::{Rng, RngExt};
+use rand::{Rng, RngExt, SeedableRng};
 
 use crate::op::CaseBuffer;
 
 /// The random generator of cases, initial weights and data order: the same numbers everywhere.
 pub type SeededRng = rand::rngs::ChaCha8Rng;
+
+/// The generator of a seed.
+pub fn seeded(seed: u64) -> SeededRng {
+    SeededRng::seed_from_u64(seed)
+}
 
 /// Most workgroups in one dimension of a grid, on any adapter.
 pub const MAX_GRID: u32 = 65535;

@@ -5,10 +5,12 @@
 //! write what tuning makes, [`run_dir`] is the one place that is written to.
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
-//! and [`generate`] use it, [`session`] opens what they need. [`cli`] holds flags, commands and
+//! and [`generate`] use it, [`session`] opens what they need, [`autotune`] tests and measures the
+//! kernels of a device. [`cli`] holds flags, commands and
 //! reports, [`demo`] makes the bundled texts.
 
 pub mod adapter;
+pub mod autotune;
 pub mod batch;
 pub mod checkpoint;
 pub mod cli;

@@ -363,6 +363,24 @@ pub struct GenerateArgs {
 /// Options of `devices`.
 #[derive(Clone, Debug, Args)]
 pub struct DevicesArgs {
+    /// Only this device: auto, cpu, an index or a part of a device's name
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Compare the kernels of each adapter with their definitions, for about a second
+    #[arg(long)]
+    pub selftest: bool,
+    /// Measure which kernel is the fastest for which shape, and remember it for this adapter
+    #[arg(long)]
+    pub autotune: bool,
+    /// Measure the shapes of this Hugging Face model folder [default: three common small models]
+    #[arg(long, value_name = "DIR", requires = "autotune")]
+    pub model: Option<PathBuf>,
+    /// Tokens of a training step that is measured for
+    #[arg(long, default_value_t = 256, requires = "autotune")]
+    pub tokens: u32,
+    /// Stop measuring after this many seconds
+    #[arg(long, default_value_t = 60, requires = "autotune")]
+    pub seconds: u64,
     /// Print one JSON object on stdout as the last line
     #[arg(long)]
     pub json: bool,

@@ -9,6 +9,7 @@ use super::args::{Method, TuneArgs, TuneFlags};
 use super::generate::{Request, continue_text};
 use super::options::TuneOptions;
 use super::report::{TuneReport, print_json};
+use crate::autotune;
 use crate::exits::Vote;
 use crate::generate::Sampling;
 use crate::interrupt;
@@ -72,6 +73,7 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     let source = Source::open(&model)?;
     let device =
         Device::open(&options.device, &Options { profile: options.profile, ..Options::default() })?;
+    autotune::apply(&device);
     RunDir::check(options.out.as_deref())?;
     if demo && !named && !args.quiet {
         eprintln!("sample before: {}", sample(&device, &source, &Tuned::default())?);

@@ -137,6 +137,11 @@ impl Op for MatmulNn {
         variants
     }
 
+    fn sizes(&self, call: &Call) -> Option<[u32; 3]> {
+        let p: Params = call.params();
+        Some([p.m, p.n, p.k])
+    }
+
     fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
         let p: Params = call.params();
         let rows = spec(variant, "TM") * spec(variant, "WY");

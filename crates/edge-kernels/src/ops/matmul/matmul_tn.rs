@@ -104,6 +104,11 @@ impl Op for MatmulTn {
         vec![sized("tile", if p.n.min(p.k) <= 4 { 4 } else { 8 }, LANES), sized("wide", 4, 64)]
     }
 
+    fn sizes(&self, call: &Call) -> Option<[u32; 3]> {
+        let p: Params = call.params();
+        Some([p.m, p.n, p.k])
+    }
+
     fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
         let p: Params = call.params();
         let rows = spec(variant, "TN") * spec(variant, "WY");

@@ -1,0 +1,127 @@
+//! Which variant of an op a device runs, by buckets of shapes: what measuring on it has found.
+//! A value; who measures and where it is kept is not decided here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::format::Format;
+use crate::op::{Call, Op};
+use crate::ops;
+
+/// Sizes up to this one have a bucket each: a kernel that is best for one token is not for eight.
+const EXACT_SIZES: u32 = 8;
+
+/// Calls that share a choice: an op, a weight format and rounded sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bucket {
+    op: &'static str,
+    format: &'static str,
+    sizes: [u32; 3],
+}
+
+impl Bucket {
+    /// The bucket of a call; `None` for ops whose variants are not measured.
+    pub fn of(op: &dyn Op, call: &Call) -> Option<Self> {
+        let round = |size: u32| if size <= EXACT_SIZES { size } else { size.next_power_of_two() };
+        let sizes = op.sizes(call)?.map(round);
+        Some(Self { op: op.name(), format: call.format.name(), sizes })
+    }
+}
+
+impl fmt::Display for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [m, n, k] = self.sizes;
+        write!(f, "{} {} {m}x{n}x{k}", self.op, self.format)
+    }
+}
+
+impl FromStr for Bucket {
+    type Err = String;
+
+    /// Reads what [`fmt::Display`] writes.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not an op, a format and three sizes");
+        let words: Vec<&str> = text.split(' ').collect();
+        let [op, format, sizes] = words[..] else { return Err(wrong()) };
+        let op = ops::find(op).ok_or_else(|| format!("`{text}`: there is no op `{op}`"))?.name();
+        let format = Format::from_name(format)
+            .ok_or_else(|| format!("`{text}`: there is no format `{format}`"))?;
+        let sizes: Result<Vec<u32>, _> = sizes.split('x').map(str::parse).collect();
+        let sizes = sizes.ok().and_then(|sizes| sizes.try_into().ok()).ok_or_else(wrong)?;
+        Ok(Self { op, format: format.name(), sizes })
+    }
+}
+
+/// The choices of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tuning(BTreeMap<Bucket, String>);
+
+impl Tuning {
+    /// Lets calls of `bucket` run the variant of this name, wherever the op has it for them.
+    pub fn set(&mut self, bucket: Bucket, variant: impl Into<String>) {
+        self.0.insert(bucket, variant.into());
+    }
+
+    /// The name of the variant for a call, if one was chosen.
+    pub fn get(&self, op: &dyn Op, call: &Call) -> Option<&str> {
+        if self.0.is_empty() {
+            return None;
+        }
+        self.0.get(&Bucket::of(op, call)?).map(String::as_str)
+    }
+
+    /// Buckets and variants, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Bucket, &str)> {
+        self.0.iter().map(|(bucket, variant)| (*bucket, variant.as_str()))
+    }
+
+    /// How many buckets have a choice.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing was chosen.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::matmul::matmul_nt::{MatmulNt, Params};
+
+    fn call(m: u32, n: u32, k: u32) -> Call {
+        Call::new(&Params::dense(m, n, k))
+    }
+
+    #[test]
+    fn shapes_share_a_bucket_up_to_the_next_power_of_two() {
+        let bucket = |m, n, k| Bucket::of(&MatmulNt, &call(m, n, k)).expect("products have sizes");
+        assert_eq!(bucket(200, 2000, 1025), bucket(256, 2048, 2048));
+        assert_ne!(bucket(1, 64, 64), bucket(2, 64, 64));
+        assert_ne!(bucket(7, 64, 64), bucket(8, 64, 64));
+        let text = bucket(200, 2048, 2048).to_string();
+        assert_eq!(text, "matmul_nt f32 256x2048x2048");
+        assert_eq!(text.parse(), Ok(bucket(256, 2048, 2048)));
+    }
+
+    #[test]
+    fn what_is_no_bucket_is_refused() {
+        for text in ["", "matmul_nt f32", "matmul_nt f32 1x2", "matmul_nt f32 1x2xa", "a f32 1x2x3"]
+        {
+            assert!(text.parse::<Bucket>().is_err(), "{text}");
+        }
+        assert!("matmul_nt q5 1x2x3".parse::<Bucket>().is_err());
+    }
+
+    #[test]
+    fn a_choice_holds_for_its_bucket_alone() {
+        let mut tuning = Tuning::default();
+        assert_eq!(tuning.get(&MatmulNt, &call(1, 64, 64)), None);
+        tuning.set(Bucket::of(&MatmulNt, &call(1, 64, 64)).expect("a product"), "wide");
+        assert_eq!(tuning.get(&MatmulNt, &call(1, 64, 60)), Some("wide"));
+        assert_eq!(tuning.get(&MatmulNt, &call(2, 64, 64)), None);
+    }
+}
