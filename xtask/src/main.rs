@@ -23,6 +23,7 @@ cargo xtask COMMAND
   test [CARGO] [-- TEST]  the whole suite with the GPU tests required; installs Mesa's software
                           Vulkan driver where there is none and it may; CARGO: arguments of
                           `cargo test` (`-p NAME` instead of all), TEST: of the test binaries
+  test --swiftshader      shaders against references on Chromium's software driver instead
   ci                      what continuous integration runs, in its order
   tidy                    the checks of the source text alone (they are also part of `test`)
   shaders [--check] [--dump]

@@ -1,4 +1,7 @@
-//! `cargo xtask test`: the whole suite, with the GPU tests required.
+//! `cargo xtask test`: the whole suite, with the GPU tests required. With `--swiftshader`, the
+//! comparison of shaders and references alone, on a second software driver: its subgroups have 4
+//! lanes, it has no f16, 256 invocations a workgroup and 10 storage buffers, so that it finds what
+//! the first one hides.
 
 use anyhow::Result;
 
@@ -6,9 +9,12 @@ use crate::{cmd, vulkan};
 
 /// Arguments before `--` go to `cargo test`, those after it to the test binaries.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let environment = vulkan::prepare()?;
+    let second = args.first().is_some_and(|arg| arg == "--swiftshader");
+    let of_ops: Vec<String> = ["-p", "edge-tests", "--", "ops::"].map(String::from).to_vec();
+    let args = if second { [of_ops.as_slice(), &args[1..]].concat() } else { args.to_vec() };
+    let environment = if second { vulkan::swiftshader()? } else { vulkan::prepare()? };
     let mut command = cmd::cargo(&["test", "--release", "--no-fail-fast"]);
-    command.args(cargo_arguments(args));
+    command.args(cargo_arguments(&args));
     command.envs(environment);
     // In this command a machine without an adapter is a failure, whatever the caller's shell says.
     command.env_remove("EDGE_ALLOW_NO_GPU");

@@ -128,6 +128,23 @@ pub(crate) fn prepare() -> Result<Environment> {
     Ok(environment)
 }
 
+/// The environment in which the loader takes SwiftShader, which Chromium brings along.
+pub(crate) fn swiftshader() -> Result<Environment> {
+    let folders = ["/usr/lib/chromium", "/usr/lib64/chromium-browser", "/opt/google/chrome"];
+    let manifests = folders.iter().map(|folder| Path::new(folder).join("vk_swiftshader_icd.json"));
+    let Some(file) = manifests.into_iter().find(|file| file.is_file()) else {
+        bail!(
+            "SwiftShader is not installed: it comes with Chromium (Debian: sudo apt-get install \
+             chromium-common); looked in {}",
+            folders.join(", ")
+        );
+    };
+    let mut environment = quiet_environment();
+    environment.push(("VK_DRIVER_FILES", file.clone()));
+    environment.push(("VK_ICD_FILENAMES", file));
+    Ok(environment)
+}
+
 /// What keeps Mesa from warning that it has no folder for run-time files.
 pub(crate) fn quiet_environment() -> Environment {
     let needed = cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none();

@@ -225,14 +225,29 @@ impl fmt::Display for Error {
                 "{op}: buffer '{label}' is written as '{written}' and bound again as '{other}': \
                  use separate buffers"
             ),
-            Self::WrongAnswer { op, variant, message } => {
-                write!(f, "{op}, variant '{variant}', answers wrongly: {message}")
-            }
             Self::GridTooLarge { op, grid, limit } => write!(
                 f,
                 "{op}: {grid:?} workgroups, of which the device runs {limit} in a dimension: \
                  fold the grid"
             ),
+            Self::Lost { message } => write!(
+                f,
+                "the device was lost ({message}): resume from the last checkpoint, with a smaller \
+                 micro-batch if it happens again"
+            ),
+            Self::NoVariant { .. }
+            | Self::Shader { .. }
+            | Self::Dispatch { .. }
+            | Self::WrongAnswer { .. }
+            | Self::Driver { .. } => self.fmt_kernel(f),
+        }
+    }
+}
+
+impl Error {
+    /// The sentences about a kernel that does not run, or not rightly.
+    fn fmt_kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::NoVariant { op } => write!(f, "no variant of {op} runs on this device"),
             Self::Shader { op, variant, message } => {
                 write!(f, "shader of {op}, variant '{variant}': {message}")
@@ -240,12 +255,12 @@ impl fmt::Display for Error {
             Self::Dispatch { op, variant, message } => {
                 write!(f, "running {op}, variant '{variant}', failed: {message}")
             }
-            Self::Lost { message } => write!(
-                f,
-                "the device was lost ({message}): resume from the last checkpoint, with a smaller \
-                 micro-batch if it happens again"
-            ),
+            Self::WrongAnswer { op, variant, message } => {
+                write!(f, "{op}, variant '{variant}', answers wrongly: {message}")
+            }
             Self::Driver { message } => write!(f, "the device reported: {message}"),
+            // All others have their sentences in `fmt`, which a match without `_` sees to.
+            _ => Ok(()),
         }
     }
 }

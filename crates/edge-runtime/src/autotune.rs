@@ -100,19 +100,22 @@ pub fn path(info: &DeviceInfo) -> Option<PathBuf> {
     Some(dirs::cache_dir()?.join("edge-llm").join("kernels").join(file))
 }
 
-/// Lets a device run what was chosen for it, if anything was. A file that cannot be used, or that
-/// an earlier version of the driver left behind, is named on stderr and not used.
-pub fn apply(device: &Device) {
-    let Some(path) = path(device.info()).filter(|path| path.exists()) else { return };
+/// Lets a device run what was chosen for it, if anything was. What is returned says why a file is
+/// not used: it is damaged, or an earlier version of the driver left it behind.
+pub fn apply(device: &Device) -> Option<String> {
+    let path = path(device.info()).filter(|path| path.exists())?;
     match File::read(&path) {
-        Ok(file) if file.belongs_to(device.info()) => device.set_tuning(tuning(&file)),
-        Ok(file) => eprintln!(
+        Ok(file) if file.belongs_to(device.info()) => {
+            device.set_tuning(tuning(&file));
+            None
+        }
+        Ok(file) => Some(format!(
             "{} was measured with driver {}, this is {}: run `edge-runtime devices --autotune`",
             path.display(),
             file.driver_info,
             device.info().driver_info
-        ),
-        Err(error) => eprintln!("{error:#}"),
+        )),
+        Err(error) => Some(format!("{error:#}")),
     }
 }
 

@@ -1,11 +1,10 @@
 //! `eval`: loss and perplexity of a text, per exit and by vote.
 
 use anyhow::{Result, ensure};
-use edge_gpu::{Device, Options};
+use edge_gpu::Options;
 
 use super::args::{Bits, EvalArgs};
 use super::report::{EvalReport, ExitLoss, Progress, VoteLoss, print_json};
-use crate::autotune;
 use crate::batch::check_seq_len;
 use crate::data::load_eval;
 use crate::session::{Source, Tuned, check_budget, demo_dir, mebibytes};
@@ -55,8 +54,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     };
     ensure!(!data.is_empty(), "there is nothing to evaluate: give --data a file or folder");
     let stream = load_eval(&data, &source.tokenizer)?;
-    let device = Device::open(&args.device, &Options::default())?;
-    autotune::apply(&device);
+    let device = super::open_device(&args.device, &Options::default())?;
     let (bits, group) = precision(&tuned);
     let mut job = source.job(source.formats(bits, group)?, BATCH, args.seq_len as u32);
     tuned.apply(&mut job);

@@ -8,7 +8,6 @@ use edge_gpu::{Device, Options};
 
 use super::args::GenerateArgs;
 use super::eval::{open, precision};
-use crate::autotune;
 use crate::generate::{PREFILL_TOKENS, Sampling};
 use crate::session::{Source, Tuned};
 
@@ -76,8 +75,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     );
     let (source, tuned) =
         open(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
-    let device = Device::open(&args.device, &Options::default())?;
-    autotune::apply(&device);
+    let device = super::open_device(&args.device, &Options::default())?;
     let vote = args.vote.or(tuned.exits.as_ref().map(|exits| exits.vote)).unwrap_or_default();
     let request = Request {
         prompt: &args.prompt,

@@ -14,9 +14,20 @@ mod tune;
 use std::process::ExitCode;
 
 use clap::Parser;
+use edge_gpu::{Device, Options};
 use tracing_subscriber::EnvFilter;
 
 use self::args::{Cli, Command};
+use crate::autotune;
+
+/// Opens the device that a command runs on, with the kernels that were chosen for it.
+fn open_device(selector: &str, options: &Options) -> Result<Device, edge_gpu::Error> {
+    let device = Device::open(selector, options)?;
+    if let Some(notice) = autotune::apply(&device) {
+        eprintln!("{notice}");
+    }
+    Ok(device)
+}
 
 /// Exit status of a command that failed; clap itself exits 2 for wrong usage.
 pub const EXIT_FAILED: i32 = 1;

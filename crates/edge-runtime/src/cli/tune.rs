@@ -9,7 +9,6 @@ use super::args::{Method, TuneArgs, TuneFlags};
 use super::generate::{Request, continue_text};
 use super::options::TuneOptions;
 use super::report::{TuneReport, print_json};
-use crate::autotune;
 use crate::exits::Vote;
 use crate::generate::Sampling;
 use crate::interrupt;
@@ -71,9 +70,10 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     interrupt::install()?;
     let model = options.model.clone().context("a model folder")?;
     let source = Source::open(&model)?;
-    let device =
-        Device::open(&options.device, &Options { profile: options.profile, ..Options::default() })?;
-    autotune::apply(&device);
+    let device = super::open_device(
+        &options.device,
+        &Options { profile: options.profile, ..Options::default() },
+    )?;
     RunDir::check(options.out.as_deref())?;
     if demo && !named && !args.quiet {
         eprintln!("sample before: {}", sample(&device, &source, &Tuned::default())?);
