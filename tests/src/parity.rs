@@ -7,7 +7,9 @@
 //! would hide the mistake. Outputs start as NaN, so that what is not written is found too.
 
 use edge_gpu::{Buffer, Device, Slice};
-use edge_kernels::op::{Access, Binding, Case, CaseBuffer, HostBuffer, Variant};
+use edge_kernels::op::{
+    APPROXIMATE_NMSE, Access, Binding, Case, CaseBuffer, HostBuffer, Variant, nmse,
+};
 use edge_kernels::util::SeededRng;
 use edge_kernels::{Category, Dispatch, Op};
 use rand::SeedableRng;
@@ -157,7 +159,7 @@ impl<'a> Subject<'a> {
             };
             match &first {
                 None => {
-                    self.check_run(&got, &mut problems);
+                    self.check_run(variant, &got, &mut problems);
                     first = Some(got);
                 }
                 Some(first) => self.check_repeat(run, first, &got, &mut problems),
@@ -166,7 +168,7 @@ impl<'a> Subject<'a> {
         problems
     }
 
-    fn check_run(&self, got: &[Vec<u32>], problems: &mut Vec<String>) {
+    fn check_run(&self, variant: &Variant, got: &[Vec<u32>], problems: &mut Vec<String>) {
         for (index, binding) in self.bindings.iter().enumerate() {
             let (name, guard) = (binding.name, self.guard);
             let (before, rest) = got[index].split_at(guard);
@@ -187,6 +189,9 @@ impl<'a> Subject<'a> {
                 (Access::Read, _) if words == want => Ok(()),
                 (Access::Read, _) => Err("a read-only binding changed".into()),
                 (_, CaseBuffer::U32(_)) => compare_words(words, want),
+                _ if variant.approximate => {
+                    compare_roughly(bytemuck::cast_slice(words), bytemuck::cast_slice(want))
+                }
                 _ => compare(
                     bytemuck::cast_slice(words),
                     bytemuck::cast_slice(want),
@@ -211,6 +216,18 @@ impl<'a> Subject<'a> {
                 problems.push(format!("`{}`, run {} and run 1: {message}", binding.name, run + 1));
             }
         }
+    }
+}
+
+/// Of an approximate variant only the error of the whole output is bounded.
+fn compare_roughly(got: &[f32], want: &[f32]) -> Result<(), String> {
+    // What the op leaves as it was may be poison.
+    let poison = |got: &f32, want: &f32| want.is_nan() && got.to_bits() == want.to_bits();
+    let pairs = got.iter().zip(want).filter(|(got, want)| !poison(got, want));
+    let (got, want): (Vec<f32>, Vec<f32>) = pairs.map(|(got, want)| (*got, *want)).unzip();
+    match nmse(&got, &want) {
+        error if error <= APPROXIMATE_NMSE => Ok(()),
+        error => Err(format!("NMSE {error:e}, at most {APPROXIMATE_NMSE:e}")),
     }
 }
 

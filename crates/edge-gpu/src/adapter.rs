@@ -1,5 +1,7 @@
 //! Which devices there are, which one a selector means, and what it can do.
 
+use edge_kernels::op::Hardware;
+
 use crate::device::Options;
 use crate::error::Error;
 
@@ -36,6 +38,11 @@ impl DeviceKind {
     /// Whether shaders (or references) run on the CPU's cores.
     pub fn is_cpu(self) -> bool {
         matches!(self, Self::Software | Self::Host)
+    }
+
+    /// Which variants of an op suit it.
+    pub fn hardware(self) -> Hardware {
+        if self.is_cpu() { Hardware::Software } else { Hardware::Gpu }
     }
 
     fn of(kind: wgpu::DeviceType) -> Self {

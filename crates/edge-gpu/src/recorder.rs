@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use edge_kernels::Dispatch;
-use edge_kernels::op::{Binding, Variant};
+use edge_kernels::op::{Binding, Variant, by_preference};
 
 use crate::buffer::Slice;
 use crate::device::{Backend, Device, Inner};
@@ -28,8 +28,8 @@ impl Recorder {
         Self { device, batch: Vec::new(), seconds: 0.0, error: None }
     }
 
-    /// Adds a dispatch, with the first of the op's variants that the device can run. What is
-    /// wrong with it is reported by [`Recorder::submit`], and ends the recording: nothing behind
+    /// Adds a dispatch, with the first of the op's variants that the device can run and that suits
+    /// it, or with the one that the options name. What is wrong with it is reported by [`Recorder::submit`], and ends the recording: nothing behind
     /// it runs.
     pub fn push(&mut self, dispatch: Dispatch<Slice>) {
         self.guard(|recorder| {
@@ -75,11 +75,11 @@ impl Recorder {
             .as_deref()
             .or_else(measured)
             .and_then(|name| variants.iter().position(|variant| variant.name == name));
-        let chosen = named.unwrap_or(0);
-        if chosen >= variants.len() {
-            return Err(Error::NoVariant { op: dispatch.op.name() });
+        if let Some(named) = named {
+            return Ok(Some(variants.swap_remove(named)));
         }
-        Ok(Some(variants.swap_remove(chosen)))
+        let preferred = by_preference(variants, info.kind.hardware()).into_iter().next();
+        preferred.map(Some).ok_or(Error::NoVariant { op: dispatch.op.name() })
     }
 
     fn add(&mut self, dispatch: &Dispatch<Slice>, variant: Option<&Variant>) -> Result<(), Error> {

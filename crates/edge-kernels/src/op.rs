@@ -141,6 +141,34 @@ pub struct Needs {
     pub workgroup_bytes: u32,
 }
 
+/// What executes shaders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Hardware {
+    /// Either of the two.
+    #[default]
+    Any,
+    /// A driver that runs shaders on the CPU: loads are loops over lanes, and workgroup memory is
+    /// no faster than any other.
+    Software,
+    /// A GPU: whole subgroups, workgroup memory, loads of neighbouring lanes that combine.
+    Gpu,
+}
+
+/// Largest mean squared error of an approximate variant over the mean square of the exact result.
+/// Rounding activations to int8 in groups of 32 leaves about 1e-5 where they are spread evenly,
+/// and more where outliers set the scale; 5e-4 is what llama.cpp allows its quantised products.
+pub const APPROXIMATE_NMSE: f64 = 5e-4;
+
+/// Mean squared error over mean square; 0 where both are 0.
+pub fn nmse(got: &[f32], want: &[f32]) -> f64 {
+    let sum = |value: &dyn Fn(f64, f64) -> f64| -> f64 {
+        got.iter().zip(want).map(|(&got, &want)| value(got.into(), want.into())).sum()
+    };
+    let error = sum(&|got, want| (got - want).powi(2));
+    let size = sum(&|_, want| want * want);
+    if error == 0.0 { 0.0 } else { error / size }
+}
+
 /// One way to compute an op: a choice of fragments and constants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
@@ -152,6 +180,20 @@ pub struct Variant {
     pub spec: Vec<(&'static str, u32)>,
     /// What it needs.
     pub needs: Needs,
+    /// What it was written for; it is right everywhere.
+    pub suits: Hardware,
+    /// Changes the numbers by more than the op's tolerance ([`APPROXIMATE_NMSE`]): never chosen
+    /// unless it is asked for by name.
+    pub approximate: bool,
+}
+
+/// The order in which a device tries variants that it can run: those that suit it first, in the
+/// op's order. Approximate ones are left out.
+pub fn by_preference(mut variants: Vec<Variant>, hardware: Hardware) -> Vec<Variant> {
+    variants.retain(|variant| !variant.approximate);
+    let suits = |variant: &Variant| [Hardware::Any, hardware].contains(&variant.suits);
+    variants.sort_by_key(|variant| !suits(variant));
+    variants
 }
 
 impl Variant {
@@ -162,7 +204,14 @@ impl Variant {
 
     /// A named variant with nothing replaced yet.
     pub fn named(name: &'static str) -> Self {
-        Self { name, fragments: Vec::new(), spec: Vec::new(), needs: Needs::default() }
+        Self {
+            name,
+            fragments: Vec::new(),
+            spec: Vec::new(),
+            needs: Needs::default(),
+            suits: Hardware::Any,
+            approximate: false,
+        }
     }
 
     /// Replaces a constant marked `//#spec`.
@@ -182,6 +231,18 @@ impl Variant {
     /// States what it needs.
     pub fn needs(mut self, needs: Needs) -> Self {
         self.needs = needs;
+        self
+    }
+
+    /// States what it was written for.
+    pub fn suits(mut self, hardware: Hardware) -> Self {
+        self.suits = hardware;
+        self
+    }
+
+    /// States that it changes the numbers.
+    pub fn approximate(mut self) -> Self {
+        self.approximate = true;
         self
     }
 }
@@ -354,4 +415,33 @@ pub trait Op: Sync + Send {
 
     /// Allowed difference between shader and reference.
     fn tolerance(&self, call: &Call) -> Tolerance;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_prefer_what_suits_them_and_never_approximate() {
+        let variants = vec![
+            Variant::named("int8").approximate(),
+            Variant::named("shared").suits(Hardware::Gpu),
+            Variant::named("broadcast").suits(Hardware::Software),
+            Variant::named("plain"),
+        ];
+        let order = |hardware| {
+            let ordered = by_preference(variants.clone(), hardware);
+            ordered.iter().map(|variant| variant.name).collect::<Vec<_>>()
+        };
+        assert_eq!(order(Hardware::Gpu), ["shared", "plain", "broadcast"]);
+        assert_eq!(order(Hardware::Software), ["broadcast", "plain", "shared"]);
+    }
+
+    #[test]
+    fn the_error_is_relative_to_the_result() {
+        assert_eq!(nmse(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
+        assert!((nmse(&[1.0, 3.0], &[1.0, 2.0]) - 0.2).abs() < 1e-12);
+        assert!(nmse(&[1.0], &[0.0]).is_infinite());
+        assert!(nmse(&[f32::NAN], &[1.0]).is_nan());
+    }
 }

@@ -8,18 +8,20 @@
 //! | dx     | [m, k] | f32        | out, rows `ld_out` apart behind `out_offset` |
 //! | w      | [n, k] | any format | in   |
 //!
-//! How: a thread owns TM rows of one block of columns and walks over n, so that the packing of
-//! the forward pass serves as it is.
+//! How: one of several bodies, which all walk over n, so that the packing of the forward pass
+//! serves as it is: slices of n for few rows or columns, tiles through workgroup memory or through
+//! the caches for many.
 //! Accuracy: f32 products and sums over n, weights dequantised to f32.
 //! Cost: bound by arithmetic and, in the packed formats, by dequantisation.
 
 use crate::format::{Format, WeightBuffers};
 use crate::op::{
-    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
+    Binding, Call, Case, CaseBuffer, Dispatch, Field, Hardware, HostBuffer, Op, Tolerance, Variant,
+    Work,
 };
 use crate::ops::matmul::product::{Layout, for_weight_rows, product};
 use crate::ops::matmul::{
-    LANES, broadcast, portable, quads, spec, split_lanes, strided_input, strided_output,
+    LANES, broadcast, k_fast, portable, quads, spec, split_lanes, strided_input, strided_output,
     weight_bindings, weight_buffers, weight_variants,
 };
 use crate::util::{SeededRng, fold_grid};
@@ -123,17 +125,31 @@ impl Op for MatmulNn {
             _ if enough(most) => most,
             _ => 4,
         };
+        let weights = |variant: &Variant| weight_variants(variant, call.format, p.k);
         let mut variants = Vec::new();
+        let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         if p.m >= 32 && blocks >= LANES {
             let variant = Variant::named("broadcast").fragment("lib/dy_vec4.wgsl", input);
-            let variant = broadcast(variant.spec("TM", 16));
-            variants.extend(portable(weight_variants(&variant, call.format, p.k)));
+            add(broadcast(variant.spec("TM", 16)).suits(Hardware::Software));
         }
-        variants.extend(weight_variants(&sized("tile", tm, LANES), call.format, p.k));
+        let gpu = |name, body| {
+            let variant = Variant::named(name).fragment("lib/dy_vec4.wgsl", input);
+            variant.fragment("lib/nn_tile.wgsl", body).suits(Hardware::Gpu)
+        };
+        if (p.m <= 4 || p.k <= 16) && p.n >= 64 {
+            let octets = if call.format.is_packed() { 4 } else { split_lanes(16, p.k / 8, 16).0 };
+            let variant =
+                gpu("gemv", "lib/nn_gemv.wgsl").spec("TM", p.m.next_power_of_two().min(4));
+            add(variant.spec("OCTETS", octets).spec("SLICES", 128 / octets));
+        }
+        if p.m >= 32 && p.k >= 32 {
+            let variant = gpu("shared", "lib/nn_shared.wgsl").spec("TM", 4).spec("KQ", 1);
+            add(k_fast(variant.spec("WX", 16).spec("WY", 16), call.format));
+        }
+        variants.extend(weights(&sized("tile", tm, LANES).suits(Hardware::Software)));
         // Fewer registers, whole subgroups on any GPU.
         let few = if call.format.is_packed() { 2 } else { 4 };
-        let wide = weight_variants(&sized("wide", few, 64), call.format, p.k);
-        variants.extend(portable(wide));
+        variants.extend(portable(weights(&sized("wide", few, 64))));
         variants
     }
 
@@ -144,9 +160,15 @@ impl Op for MatmulNn {
 
     fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
         let p: Params = call.params();
-        let rows = spec(variant, "TM") * spec(variant, "WY");
-        let blocks = p.k.div_ceil(step(call.format));
-        fold_grid(p.m.div_ceil(rows) * blocks.div_ceil(spec(variant, "WX")))
+        let (rows, cols) = match variant.name {
+            "gemv" => (spec(variant, "TM"), 8 * spec(variant, "OCTETS")),
+            "shared" => (64, 64),
+            _ => {
+                let cols = spec(variant, "WX") * step(call.format);
+                (spec(variant, "TM") * spec(variant, "WY"), cols)
+            }
+        };
+        fold_grid(p.m.div_ceil(rows) * p.k.div_ceil(cols))
     }
 
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {

@@ -8,15 +8,15 @@
 //! | x      | [m, k]         | f32   | in   |
 //! | dw     | [splits, n, k] | f32   | out; with `splits` above 1 partial sums for `sum_partials` |
 //!
-//! How: an outer product of TN x TK a thread, over one part of m; partial sums instead of atomics
-//! keep repeat runs equal to the bit.
+//! How: an outer product of TN x TK a thread, over one part of m, through workgroup memory or the
+//! caches; partial sums instead of atomics keep repeat runs equal to the bit.
 //! Accuracy: f32 products and sums over m.
 //! Cost: bound by arithmetic where n and k are large, by reading dy and x in the skinny shapes of
 //! low-rank adapters.
 
 use crate::op::{
-    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
-    read, read_write,
+    Binding, Call, Case, CaseBuffer, Dispatch, Field, Hardware, HostBuffer, Op, Tolerance, Variant,
+    Work, read, read_write,
 };
 use crate::ops::matmul::product::{Layout, product};
 use crate::ops::matmul::{LANES, quads, spec, split_lanes, strided_input, strided_output};
@@ -100,8 +100,19 @@ impl Op for MatmulTn {
                 .fragment("lib/x_vec4.wgsl", x);
             variant.spec("TN", side).spec("TK", side).spec("WX", wx).spec("WY", wy)
         };
-        // The second: fewer registers, whole subgroups on any GPU.
-        vec![sized("tile", if p.n.min(p.k) <= 4 { 4 } else { 8 }, LANES), sized("wide", 4, 64)]
+        let mut variants = Vec::new();
+        if p.n >= 32 && p.k >= 32 {
+            let variant = Variant::named("shared")
+                .fragment("lib/dy_vec4.wgsl", dy)
+                .fragment("lib/x_vec4.wgsl", x)
+                .fragment("lib/tn_tile.wgsl", "lib/tn_shared.wgsl");
+            variants.push(variant.spec("NQ", 1).spec("KQ", 1).suits(Hardware::Gpu));
+        }
+        let side = if p.n.min(p.k) <= 4 { 4 } else { 8 };
+        variants.push(sized("tile", side, LANES).suits(Hardware::Software));
+        // Fewer registers, whole subgroups on any GPU.
+        variants.push(sized("wide", 4, 64));
+        variants
     }
 
     fn sizes(&self, call: &Call) -> Option<[u32; 3]> {
@@ -111,8 +122,13 @@ impl Op for MatmulTn {
 
     fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
         let p: Params = call.params();
-        let rows = spec(variant, "TN") * spec(variant, "WY");
-        let cols = spec(variant, "TK") * spec(variant, "WX");
+        let (rows, cols) = match variant.name {
+            "shared" => (64, 64),
+            _ => (
+                spec(variant, "TN") * spec(variant, "WY"),
+                spec(variant, "TK") * spec(variant, "WX"),
+            ),
+        };
         let [x, y, _] = fold_grid(p.n.div_ceil(rows) * p.k.div_ceil(cols));
         [x, y, p.splits]
     }

@@ -3,6 +3,7 @@
 pub mod matmul_nn;
 pub mod matmul_nt;
 pub mod matmul_tn;
+pub(crate) mod nt_bodies;
 pub(crate) mod product;
 pub mod sum_partials;
 
@@ -23,6 +24,12 @@ fn broadcast(variant: Variant) -> Variant {
     let needs = Needs { subgroups: true, subgroup_size: LANES, ..variant.needs };
     let variant = variant.spec("WX", LANES).spec("WY", 1).spec("SHARE", LANES);
     variant.fragment("lib/row_own.wgsl", "lib/row_broadcast.wgsl").needs(needs)
+}
+
+/// In dense formats neighbouring lanes load neighbouring columns of a row, since rows are far
+/// apart; in packed formats neighbouring rows of a block.
+fn k_fast(variant: Variant, format: Format) -> Variant {
+    variant.spec("K_FAST", (!format.is_packed()).into())
 }
 
 /// Bindings of a product with weights.

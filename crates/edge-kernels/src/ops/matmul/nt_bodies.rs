@@ -1,0 +1,136 @@
+//! The bodies of products X·Wᵀ: which of the files `shaders/lib/nt_*.wgsl` a call may use, with
+//! which constants. Shared by all ops that differ only in what they do with each sum.
+
+use crate::format::Format;
+use crate::op::{Hardware, Needs, Variant};
+use crate::ops::matmul::{
+    LANES, broadcast, k_fast, portable, quads, spec, split_lanes, weight_variants,
+};
+use crate::util::fold_grid;
+
+/// What decides which bodies suit a product of `x [m, k]` and `w [n, k]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Product {
+    /// Rows of X (tokens).
+    pub m: u32,
+    /// Rows of W (output channels).
+    pub n: u32,
+    /// Columns of both.
+    pub k: u32,
+    /// Between rows of X.
+    pub ld_in: u32,
+    /// Of the first element of X.
+    pub in_offset: u32,
+    /// Of the weights.
+    pub format: Format,
+}
+
+/// Rows and channels a thread of the tile without workgroup memory: large tiles save loads, as
+/// long as there are threads enough; the largest pays for its compile time in large dense
+/// products only.
+fn tile(p: &Product) -> (u32, u32) {
+    let (m, n) = (p.m, p.n);
+    let tn = if n <= 4 { 4 } else { 8 };
+    let enough = |tm: u32| m.div_ceil(tm) * n.div_ceil(tn) >= 4 * LANES;
+    let large = u64::from(m) * u64::from(n) * u64::from(p.k) >= 1 << 26;
+    match m {
+        1 => (1, 4),
+        2 => (2, 4),
+        3 | 4 => (4, 4),
+        _ if large && !p.format.is_packed() && m >= 64 && enough(16) => (16, tn),
+        _ if enough(8) => (8, tn),
+        _ => (4, 4),
+    }
+}
+
+impl Product {
+    /// A variant with the fragment that loads X, where bodies read up to `reach` columns at once.
+    fn named(&self, name: &'static str, reach: u32) -> Variant {
+        let aligned = self.k.is_multiple_of(reach) && quads(&[self.ld_in, self.in_offset]);
+        let input = if aligned { "lib/x_vec4.wgsl" } else { "lib/x_any.wgsl" };
+        Variant::named(name).fragment("lib/x_vec4.wgsl", input)
+    }
+
+    fn block(&self) -> u32 {
+        if self.format.is_packed() { 32 } else { 8 }
+    }
+
+    fn sized(&self, name: &'static str, (tm, tn): (u32, u32), lanes: u32) -> Variant {
+        let (wx, wy) = split_lanes(lanes, self.n.div_ceil(tn), lanes.min(16));
+        let variant = self.named(name, self.block());
+        variant.spec("TM", tm).spec("TN", tn).spec("WX", wx).spec("WY", wy)
+    }
+
+    /// Lanes of neighbouring channels read neighbouring words of packed formats; in dense ones
+    /// neighbouring columns are neighbouring words.
+    fn gemv(&self) -> Variant {
+        let rows = if self.m > 4 { 8 } else { self.m.next_power_of_two() };
+        let (channels, slices) = match self.format.is_packed() {
+            false => (8, 32),
+            true if self.n >= 4096 => (64, 4),
+            true => (32, 8),
+        };
+        let variant = self.named("gemv", self.block()).fragment(TILE, "lib/nt_gemv.wgsl");
+        let variant = variant.spec("TM", rows).spec("CHANNELS", channels).spec("SLICES", slices);
+        k_fast(variant, self.format).suits(Hardware::Gpu)
+    }
+
+    /// For drivers on the CPU: one load for the activations that eight lanes share.
+    fn subgroup(&self) -> Variant {
+        let needs = Needs { subgroups: true, subgroup_size: LANES, ..Needs::default() };
+        let variant = self.named("subgroup", 32).fragment(TILE, "lib/nt_subgroup.wgsl");
+        let variant = variant.spec("TM", self.m.next_power_of_two()).spec("TN", 4);
+        variant.needs(needs).suits(Hardware::Software)
+    }
+
+    /// All bodies that the call may use, the preferred first.
+    pub(crate) fn variants(&self) -> Vec<Variant> {
+        let weights = |variant: &Variant| weight_variants(variant, self.format, self.k);
+        let mut variants = Vec::new();
+        let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
+        if self.m >= 32 && self.n >= 64 {
+            let variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
+            add(broadcast(variant).suits(Hardware::Software));
+        }
+        if self.m <= 4 && self.n >= 8 {
+            add(self.subgroup());
+        }
+        if self.m <= 8 && self.n >= 8 || self.n <= 16 && self.k >= 256 {
+            add(self.gemv());
+        }
+        if (5..32).contains(&self.m) && self.n >= 64 {
+            let variant = self.named("channel", 32).fragment(TILE, "lib/nt_channel.wgsl");
+            let rows = if self.m <= 8 { 8 } else { 16 };
+            add(variant.spec("TM", rows).suits(Hardware::Gpu));
+        }
+        if self.m >= 32 && self.n >= 32 {
+            let variant = self.named("shared", 4).fragment(TILE, "lib/nt_shared.wgsl");
+            let variant = variant.spec("TM", 4).spec("TN", 4).spec("WX", 16).spec("WY", 16);
+            add(k_fast(variant, self.format).suits(Hardware::Gpu));
+        }
+        let tile = tile(self);
+        variants.extend(weights(&self.sized("tile", tile, LANES).suits(Hardware::Software)));
+        // Fewer registers, whole subgroups on any GPU.
+        let lanes = if self.m <= 4 { 32 } else { 64 };
+        let wide = weights(&self.sized("wide", (tile.0.min(4), 4), lanes));
+        variants.extend(portable(wide));
+        variants
+    }
+
+    /// Workgroups of a variant.
+    pub(crate) fn grid(&self, variant: &Variant) -> [u32; 3] {
+        let (rows, channels) = match variant.name {
+            "gemv" => (spec(variant, "TM"), spec(variant, "CHANNELS")),
+            "subgroup" => (spec(variant, "TM"), LANES * spec(variant, "TN")),
+            "channel" => (spec(variant, "TM"), 64),
+            _ => (
+                spec(variant, "TM") * spec(variant, "WY"),
+                spec(variant, "TN") * spec(variant, "WX"),
+            ),
+        };
+        fold_grid(self.m.div_ceil(rows) * self.n.div_ceil(channels))
+    }
+}
+
+/// The body that the ops' files include, and variants replace.
+const TILE: &str = "lib/nt_tile.wgsl";

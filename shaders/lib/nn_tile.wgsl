@@ -1,0 +1,76 @@
+//! A body of products dY·W: every thread owns TM rows of one block of columns and walks over n,
+//! without workgroup memory.
+//!
+//! All bodies `lib/nn_*.wgsl` define the same names: `WX` and `WY`, the shape of a workgroup, and
+//! `multiply(lane, tile)`, which computes the outputs of one workgroup and hands each to
+//! `store_dx(row, col, product)`. The includer gives that, `load_dy4` and the weights.
+
+const TM: u32 = 4u;  //#spec rows a thread
+const WX: u32 = 4u;  //#spec lanes along k
+const WY: u32 = 16u;  //#spec lanes along m
+const SHARE: u32 = 1u;  //#spec rows that the lanes of a subgroup load for each other, 1 or WX
+const PARTS: u32 = W_STEP / 8u;
+
+fn store_quad(row: u32, col: u32, values: vec4<f32>) {
+    // Rolled: this is written out for every quad of a thread, and compile time counts.
+    for (var c = 0u; c < 4u; c++) {
+        if col + c < params.k {
+            store_dx(row, col + c, values[c]);
+        }
+    }
+}
+
+fn multiply(lane: vec2<u32>, tile: u32) {
+    let tiles_m = (params.m + WY * TM - 1u) / (WY * TM);
+    let row0 = (tile % tiles_m * WY + lane.y) * TM;
+    let b = tile / tiles_m * WX + lane.x;
+    // Lanes that load for others stay.
+    if row0 >= params.m || (SHARE == 1u && b * W_STEP >= params.k) {
+        return;
+    }
+    let b_load = min(b, (params.k - 1u) / W_STEP);
+    // Rows beyond the last are computed from the last and not stored.
+    var base: array<u32, TM / SHARE>;
+    //#unroll
+    for (var h = 0u; h < TM / SHARE; h++) {
+        let row = min(row0 + h * SHARE + lane.x % SHARE, params.m - 1u);
+        base[h] = params.in_offset + row * params.ld_in;
+    }
+    var acc: array<mat2x4<f32>, TM * PARTS>;
+    for (var n0 = 0u; n0 < params.n; n0 += 4u) {
+        var grad: array<vec4<f32>, TM>;
+        //#unroll
+        for (var h = 0u; h < TM / SHARE; h++) {
+            let held = load_dy4(base[h], n0, params.n);
+            //#unroll
+            for (var s = 0u; s < SHARE; s++) {
+                //#include "lib/row_own.wgsl"
+                grad[h * SHARE + s] = row;
+            }
+        }
+        //#unroll
+        for (var step = 0u; step < 4u; step++) {
+            // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
+            let block = load_w_block(min(n0 + step, params.n - 1u), b_load);
+            //#unroll
+            for (var part = 0u; part < PARTS; part++) {
+                let weights = w_part(block, part);
+                //#unroll
+                for (var i = 0u; i < TM; i++) {
+                    acc[i * PARTS + part] += weights * grad[i][step];
+                }
+            }
+        }
+    }
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        //#unroll
+        for (var part = 0u; part < PARTS; part++) {
+            if row0 + i < params.m {
+                let col = b * W_STEP + part * 8u;
+                store_quad(row0 + i, col, acc[i * PARTS + part][0]);
+                store_quad(row0 + i, col + 4u, acc[i * PARTS + part][1]);
+            }
+        }
+    }
+}

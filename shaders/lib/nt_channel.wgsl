@@ -1,0 +1,57 @@
+//! A body of products X·Wᵀ (`lib/nt_tile.wgsl` says what that is) for some rows: a lane owns one
+//! channel and TM rows, dequantises its weights in registers and reads activations, which all
+//! lanes share, from workgroup memory. After the wide-tile kernels of ONNX Runtime's WebGPU
+//! backend.
+
+const TM: u32 = 8u;  //#spec rows a workgroup
+const WX: u32 = 64u;  //#spec lanes, each a channel
+const WY: u32 = 1u;
+const PARTS: u32 = W_STEP / 8u;
+const STAGE: u32 = 32u;
+const QUADS: u32 = STAGE / 4u;
+const BLOCKS: u32 = STAGE / W_STEP;
+
+var<workgroup> x_tile: array<vec4<f32>, TM * QUADS>;
+
+fn multiply(lane: vec2<u32>, tile: u32) {
+    let tiles_m = (params.m + TM - 1u) / TM;
+    let row0 = tile % tiles_m * TM;
+    let channel = tile / tiles_m * WX + lane.x;
+    // Lanes beyond the last channel compute that one again: they take part in the barriers.
+    let source = min(channel, params.n - 1u);
+    let last = (params.k - 1u) / W_STEP;
+    var acc: array<f32, TM>;
+    for (var k0 = 0u; k0 < params.k; k0 += STAGE) {
+        for (var t = lane.x; t < TM * QUADS; t += WX) {
+            let row = min(row0 + t / QUADS, params.m - 1u);
+            let col = k0 + 4u * (t % QUADS);
+            var quad = vec4<f32>();
+            if col < params.k {
+                quad = load_x4(params.in_offset + row * params.ld_in, col, params.k);
+            }
+            x_tile[t] = quad;
+        }
+        workgroupBarrier();
+        for (var b = 0u; b < BLOCKS; b++) {
+            // Behind the last block the last one again, times activations that are 0.
+            let block = load_w_block(source, min(k0 / W_STEP + b, last));
+            for (var part = 0u; part < PARTS; part++) {
+                let weights = w_part(block, part);
+                let quad = 2u * (b * PARTS + part);
+                //#unroll
+                for (var i = 0u; i < TM; i++) {
+                    let low = x_tile[i * QUADS + quad];
+                    let high = x_tile[i * QUADS + quad + 1u];
+                    acc[i] += dot(low, weights[0]) + dot(high, weights[1]);
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        if row0 + i < params.m && channel < params.n {
+            store_y(row0 + i, channel, acc[i]);
+        }
+    }
+}

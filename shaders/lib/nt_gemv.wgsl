@@ -1,0 +1,80 @@
+//! A body of products X·Wᵀ (`lib/nt_tile.wgsl` says what that is) for few rows or few channels:
+//! a lane sums TN channels over one of SLICES parts of k, and the parts meet in workgroup memory.
+//!
+//! All lanes of a slice read the same activations, which is one load a subgroup on a GPU. The
+//! sums of the slices are added in order, so that repeated runs are equal to the bit.
+
+const TM: u32 = 1u;  //#spec rows a workgroup
+const TN: u32 = 1u;  //#spec channels a lane
+const CHANNELS: u32 = 64u;  //#spec lanes along n
+const SLICES: u32 = 4u;  //#spec parts of k
+const K_FAST: u32 = 0u;  //#spec 1: neighbouring lanes are neighbours along k, for rows of words
+const WX: u32 = CHANNELS * SLICES;
+const WY: u32 = 1u;
+const PARTS: u32 = W_STEP / 8u;
+const OUTPUTS: u32 = TM * TN * CHANNELS;
+
+var<workgroup> slice_sums: array<f32, OUTPUTS * SLICES>;
+
+fn multiply(lane: vec2<u32>, tile: u32) {
+    let tiles_m = (params.m + TM - 1u) / TM;
+    let row0 = tile % tiles_m * TM;
+    let col0 = tile / tiles_m * (CHANNELS * TN);
+    let slice = select(lane.x / CHANNELS, lane.x % SLICES, K_FAST == 1u);
+    let channel = select(lane.x % CHANNELS, lane.x / SLICES, K_FAST == 1u);
+    // Rows and channels beyond the last are computed from the last and not stored: all lanes
+    // stay until the barrier.
+    var base: array<u32, TM>;
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        base[i] = params.in_offset + min(row0 + i, params.m - 1u) * params.ld_in;
+    }
+    var col: array<u32, TN>;
+    //#unroll
+    for (var j = 0u; j < TN; j++) {
+        col[j] = min(col0 + j * CHANNELS + channel, params.n - 1u);
+    }
+    var acc: array<f32, TM * TN>;
+    let blocks = (params.k + W_STEP - 1u) / W_STEP;
+    for (var b = slice; b < blocks; b += SLICES) {
+        var block: array<WBlock, TN>;
+        //#unroll
+        for (var j = 0u; j < TN; j++) {
+            block[j] = load_w_block(col[j], b);
+        }
+        for (var part = 0u; part < PARTS; part++) {
+            let k0 = b * W_STEP + part * 8u;
+            var weights: array<mat2x4<f32>, TN>;
+            //#unroll
+            for (var j = 0u; j < TN; j++) {
+                weights[j] = w_part(block[j], part);
+            }
+            //#unroll
+            for (var i = 0u; i < TM; i++) {
+                let low = load_x4(base[i], k0, params.k);
+                let high = load_x4(base[i], k0 + 4u, params.k);
+                //#unroll
+                for (var j = 0u; j < TN; j++) {
+                    acc[i * TN + j] += dot(low, weights[j][0]) + dot(high, weights[j][1]);
+                }
+            }
+        }
+    }
+    //#unroll
+    for (var output = 0u; output < TM * TN; output++) {
+        slice_sums[(output * SLICES + slice) * CHANNELS + channel] = acc[output];
+    }
+    workgroupBarrier();
+    for (var at = lane.x; at < OUTPUTS; at += WX) {
+        let output = at / CHANNELS;
+        let row = row0 + output / TN;
+        let target_channel = col0 + output % TN * CHANNELS + at % CHANNELS;
+        var sum = 0.0;
+        for (var s = 0u; s < SLICES; s++) {
+            sum += slice_sums[(output * SLICES + s) * CHANNELS + at % CHANNELS];
+        }
+        if row < params.m && target_channel < params.n {
+            store_y(row, target_channel, sum);
+        }
+    }
+}

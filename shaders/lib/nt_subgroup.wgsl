@@ -1,0 +1,72 @@
+//! A body of products X·Wᵀ (`lib/nt_tile.wgsl` says what that is) for few rows on subgroups of
+//! exactly 8 lanes: each lane loads four of 32 activations and hands them to the others.
+//!
+//! For drivers that run shaders on the CPU, where a load is a loop over lanes and the rest is not.
+
+const TM: u32 = 1u;  //#spec rows a workgroup
+const TN: u32 = 4u;  //#spec channels a lane
+const WX: u32 = 8u;
+const WY: u32 = 1u;
+const PARTS: u32 = W_STEP / 8u;
+const STAGE: u32 = 32u;
+const BLOCKS: u32 = STAGE / W_STEP;
+
+fn multiply(lane: vec2<u32>, tile: u32) {
+    let tiles_m = (params.m + TM - 1u) / TM;
+    let row0 = tile % tiles_m * TM;
+    let col0 = tile / tiles_m * (WX * TN) + lane.x;
+    // Rows and channels beyond the last are computed from the last and not stored: all lanes
+    // load for the others.
+    var col: array<u32, TN>;
+    //#unroll
+    for (var j = 0u; j < TN; j++) {
+        col[j] = min(col0 + j * WX, params.n - 1u);
+    }
+    var acc: array<f32, TM * TN>;
+    let last = (params.k - 1u) / W_STEP;
+    for (var k0 = 0u; k0 < params.k; k0 += STAGE) {
+        var held: array<vec4<f32>, TM>;
+        //#unroll
+        for (var i = 0u; i < TM; i++) {
+            let base = params.in_offset + min(row0 + i, params.m - 1u) * params.ld_in;
+            held[i] = load_x4(base, k0 + 4u * lane.x, params.k);
+        }
+        //#unroll
+        for (var b = 0u; b < BLOCKS; b++) {
+            // Behind the last block the last one again, times activations that read as 0.
+            var block: array<WBlock, TN>;
+            //#unroll
+            for (var j = 0u; j < TN; j++) {
+                block[j] = load_w_block(col[j], min(k0 / W_STEP + b, last));
+            }
+            //#unroll
+            for (var part = 0u; part < PARTS; part++) {
+                const first = 2u * (b * PARTS + part);
+                var low: array<vec4<f32>, TM>;
+                var high: array<vec4<f32>, TM>;
+                //#unroll
+                for (var i = 0u; i < TM; i++) {
+                    low[i] = subgroupBroadcast(held[i], first);
+                    high[i] = subgroupBroadcast(held[i], first + 1u);
+                }
+                //#unroll
+                for (var j = 0u; j < TN; j++) {
+                    let weights = w_part(block[j], part);
+                    //#unroll
+                    for (var i = 0u; i < TM; i++) {
+                        acc[i * TN + j] += dot(low[i], weights[0]) + dot(high[i], weights[1]);
+                    }
+                }
+            }
+        }
+    }
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        //#unroll
+        for (var j = 0u; j < TN; j++) {
+            if row0 + i < params.m && col0 + j * WX < params.n {
+                store_y(row0 + i, col0 + j * WX, acc[i * TN + j]);
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A body of products X·Wᵀ: a register tile of TM x TN outputs a thread, without workgroup memory.
+//!
+//! All bodies `lib/nt_*.wgsl` define the same names: `WX` and `WY`, the shape of a workgroup, and
+//! `multiply(lane, tile)`, which computes the outputs of one workgroup and hands each to
+//! `store_y(row, channel, product)`. The includer gives that, `load_x4` and the weights.
+//!
+//! Channels of a thread are WX apart, so that neighbouring lanes read neighbouring words of the
+//! packed formats. The caches share the loads.
+
+const TM: u32 = 4u;  //#spec rows a thread
+const TN: u32 = 4u;  //#spec channels a thread, a multiple of 4
+const WX: u32 = 16u;  //#spec lanes along n
+const WY: u32 = 4u;  //#spec lanes along m
+const SHARE: u32 = 1u;  //#spec rows that the lanes of a subgroup load for each other, 1 or WX
+const PARTS: u32 = W_STEP / 8u;
+const QUADS: u32 = TN / 4u;
+
+// Stores four channels of a row, WX apart.
+fn store_quad(row: u32, channel: u32, values: vec4<f32>) {
+    // Rolled: this is written out for every quad of a thread, and compile time counts.
+    for (var c = 0u; c < 4u; c++) {
+        if channel + c * WX < params.n {
+            store_y(row, channel + c * WX, values[c]);
+        }
+    }
+}
+
+fn multiply(lane: vec2<u32>, tile: u32) {
+    let tiles_m = (params.m + WY * TM - 1u) / (WY * TM);
+    let row0 = (tile % tiles_m * WY + lane.y) * TM;
+    let col0 = tile / tiles_m * (WX * TN) + lane.x;
+    // Lanes that load for others stay.
+    if row0 >= params.m || (SHARE == 1u && col0 >= params.n) {
+        return;
+    }
+    // Rows and channels beyond the last are computed from the last and not stored.
+    var base: array<u32, TM / SHARE>;
+    //#unroll
+    for (var h = 0u; h < TM / SHARE; h++) {
+        let row = min(row0 + h * SHARE + lane.x % SHARE, params.m - 1u);
+        base[h] = params.in_offset + row * params.ld_in;
+    }
+    var col: array<u32, TN>;
+    //#unroll
+    for (var j = 0u; j < TN; j++) {
+        col[j] = min(col0 + j * WX, params.n - 1u);
+    }
+    var acc: array<f32, TM * TN>;
+    let blocks = (params.k + W_STEP - 1u) / W_STEP;
+    for (var b = 0u; b < blocks; b++) {
+        var block: array<WBlock, TN>;
+        //#unroll
+        for (var j = 0u; j < TN; j++) {
+            block[j] = load_w_block(col[j], b);
+        }
+        // Rolled: four copies of the products would cost compile time and save nothing.
+        for (var part = 0u; part < PARTS; part++) {
+            let k0 = b * W_STEP + part * 8u;
+            var weights: array<mat2x4<f32>, TN>;
+            //#unroll
+            for (var j = 0u; j < TN; j++) {
+                weights[j] = w_part(block[j], part);
+            }
+            //#unroll
+            for (var h = 0u; h < TM / SHARE; h++) {
+                //#unroll
+                for (var half = 0u; half < 2u; half++) {
+                    let held = load_x4(base[h], k0 + 4u * half, params.k);
+                    //#unroll
+                    for (var s = 0u; s < SHARE; s++) {
+                        //#include "lib/row_own.wgsl"
+                        //#unroll
+                        for (var j = 0u; j < TN; j++) {
+                            acc[(h * SHARE + s) * TN + j] += dot(row, weights[j][half]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        //#unroll
+        for (var q = 0u; q < QUADS; q++) {
+            if row0 + i < params.m {
+                const at = i * TN + q * 4u;
+                let values = vec4(acc[at], acc[at + 1u], acc[at + 2u], acc[at + 3u]);
+                store_quad(row0 + i, col0 + q * 4u * WX, values);
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! A body of products dYᵀ·X: every thread owns an outer product of TN rows and TK columns and walks
+//! over its part of m, without workgroup memory.
+//!
+//! All bodies `lib/tn_*.wgsl` define the same names: `WX` and `WY`, the shape of a workgroup, and
+//! `multiply(lane, tile, part)`, which computes the outputs of one workgroup over one part of m
+//! and hands them to `store_quad(part, n, k, products)`. The includer gives that, `load_dy4` and
+//! `load_x4`.
+
+const TN: u32 = 4u;  //#spec rows a thread, a multiple of 4
+const TK: u32 = 4u;  //#spec columns a thread, a multiple of 4
+const WX: u32 = 8u;  //#spec lanes along k
+const WY: u32 = 8u;  //#spec lanes along n
+const NQ: u32 = TN / 4u;
+const KQ: u32 = TK / 4u;
+
+// A quad of columns is owned whole where rows are aligned; a quad beyond the last reads the
+// first one and is not stored.
+fn quad(at: u32, len: u32) -> u32 {
+    return select(0u, at, at < len);
+}
+
+fn multiply(lane: vec2<u32>, tile: u32, part: u32) {
+    let tiles_k = (params.k + WX * TK - 1u) / (WX * TK);
+    let n0 = (tile / tiles_k * WY + lane.y) * TN;
+    let k0 = (tile % tiles_k * WX + lane.x) * TK;
+    if n0 >= params.n || k0 >= params.k {
+        return;
+    }
+    let span = (params.m + params.splits - 1u) / params.splits;
+    let first = min(part * span, params.m);
+    let last = min(first + span, params.m);
+    var acc: array<vec4<f32>, TN * KQ>;
+    for (var row = first; row < last; row++) {
+        var inputs: array<vec4<f32>, KQ>;
+        //#unroll
+        for (var q = 0u; q < KQ; q++) {
+            inputs[q] = load_x4(row * params.k, quad(k0 + q * 4u, params.k), params.k);
+        }
+        let base = params.dy_offset + row * params.ld_dy;
+        //#unroll
+        for (var p = 0u; p < NQ; p++) {
+            let grad = load_dy4(base, quad(n0 + p * 4u, params.n), params.n);
+            //#unroll
+            for (var c = 0u; c < 4u; c++) {
+                //#unroll
+                for (var q = 0u; q < KQ; q++) {
+                    acc[(p * 4u + c) * KQ + q] += grad[c] * inputs[q];
+                }
+            }
+        }
+    }
+    //#unroll
+    for (var r = 0u; r < TN; r++) {
+        //#unroll
+        for (var q = 0u; q < KQ; q++) {
+            if n0 + r < params.n {
+                store_quad(part, n0 + r, k0 + q * 4u, acc[r * KQ + q]);
+            }
+        }
+    }
+}
