@@ -9,6 +9,9 @@ const WY: u32 = 1u;
 const PARTS: u32 = W_STEP / 8u;
 const STAGE: u32 = 32u;
 const QUADS: u32 = STAGE / 4u;
+const TN: u32 = 1u;
+const ROW_STEP: u32 = 1u;
+const TAIL_STEP: u32 = 4u;
 const BLOCKS: u32 = STAGE / W_STEP;
 
 var<workgroup> x_tile: array<vec4<f32>, TM * QUADS>;
@@ -18,7 +21,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     let row0 = tile % tiles_m * TM;
     let channel = tile / tiles_m * WX + lane.x;
     // Lanes beyond the last channel compute that one again: they take part in the barriers.
-    let source = min(channel, params.n - 1u);
+    let col = array<u32, TN>(min(channel, params.n - 1u));
     let last = (params.k - 1u) / W_STEP;
     var acc: array<f32, TM>;
     for (var k0 = 0u; k0 < params.k; k0 += STAGE) {
@@ -34,7 +37,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         workgroupBarrier();
         for (var b = 0u; b < BLOCKS; b++) {
             // Behind the last block the last one again, times activations that are 0.
-            let block = load_w_block(source, min(k0 / W_STEP + b, last));
+            let block = load_w_block(col[0], min(k0 / W_STEP + b, last));
             for (var part = 0u; part < PARTS; part++) {
                 let weights = w_part(block, part);
                 let quad = 2u * (b * PARTS + part);
@@ -48,6 +51,8 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         }
         workgroupBarrier();
     }
+    let tail_first = 0u;
+    //#include "lib/tail_none.wgsl"
     //#unroll
     for (var i = 0u; i < TM; i++) {
         if row0 + i < params.m && channel < params.n {

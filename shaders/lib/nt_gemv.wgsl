@@ -12,6 +12,8 @@ const K_FAST: u32 = 0u;  //#spec 1: neighbouring lanes are neighbours along k, f
 const WX: u32 = CHANNELS * SLICES;
 const WY: u32 = 1u;
 const PARTS: u32 = W_STEP / 8u;
+const ROW_STEP: u32 = 1u;
+const TAIL_STEP: u32 = 4u * SLICES;
 const OUTPUTS: u32 = TM * TN * CHANNELS;
 
 var<workgroup> slice_sums: array<f32, OUTPUTS * SLICES>;
@@ -60,6 +62,8 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             }
         }
     }
+    let tail_first = 4u * slice;
+    //#include "lib/tail_none.wgsl"
     //#unroll
     for (var output = 0u; output < TM * TN; output++) {
         slice_sums[(output * SLICES + slice) * CHANNELS + channel] = acc[output];

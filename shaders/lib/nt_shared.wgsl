@@ -12,6 +12,8 @@ const WX: u32 = 16u;  //#spec lanes along n
 const WY: u32 = 16u;  //#spec lanes along m
 const DEPTH: u32 = 16u;  //#spec columns staged at a time, a multiple of 8
 const K_FAST: u32 = 0u;  //#spec 1: neighbouring lanes load neighbours along k, for rows of words
+const ROW_STEP: u32 = WY;
+const TAIL_STEP: u32 = 4u;
 const PARTS: u32 = W_STEP / 8u;
 const ROWS: u32 = TM * WY;
 const CHANNELS: u32 = TN * WX;
@@ -25,14 +27,14 @@ var<workgroup> w_tile: array<vec4<f32>, CHANNELS * STRIDE>;
 fn multiply(lane: vec2<u32>, tile: u32) {
     let index = lane.y * WX + lane.x;
     let tiles_m = (params.m + ROWS - 1u) / ROWS;
-    let row0 = tile % tiles_m * ROWS;
+    let tile_row0 = tile % tiles_m * ROWS;
     let col0 = tile / tiles_m * CHANNELS;
     let last = (params.k - 1u) / W_STEP;
     var acc: array<f32, TM * TN>;
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
         // Rows and channels beyond the last are copies of the last and not stored.
         for (var t = index; t < ROWS * QUADS; t += WX * WY) {
-            let row = min(row0 + t / QUADS, params.m - 1u);
+            let row = min(tile_row0 + t / QUADS, params.m - 1u);
             let col = k0 + 4u * (t % QUADS);
             var quad = vec4<f32>();
             if col < params.k {
@@ -68,11 +70,19 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         }
         workgroupBarrier();
     }
+    let row0 = tile_row0 + lane.y;
+    var col: array<u32, TN>;
+    //#unroll
+    for (var j = 0u; j < TN; j++) {
+        col[j] = min(col0 + lane.x + j * WX, params.n - 1u);
+    }
+    let tail_first = 0u;
+    //#include "lib/tail_none.wgsl"
     //#unroll
     for (var i = 0u; i < TM; i++) {
         //#unroll
         for (var j = 0u; j < TN; j++) {
-            let row = row0 + lane.y + i * WY;
+            let row = row0 + i * ROW_STEP;
             let channel = col0 + lane.x + j * WX;
             if row < params.m && channel < params.n {
                 store_y(row, channel, acc[i * TN + j]);

@@ -9,6 +9,8 @@ const WX: u32 = 8u;
 const WY: u32 = 1u;
 const PARTS: u32 = W_STEP / 8u;
 const STAGE: u32 = 32u;
+const ROW_STEP: u32 = 1u;
+const TAIL_STEP: u32 = 4u;
 const BLOCKS: u32 = STAGE / W_STEP;
 
 fn multiply(lane: vec2<u32>, tile: u32) {
@@ -60,6 +62,8 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             }
         }
     }
+    let tail_first = 0u;
+    //#include "lib/tail_none.wgsl"
     //#unroll
     for (var i = 0u; i < TM; i++) {
         //#unroll

@@ -4,6 +4,9 @@
 //! `multiply(lane, tile)`, which computes the outputs of one workgroup and hands each to
 //! `store_y(row, channel, product)`. The includer gives that, `load_x4` and the weights.
 //!
+//! Behind its loop over k, a body includes `lib/tail_none.wgsl`, which another file may replace to
+//! add to the sums.
+//!
 //! Channels of a thread are WX apart, so that neighbouring lanes read neighbouring words of the
 //! packed formats. The caches share the loads.
 
@@ -12,6 +15,8 @@ const TN: u32 = 4u;  //#spec channels a thread, a multiple of 4
 const WX: u32 = 16u;  //#spec lanes along n
 const WY: u32 = 4u;  //#spec lanes along m
 const SHARE: u32 = 1u;  //#spec rows that the lanes of a subgroup load for each other, 1 or WX
+const ROW_STEP: u32 = 1u;
+const TAIL_STEP: u32 = 4u;
 const PARTS: u32 = W_STEP / 8u;
 const QUADS: u32 = TN / 4u;
 
@@ -78,6 +83,8 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             }
         }
     }
+    let tail_first = 0u;
+    //#include "lib/tail_none.wgsl"
     //#unroll
     for (var i = 0u; i < TM; i++) {
         //#unroll

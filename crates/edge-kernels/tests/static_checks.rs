@@ -254,6 +254,9 @@ fn variants_are_named_and_the_last_is_portable() {
                 problems.add(&place, "two variants have one name");
             }
             match variants.last() {
+                Some(last) if last.approximate => {
+                    problems.add(&place, "the last variant changes the numbers");
+                }
                 Some(last) if last.needs == Needs::default() => {}
                 Some(last) => problems.add(&place, format!("the last variant needs {last:?}")),
                 None => problems.add(&place, "no variants"),

@@ -15,6 +15,8 @@ use crate::op::Op;
 pub static OPS: &[&dyn Op] = &[
     &matmul::matmul_nn::MatmulNn,
     &matmul::matmul_nt::MatmulNt,
+    &matmul::matmul_nt_lora::MatmulNtLora,
+    &matmul::matmul_nt_swiglu::MatmulNtSwiglu,
     &matmul::matmul_tn::MatmulTn,
     &matmul::sum_partials::SumPartials,
     &norm::rms_norm_forward::RmsNormForward,

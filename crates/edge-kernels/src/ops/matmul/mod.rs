@@ -2,6 +2,8 @@
 
 pub mod matmul_nn;
 pub mod matmul_nt;
+pub mod matmul_nt_lora;
+pub mod matmul_nt_swiglu;
 pub mod matmul_tn;
 pub(crate) mod nt_bodies;
 pub(crate) mod product;

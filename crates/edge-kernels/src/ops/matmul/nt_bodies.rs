@@ -83,6 +83,19 @@ impl Product {
         variant.needs(needs).suits(Hardware::Software)
     }
 
+    /// Integer products of activations rounded to int8, for the formats whose integers fit.
+    fn int8(&self) -> Option<Variant> {
+        let ints = match self.format {
+            Format::Q8 { .. } => "lib/ints_q8.wgsl",
+            Format::Q4 { .. } => "lib/ints_q4.wgsl",
+            _ => return None,
+        };
+        let variant = self.named("int8", 4).fragment(TILE, "lib/nt_int8.wgsl");
+        let rows = if self.m > 8 { 16 } else { self.m.next_power_of_two() };
+        let variant = variant.fragment("lib/ints_q8.wgsl", ints).spec("TM", rows);
+        Some(variant.suits(Hardware::Gpu).approximate())
+    }
+
     /// All bodies that the call may use, the preferred first.
     pub(crate) fn variants(&self) -> Vec<Variant> {
         let weights = |variant: &Variant| weight_variants(variant, self.format, self.k);
@@ -108,6 +121,9 @@ impl Product {
             let variant = variant.spec("TM", 4).spec("TN", 4).spec("WX", 16).spec("WY", 16);
             add(k_fast(variant, self.format).suits(Hardware::Gpu));
         }
+        if let Some(variant) = self.int8() {
+            add(variant);
+        }
         let tile = tile(self);
         variants.extend(weights(&self.sized("tile", tile, LANES).suits(Hardware::Software)));
         // Fewer registers, whole subgroups on any GPU.
@@ -122,7 +138,7 @@ impl Product {
         let (rows, channels) = match variant.name {
             "gemv" => (spec(variant, "TM"), spec(variant, "CHANNELS")),
             "subgroup" => (spec(variant, "TM"), LANES * spec(variant, "TN")),
-            "channel" => (spec(variant, "TM"), 64),
+            "channel" | "int8" => (spec(variant, "TM"), 64),
             _ => (
                 spec(variant, "TM") * spec(variant, "WY"),
                 spec(variant, "TN") * spec(variant, "WX"),

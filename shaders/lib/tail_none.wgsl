@@ -1,0 +1,1 @@
+//! What is added to the sums of a body `lib/nt_*.wgsl` behind its loop over k: nothing.

@@ -1,0 +1,62 @@
+//! Y[m,n] (+)= X[m,k] · W[n,k]ᵀ + scale · inner[m,r] · B[b_row0..b_row0+n, r]ᵀ
+//!
+//! x: [m, k] f32, rows ld_in apart · w: [n, k] in any weight format · inner: [m, r] f32 · lora_b:
+//! [.., r] f32 · y: [m, n] f32, rows ld_out apart. Grid: one workgroup a tile of outputs whose
+//! size the body chooses, m fastest, folded over y. Shared: up to 16 KiB, by body. Needs: as
+//! `matmul_nt`.
+//!
+//! How: the bodies of `matmul_nt`, with the low-rank term added to the sums before they are
+//! stored: Y is written once.
+
+const X_BINDING: u32 = 1u;
+const INNER_BINDING: u32 = 4u;  //#spec the first binding behind those of the weights
+
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    ld_in: u32,
+    in_offset: u32,
+    ld_out: u32,
+    out_offset: u32,
+    accumulate: u32,
+    rank: u32,
+    b_row0: u32,
+    lora_scale: f32,
+    pad0: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+//#include "lib/x_vec4.wgsl"
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+//#include "weights/f32.wgsl"
+//#include "lib/lora_vec4.wgsl"
+
+fn w_rows() -> u32 {
+    return params.n;
+}
+
+fn w_cols() -> u32 {
+    return params.k;
+}
+
+// Takes one sum over k and the ranks.
+fn store_y(row: u32, channel: u32, product: f32) {
+    let at = params.out_offset + row * params.ld_out + channel;
+    var value = product;
+    if params.accumulate == 1u {
+        value += y[at];
+    }
+    y[at] = value;
+}
+
+//#include "lib/nt_tile.wgsl"
+
+@compute @workgroup_size(WX, WY)
+fn matmul_nt_lora(
+    @builtin(local_invocation_id) lane: vec3<u32>,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    multiply(lane.xy, workgroup.y * workgroups.x + workgroup.x);
+}
