@@ -176,8 +176,13 @@ impl Model {
         linear(recorder, Projection::O, &slot.attention, Target::add(mid));
         self.norm(recorder, rows, mid, &block.post_norm);
         linear(recorder, Projection::Gate, &ws.normed, Target::set(&slot.gate));
-        linear(recorder, Projection::Up, &ws.normed, Target::set(&slot.up));
-        self.swiglu(recorder, rows, slot);
+        let up = block.linear(Projection::Up);
+        if x_out.is_none() && (up.lora.is_none() || slot.lora.is_none()) {
+            up.matrix.forward_gated(recorder, rows, &ws.normed, &slot.gate, &ws.hidden);
+        } else {
+            linear(recorder, Projection::Up, &ws.normed, Target::set(&slot.up));
+            self.swiglu(recorder, rows, slot);
+        }
         let out = self.residual(recorder, rows, mid, x_out);
         linear(recorder, Projection::Down, &ws.hidden, Target::add(out));
     }

@@ -6,7 +6,9 @@
 use edge_gpu::{Recorder, Slice};
 use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
-use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn, sum_partials};
+use edge_kernels::ops::matmul::{
+    matmul_nn, matmul_nt, matmul_nt_lora, matmul_nt_swiglu, matmul_tn, sum_partials,
+};
 use edge_scheduler::Shard;
 
 /// A tensor that may be trained.
@@ -135,6 +137,24 @@ impl Matrix {
         }
     }
 
+    /// `hidden[m, rows] = silu(gate) · X·Wᵀ`, for passes that keep nothing.
+    pub fn forward_gated(
+        &self,
+        recorder: &mut Recorder,
+        m: u32,
+        x: &Slice,
+        gate: &Slice,
+        hidden: &Slice,
+    ) {
+        for part in &self.shards {
+            let mut params = matmul_nt_swiglu::Params::dense(m, part.shard.rows, self.cols);
+            params.ld_out = self.rows;
+            params.out_offset = part.shard.row0;
+            let (weight, gate, hidden) = (part.weight.clone(), gate.clone(), hidden.clone());
+            recorder.push(matmul_nt_swiglu::dispatch(params, weight, x.clone(), gate, hidden));
+        }
+    }
+
     /// `dX[m, cols] (+)= dY·W`.
     pub fn backward(&self, recorder: &mut Recorder, m: u32, dy: &Slice, dx: Target<'_>) {
         for (index, part) in self.shards.iter().enumerate() {
@@ -183,17 +203,23 @@ impl Linear {
         y: Target<'_>,
         inner: Option<&Slice>,
     ) {
-        self.matrix.forward(recorder, m, x, y);
-        let (Some(lora), Some(inner)) = (&self.lora, inner) else { return };
+        let (Some(lora), Some(inner)) = (&self.lora, inner) else {
+            return self.matrix.forward(recorder, m, x, y);
+        };
         let (n, k) = (self.matrix.rows, self.matrix.cols);
         let down = matmul_nt::Params::dense(m, lora.rank, k);
         recorder.push(matmul_nt::dispatch(down, dense(&lora.a.value), x.clone(), inner.clone()));
-        let mut up = matmul_nt::Params::dense(m, n, lora.rank);
-        up.alpha = lora.scale;
-        up.accumulate = 1;
-        up.out_offset = y.offset;
-        let b = dense(&lora.b.value);
-        recorder.push(matmul_nt::dispatch(up, b, inner.clone(), y.slice.clone()));
+        for part in &self.matrix.shards {
+            let rows = part.shard.rows;
+            let mut params = matmul_nt_lora::Params::dense(m, rows, k, lora.rank, lora.scale);
+            params.ld_out = n;
+            params.out_offset = y.offset + part.shard.row0;
+            params.accumulate = y.accumulate.into();
+            params.b_row0 = part.shard.row0;
+            let term = (inner.clone(), lora.b.value.clone());
+            let (weight, y) = (part.weight.clone(), y.slice.clone());
+            recorder.push(matmul_nt_lora::dispatch(params, weight, term, x.clone(), y));
+        }
     }
 
     /// Accumulates the gradients of the layer's trained tensors, and writes `dx` where the layers
