@@ -391,6 +391,12 @@ pub trait Op: Sync + Send {
     /// All ways to compute this call, the preferred first; the last needs nothing special.
     fn variants(&self, call: &Call) -> Vec<Variant>;
 
+    /// The op whose measurements hold for this one: one with the same variants that does less with
+    /// each result.
+    fn tuned_as(&self) -> &'static str {
+        self.name()
+    }
+
     /// Sizes `[m, n, k]` of a product whose variants are worth measuring on a device; `None` for
     /// ops that run their first variant.
     fn sizes(&self, _call: &Call) -> Option<[u32; 3]> {

@@ -25,7 +25,7 @@ impl Bucket {
     pub fn of(op: &dyn Op, call: &Call) -> Option<Self> {
         let round = |size: u32| if size <= EXACT_SIZES { size } else { size.next_power_of_two() };
         let sizes = op.sizes(call)?.map(round);
-        Some(Self { op: op.name(), format: call.format.name(), sizes })
+        Some(Self { op: op.tuned_as(), format: call.format.name(), sizes })
     }
 }
 
@@ -91,6 +91,7 @@ impl Tuning {
 mod tests {
     use super::*;
     use crate::ops::matmul::matmul_nt::{MatmulNt, Params};
+    use crate::ops::matmul::{matmul_nt_lora, matmul_nt_swiglu};
 
     fn call(m: u32, n: u32, k: u32) -> Call {
         Call::new(&Params::dense(m, n, k))
@@ -105,6 +106,15 @@ mod tests {
         let text = bucket(200, 2048, 2048).to_string();
         assert_eq!(text, "matmul_nt f32 256x2048x2048");
         assert_eq!(text.parse(), Ok(bucket(256, 2048, 2048)));
+    }
+
+    #[test]
+    fn products_that_do_more_with_a_sum_take_what_the_plain_one_takes() {
+        let plain = Bucket::of(&MatmulNt, &call(1, 64, 64)).expect("products have sizes");
+        let lora = matmul_nt_lora::Params::dense(1, 64, 64, 8, 1.0);
+        assert_eq!(Bucket::of(&matmul_nt_lora::MatmulNtLora, &Call::new(&lora)), Some(plain));
+        let gated = matmul_nt_swiglu::Params::dense(1, 64, 64);
+        assert_eq!(Bucket::of(&matmul_nt_swiglu::MatmulNtSwiglu, &Call::new(&gated)), Some(plain));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use edge_kernels::OPS;
-use edge_kernels::op::{Access, Needs, Op, Variant};
+use edge_kernels::op::{Access, Hardware, Needs, Op, Variant};
 use edge_kernels::shader;
 
 const INDEX: &str = "shaders/README.md";
@@ -30,7 +30,8 @@ writes every assembled variant to `target/shaders/`.
 
 The Rust half of `shaders/FAMILY/NAME.wgsl` is `crates/edge-kernels/src/ops/FAMILY/NAME.rs`.
 Bindings are numbered from 1 (0 is `params`); `*` marks those that the op writes. A variant with
-needs runs only where the adapter meets them; the last one of each op needs nothing special.
+needs runs only where the adapter meets them; the last one of each op needs nothing special. What a
+variant is *for* is where it is preferred, not where it is right.
 ";
 
 /// The first sentence of a shader's header, safe in a table.
@@ -64,6 +65,20 @@ fn needs(needs: &Needs) -> String {
     parts.join(", ")
 }
 
+/// What a variant needs, what it was written for, and whether it changes the numbers.
+fn remarks(variant: &Variant) -> String {
+    let suits = match variant.suits {
+        Hardware::Any => "",
+        Hardware::Software => "for drivers on the CPU",
+        Hardware::Gpu => "for GPUs",
+    };
+    let approximate = if variant.approximate { "approximate, only by name" } else { "" };
+    let needs = needs(&variant.needs);
+    let parts = [needs.as_str(), suits, approximate];
+    let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("; ")
+}
+
 /// Bindings, formats and variants of an op over all its cases, each once, in order.
 struct Facts {
     bindings: Vec<String>,
@@ -86,7 +101,7 @@ fn facts(op: &dyn Op) -> Facts {
         }
         push_new(&mut facts.formats, case.call.format.name());
         for variant in op.variants(&case.call) {
-            push_new(&mut facts.variants, (variant.name, needs(&variant.needs)));
+            push_new(&mut facts.variants, (variant.name, remarks(&variant)));
         }
     }
     facts

@@ -238,7 +238,9 @@ fn cases() -> Vec<Case> {
         }
         add("5x7x59", format, Params::dense(5, 7, 59));
     }
-    for (m, n, k) in [(1, 1, 1), (1, 12, 40), (3, 8, 12), (9, 65, 257), (64, 64, 8)] {
+    add("3x70x96", Format::Q4 { group: 32 }, Params::dense(3, 70, 96));
+    let dense = [(1, 1, 1), (1, 12, 40), (1, 65, 140), (3, 8, 12), (9, 65, 257), (64, 64, 8)];
+    for (m, n, k) in dense {
         add(&format!("{m}x{n}x{k}"), Format::F32, Params::dense(m, n, k));
     }
     let mut bench = |name: &str, format: Format, m, n, k| {

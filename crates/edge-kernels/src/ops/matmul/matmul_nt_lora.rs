@@ -136,6 +136,15 @@ impl Op for MatmulNtLora {
         exact.map(with_term).collect()
     }
 
+    fn tuned_as(&self) -> &'static str {
+        "matmul_nt"
+    }
+
+    fn sizes(&self, call: &Call) -> Option<[u32; 3]> {
+        let p: Params = call.params();
+        Some([p.m, p.n, p.k])
+    }
+
     fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
         body(call).grid(variant)
     }

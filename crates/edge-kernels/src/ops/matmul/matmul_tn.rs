@@ -162,6 +162,7 @@ impl Op for MatmulTn {
             ("7x5x3", plain(7, 5, 3)),
             ("33x17x67", Params { accumulate: 1, ..plain(33, 17, 67) }),
             ("65x36x68", plain(65, 36, 68)),
+            ("19x35x67", plain(19, 35, 67)),
             ("shard_19x20x36", shard),
             ("odd_shard_19x20x36", Params { ld_dy: 27, dy_offset: 1, ..shard }),
             ("split_70x12x8", Params { splits: 3, ..plain(70, 12, 8) }),
