@@ -40,6 +40,7 @@ pub static OPS: &[&dyn Op] = &[
     &optim::sum_squares::SumSquares,
     &optim::grad_norm_scale::GradNormScale,
     &optim::adamw::Adamw,
+    &optim::adamw_8bit::Adamw8bit,
 ];
 
 /// The op of this name.
