@@ -18,6 +18,7 @@ pub static OPS: &[&dyn Op] = &[
     &matmul::matmul_tn::MatmulTn,
     &matmul::sum_partials::SumPartials,
     &norm::rms_norm_forward::RmsNormForward,
+    &norm::residual_rms_norm::ResidualRmsNorm,
     &norm::rms_norm_backward::RmsNormBackward,
     &norm::rms_norm_grad::RmsNormGrad,
     &activation::residual_add::ResidualAdd,

@@ -37,6 +37,7 @@ use crate::util::SeededRng;
 use rand::RngExt;
 use rayon::prelude::*;
 
+use super::adamw;
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Needs, Op, Tolerance, Variant,
     Work, read, read_write,
@@ -82,6 +83,15 @@ crate::params! {
         correction2: f32,
         /// Seed of the rounding: another one at each step.
         seed: u32,
+    }
+}
+
+impl From<(adamw::Params, u32)> for Params {
+    /// The parameters of [`adamw`] and a seed.
+    fn from((p, seed): (adamw::Params, u32)) -> Self {
+        let adamw::Params { count, lr, beta1, beta2, eps, .. } = p;
+        let adamw::Params { weight_decay, correction1, correction2, .. } = p;
+        Self { count, lr, beta1, beta2, eps, weight_decay, correction1, correction2, seed }
     }
 }
 
@@ -295,7 +305,6 @@ impl Op for Adamw8bit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::adamw;
     use super::*;
     use crate::ops::loss::testing::{check_op, floats, run, words};
     use crate::util::uniform_vec;
@@ -306,8 +315,8 @@ mod tests {
         check_op(&Adamw8bit);
     }
 
-    fn params(count: usize, step: u32, lr: f32) -> Params {
-        Params {
+    fn params(count: usize, step: u32, lr: f32) -> adamw::Params {
+        adamw::Params {
             count: count as u32,
             lr,
             beta1: 0.9,
@@ -316,7 +325,6 @@ mod tests {
             weight_decay: 0.0,
             correction1: adamw::correction(0.9, step),
             correction2: adamw::correction(0.999, step),
-            seed: step,
         }
     }
 
@@ -331,7 +339,8 @@ mod tests {
             Self([words(start), codes.clone(), codes, largest])
         }
 
-        fn step(&mut self, p: Params, grad: &[f32]) {
+        fn step(&mut self, p: adamw::Params, seed: u32, grad: &[f32]) {
+            let p = (p, seed).into();
             let [param, m, v, largest] = std::mem::take(&mut self.0);
             let state = [m, v, largest];
             let out = run(dispatch(p, param, words(grad), state, words(&[0.0, 1.0])));
@@ -357,17 +366,8 @@ mod tests {
         let start = uniform_vec(&mut rng, 300, -1.0, 1.0);
         let grad = uniform_vec(&mut rng, 300, -1e-3, 1e-3);
         let mut eight = Run::new(&start);
-        eight.step(params(300, 1, 1e-2), &grad);
-        let p = adamw::Params {
-            count: 300,
-            lr: 1e-2,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            correction1: adamw::correction(0.9, 1),
-            correction2: adamw::correction(0.999, 1),
-        };
+        eight.step(params(300, 1, 1e-2), 1, &grad);
+        let p = params(300, 1, 1e-2);
         let (zero, clip) = (|| vec![0; 300], words(&[0.0, 1.0]));
         let want = run(adamw::dispatch(p, words(&start), words(&grad), zero(), zero(), clip));
         assert_eq!(eight.0[0], want[0]);
@@ -389,7 +389,7 @@ mod tests {
         for step in 1..=400 {
             // Large at first, then a fifth.
             let g = if step <= 100 { 1.0 } else { 0.2_f32 };
-            eight.step(params(COUNT, step, 0.0), &[g; COUNT]);
+            eight.step(params(COUNT, step, 0.0), step, &[g; COUNT]);
             m += 0.1 * (f64::from(g) - m);
             v = 0.999 * v + 0.001 * f64::from(g) * f64::from(g);
         }
@@ -405,7 +405,7 @@ mod tests {
         let grad: Vec<f32> = (0..256).map(|i| 10.0_f32.powi(i % 13 - 12)).collect();
         let mut eight = Run::new(&[0.0; 256]);
         for step in 1..=50 {
-            eight.step(params(256, step, 1.0), &grad);
+            eight.step(params(256, step, 1.0), step, &grad);
         }
         let moved = floats(&eight.0[0]);
         assert!(moved.iter().all(|x| x.abs() < 75.0), "{moved:?}");
