@@ -8,6 +8,7 @@ pub mod matmul;
 pub mod memory;
 pub mod norm;
 pub mod optim;
+pub mod pack;
 
 use crate::op::Op;
 
@@ -42,6 +43,8 @@ pub static OPS: &[&dyn Op] = &[
     &optim::grad_norm_scale::GradNormScale,
     &optim::adamw::Adamw,
     &optim::adamw_8bit::Adamw8bit,
+    &pack::prune_2_4::Prune24,
+    &pack::quantize_pack::QuantizePack,
 ];
 
 /// The op of this name.

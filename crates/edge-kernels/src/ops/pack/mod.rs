@@ -1,0 +1,4 @@
+//! Weights made ready on the device: pruned and packed there instead of on the host.
+
+pub mod prune_2_4;
+pub mod quantize_pack;
