@@ -231,8 +231,7 @@ fn moments_in_8_bits_learn_nearly_as_well() {
         let bytes = trainer.model.plan.bytes_by_category();
         bytes[Category::Optimizer.index()] as f64
     };
-    let (wide, narrow) =
-        (trainer(&cpu(), Optimizer::AdamW), trainer(&cpu(), Optimizer::AdamW8bit));
+    let (wide, narrow) = (trainer(&cpu(), Optimizer::AdamW), trainer(&cpu(), Optimizer::AdamW8bit));
     let ratio = bytes(&narrow) / bytes(&wide);
     assert!((0.25..0.27).contains(&ratio), "{ratio} of the memory");
     let (wide, narrow) = (run(wide, 80), run(narrow, 80));

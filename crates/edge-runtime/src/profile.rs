@@ -76,8 +76,10 @@ impl ProfileReport {
         let sum = |wanted: &dyn Fn(&str) -> bool| -> f64 {
             ops.iter().filter(|row| wanted(&row.family)).map(|row| row.total_ms).sum()
         };
-        let family = |family: &str, ms: f64| {
-            FamilyShare { family: family.to_string(), total_ms: ms, share: share(ms) }
+        let family = |family: &str, ms: f64| FamilyShare {
+            family: family.to_string(),
+            total_ms: ms,
+            share: share(ms),
         };
         let mut families: Vec<FamilyShare> =
             FAMILIES.iter().map(|&name| family(name, sum(&|other| other == name))).collect();

@@ -139,8 +139,7 @@ mod tests {
         let (x, branch, w) = ([1.0, -2.0, 3.0, 0.5], [0.5, 2.0, -1.0, 1.5], [2.0, -1.0]);
         let out = || vec![f32::NAN.to_bits(); 4];
         let params = Params { rows: 2, cols: 2, eps: 1e-5 };
-        let got =
-            run(dispatch(params, words(&x), words(&w), words(&branch), out(), vec![0; 2]));
+        let got = run(dispatch(params, words(&x), words(&w), words(&branch), out(), vec![0; 2]));
         let sum = [1.5, 0.0, 2.0, 2.0];
         assert_eq!(floats(&got[3]), sum);
         let norm =

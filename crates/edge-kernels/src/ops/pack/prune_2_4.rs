@@ -89,7 +89,9 @@ impl Op for Prune24 {
             for first in (0..cols).step_by(FOUR) {
                 let score = |column: usize| -> f64 {
                     let column = rows.iter().skip(column).step_by(cols);
-                    column.filter(|x| !x.is_nan()).map(|x| f64::from(x.abs())).sum()
+                    let sizes = column.filter(|x| !x.is_nan()).map(|x| f64::from(x.abs()));
+                    // Not `sum`, which is -0.0 where all are NaN.
+                    sizes.fold(0.0, |sum, x| sum + x)
                 };
                 let mut order: Vec<(usize, f64)> =
                     (first..cols.min(first + FOUR)).map(|c| (c, score(c))).collect();

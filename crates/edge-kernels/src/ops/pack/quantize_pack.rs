@@ -135,9 +135,8 @@ impl Op for QuantizePack {
     }
 
     fn cases(&self) -> Vec<Case> {
-        let call = |format, rows, cols, source| {
-            Call::with_format(&Params { rows, cols, source }, format)
-        };
+        let call =
+            |format, rows, cols, source| Call::with_format(&Params { rows, cols, source }, format);
         let mut cases = Vec::new();
         for (format, source) in [
             (Format::Q8 { group: 32 }, 0),
