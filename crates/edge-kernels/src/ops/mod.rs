@@ -43,6 +43,7 @@ pub static OPS: &[&dyn Op] = &[
     &optim::grad_norm_scale::GradNormScale,
     &optim::adamw::Adamw,
     &optim::adamw_8bit::Adamw8bit,
+    &pack::gather_2_4::Gather24,
     &pack::prune_2_4::Prune24,
     &pack::quantize_pack::QuantizePack,
 ];
