@@ -279,7 +279,8 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let text = "# a comment\nrank: 4\nlr: 1e-3\nsteps: 7\nbits: 4\nmemory-budget: 1GiB\n\
-                    data: [a.txt]\noptimizer: adamw-8bit\nvalid: v.txt\ntargets: q_proj,v_proj\nwindow-order: random\n";
+                    data: [a.txt]\noptimizer: adamw-8bit\nvalid: v.txt\n\
+                    targets: q_proj,v_proj\nwindow-order: random\n";
         let from_file = file(text).unwrap();
         let options = flags("--lr 0.5 --epochs 2 --val-fraction 0.2").or(from_file).resolve();
         let options = options.unwrap();

@@ -14,18 +14,19 @@
 //! Takes the place of a copy of `x`, the second half of an accumulating product, and
 //! `rms_norm_forward`: 20 bytes an element, the branch's store included, instead of 24.
 //!
-//! How: one workgroup a row; two passes, the second over `sum` from cache.
+//! How: one workgroup a row, one element a lane at a time, or four; two passes, the second over
+//! `sum` from cache.
 //! Accuracy: as `rms_norm_forward`.
 //! Cost: bound by bandwidth.
 
 use crate::util::SeededRng;
 use rayon::prelude::*;
 
+use super::row_variants;
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
 };
-use crate::ops::loss::reduce_variants;
 use crate::util::{fold_grid, uniform_f32};
 
 /// See the module.
@@ -66,7 +67,7 @@ impl Op for ResidualRmsNorm {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        reduce_variants(call.params::<Params>().cols)
+        row_variants(call.params::<Params>().cols)
     }
 
     fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {

@@ -121,22 +121,26 @@ fn hash(x: u32) -> u32 {
 /// The number of `code`, where `top` has code `levels`.
 fn decode(code: u32, top: u32, levels: u32) -> f32 {
     let key = (top + code) as i32 - levels as i32;
-    if code > 0 && key >= 8 { f32::from_bits((key as u32) << CUT) } else { 0.0 }
+    f32::from_bits(if code > 0 && key >= 8 { (key as u32) << CUT } else { 0 })
 }
 
 /// The code of `x` >= 0, at least `least` unless x is 0.
 fn encode(x: f32, random: u32, top: u32, levels: u32, least: i32) -> u32 {
     let bits = x.to_bits();
-    if bits < NORMAL {
-        return 0;
-    }
     let key = (bits + (random >> (32 - CUT))) >> CUT;
-    ((key + levels) as i32 - top as i32).max(least) as u32
+    let code = ((key + levels) as i32 - top as i32).max(least) as u32;
+    if bits < NORMAL { 0 } else { code }
 }
 
 /// The cut of the largest moment of a block: no moment of it rounds to more.
 fn top_of(x: f32) -> u32 {
     if x.to_bits() < NORMAL { 0 } else { (x.to_bits() + (1 << CUT) - 1) >> CUT }
+}
+
+/// Both moments of a block's elements.
+struct Moments {
+    m: [f32; BLOCK as usize],
+    v: [f32; BLOCK as usize],
 }
 
 /// Codes and largest numbers of a block.
@@ -147,31 +151,42 @@ struct State<'a> {
 }
 
 impl State<'_> {
-    /// Both moments of element `i` of the block.
-    fn read(&self, i: usize) -> [f32; 2] {
-        let (word, shift) = (i % WORDS, 8 * (i / WORDS));
-        let top = |which: usize| self.largest[which].to_bits() >> CUT;
-        let code = self.m[word] >> shift & 255;
-        let size = decode(code & 127, top(0), LEVELS[0]);
-        let m = if code & 128 > 0 { -size } else { size };
-        [m, decode(self.v[word] >> shift & 255, top(1), LEVELS[1])]
+    fn read(&self) -> Moments {
+        let [m_top, v_top] = [0, 1].map(|which: usize| self.largest[which].to_bits() >> CUT);
+        let mut out = Moments { m: [0.0; BLOCK as usize], v: [0.0; BLOCK as usize] };
+        let rows = out.m.chunks_exact_mut(WORDS).zip(out.v.chunks_exact_mut(WORDS));
+        for (j, (m, v)) in rows.enumerate() {
+            for (m, word) in m.iter_mut().zip(&*self.m) {
+                let code = word >> (8 * j) & 255;
+                let size = decode(code & 127, m_top, LEVELS[0]);
+                *m = f32::from_bits(size.to_bits() | (code & 128) << 24);
+            }
+            for (v, word) in v.iter_mut().zip(&*self.v) {
+                *v = decode(word >> (8 * j) & 255, v_top, LEVELS[1]);
+            }
+        }
+        out
     }
 
-    /// Rounds and stores the moments of the elements `first..` of all.
-    fn write(&mut self, moments: &[[f32; 2]], first: u32, salt: u32) {
-        let most = |which: usize| moments.iter().fold(0.0_f32, |most, x| most.max(x[which].abs()));
-        let tops = [top_of(most(0)), top_of(most(1))];
-        self.m.fill(0);
-        self.v.fill(0);
-        for (i, &[m, v]) in moments.iter().enumerate() {
-            let (word, shift) = (i % WORDS, 8 * (i / WORDS));
-            let random = hash((first + i as u32) ^ salt);
-            let code = encode(m.abs(), random, tops[0], LEVELS[0], 0);
-            let sign = if m < 0.0 && code > 0 { 128 } else { 0 };
-            self.m[word] |= (code | sign) << shift;
-            self.v[word] |= encode(v, hash(random), tops[1], LEVELS[1], 1) << shift;
+    /// Rounds and stores moments, 0 behind the last element; the block begins at element `first`.
+    fn write(&mut self, moments: &Moments, first: u32, salt: u32) {
+        let most = |x: &[f32]| x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let [m_top, v_top] = [&moments.m, &moments.v].map(|x| top_of(most(x)));
+        for w in 0..WORDS {
+            let (mut m_word, mut v_word) = (0, 0);
+            for j in 0..BLOCK as usize / WORDS {
+                let i = j * WORDS + w;
+                let (m, random) = (moments.m[i], hash((first + i as u32) ^ salt));
+                let code = encode(m.abs(), random, m_top, LEVELS[0], 0);
+                let sign = if m < 0.0 && code > 0 { 128 } else { 0 };
+                m_word |= (code | sign) << (8 * j);
+                let code = encode(moments.v[i], hash(random), v_top, LEVELS[1], 1);
+                v_word |= code << (8 * j);
+            }
+            self.m[w] = m_word;
+            self.v[w] = v_word;
         }
-        self.largest.copy_from_slice(&tops.map(|top| f32::from_bits(top << CUT)));
+        self.largest.copy_from_slice(&[m_top, v_top].map(|top| f32::from_bits(top << CUT)));
     }
 }
 
@@ -222,17 +237,20 @@ impl Op for Adamw8bit {
         let blocks = params.zip(grad.f32()[..count].par_chunks(BLOCK as usize)).zip(state);
         blocks.enumerate().for_each(|(block, ((param, grad), ((m, v), largest)))| {
             let mut state = State { m, v, largest };
-            let mut moments = [[0.0; 2]; BLOCK as usize];
-            for i in 0..param.len() {
-                let ([m, v], g) = (state.read(i), scale * grad[i]);
-                let m = m + (1.0 - p.beta1) * (g - m);
-                let v = p.beta2 * v + (1.0 - p.beta2) * g * g;
+            let mut moments = state.read();
+            let Moments { m, v } = &mut moments;
+            for (((param, grad), m), v) in param.iter_mut().zip(grad).zip(&mut *m).zip(&mut *v) {
+                let g = scale * grad;
+                *m += (1.0 - p.beta1) * (g - *m);
+                *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
                 let denominator = v.sqrt() / root2 + p.eps;
-                let decayed = param[i] - p.lr * p.weight_decay * param[i];
-                param[i] = decayed - p.lr / p.correction1 * m / denominator;
-                moments[i] = [m, v];
+                let decayed = *param - p.lr * p.weight_decay * *param;
+                *param = decayed - p.lr / p.correction1 * *m / denominator;
             }
-            state.write(&moments[..param.len()], block as u32 * BLOCK, salt);
+            // Codes behind the last element are 0 already, unless a caller wrote others.
+            m[param.len()..].fill(0.0);
+            v[param.len()..].fill(0.0);
+            state.write(&moments, block as u32 * BLOCK, salt);
         });
     }
 
@@ -350,13 +368,14 @@ mod tests {
         fn moments(&mut self, count: usize) -> Vec<[f32; 2]> {
             let [_, m, v, largest] = &mut self.0;
             let mut largest = floats(largest);
-            let read = |i: usize| {
-                let (block, i) = (i / BLOCK as usize, i % BLOCK as usize);
-                let words = block * WORDS..(block + 1) * WORDS;
-                let (m, v) = (&mut m[words.clone()], &mut v[words]);
-                State { m, v, largest: &mut largest[2 * block..2 * block + 2] }.read(i)
-            };
-            (0..count).map(read).collect()
+            let mut out = Vec::with_capacity(count);
+            let codes = m.chunks_exact_mut(WORDS).zip(v.chunks_exact_mut(WORDS));
+            for ((m, v), largest) in codes.zip(largest.chunks_exact_mut(2)) {
+                let moments = State { m, v, largest }.read();
+                out.extend(moments.m.into_iter().zip(moments.v).map(|(m, v)| [m, v]));
+            }
+            out.truncate(count);
+            out
         }
     }
 
