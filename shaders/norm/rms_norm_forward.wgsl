@@ -3,6 +3,7 @@
 //! x, y: [rows, cols] f32 · w: [cols] f32 · rstd: [rows] f32
 //! Grid: one workgroup a row. Shared: 4·WG bytes. Needs: nothing beyond core WebGPU.
 
+//#include "lib/scalar.wgsl"
 //#include "lib/reduce.wgsl"
 
 const WG: u32 = 64u;  //#spec power of two, 8..=256
@@ -15,9 +16,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> w: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Element>;
+@group(0) @binding(2) var<storage, read> w: array<Element>;
+@group(0) @binding(3) var<storage, read_write> y: array<Element>;
 @group(0) @binding(4) var<storage, read_write> rstd: array<f32>;
 
 @compute @workgroup_size(WG)
@@ -30,15 +31,16 @@ fn rms_norm_forward(
     if row >= params.rows {
         return;
     }
-    let base = row * params.cols;
+    let count = params.cols / LANES;
+    let base = row * count;
     var squares = 0.0;
-    for (var c = lane.index; c < params.cols; c += WG) {
+    for (var c = lane.index; c < count; c += WG) {
         let value = x[base + c];
-        squares += value * value;
+        squares += lanes_dot(value, value);
     }
     let mean = workgroup_sum(squares, lane) / f32(params.cols);
     let scale = inverseSqrt(mean + params.eps);
-    for (var c = lane.index; c < params.cols; c += WG) {
+    for (var c = lane.index; c < count; c += WG) {
         y[base + c] = x[base + c] * scale * w[c];
     }
     if lane.index == 0u {

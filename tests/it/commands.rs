@@ -119,6 +119,34 @@ fn each_method_writes_a_run_that_can_be_used() {
 }
 
 #[test]
+fn a_profile_adds_up_to_the_steps() {
+    let dir = TempDir::new().expect("a folder");
+    let (model, data, out) = (demo("model"), demo("valid.txt"), dir.path().join("run"));
+    let mut args = tune(&model, &data, out.to_str().expect("UTF-8"));
+    args.extend(["--profile", "--optimizer", "adamw-8bit", "--method", "lora"]);
+    let output = run(&args);
+    let table = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{table}");
+    assert!(table.contains("time of 2 steps by op"), "{table}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let report: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    let profile = &report["profile"];
+    let ops = profile["ops"].as_array().expect("ops");
+    let calls = |name: &str| {
+        let row = ops.iter().find(|row| row["op"] == name);
+        row.map_or(0, |row| row["calls"].as_u64().expect("calls"))
+    };
+    // Two steps, one arena. Validation also takes losses, which must not be counted.
+    assert_eq!((calls("adamw_8bit"), calls("adamw")), (2, 0));
+    assert_eq!(calls("cross_entropy_loss"), 2);
+    let shares = |rows: &Value| -> f64 {
+        rows.as_array().expect("rows").iter().filter_map(|row| row["share"].as_f64()).sum()
+    };
+    assert!((0.2..1.01).contains(&shares(&profile["ops"])), "{profile}");
+    assert!((0.99..1.01).contains(&shares(&profile["families"])), "{profile}");
+}
+
+#[test]
 fn an_existing_run_is_not_overwritten() {
     let dir = TempDir::new().expect("a folder");
     let out = dir.path().join("run");

@@ -17,7 +17,7 @@ use edge_runtime::exits::Vote;
 use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
-use edge_scheduler::{Job, Owner, Trained, Window};
+use edge_scheduler::{Job, Optimizer, Owner, Trained, Window};
 use edge_tests::{gpu, shared};
 
 struct Golden {
@@ -89,6 +89,7 @@ impl Golden {
             embedding: Format::F32,
             head: Format::F32,
             trained,
+            optimizer: Optimizer::AdamW,
             windows: vec![Window { first: 0, end: blocks as u32 }],
             exit_norms: false,
             training: true,

@@ -22,6 +22,7 @@ pub mod exits;
 pub mod generate;
 pub mod interrupt;
 pub mod model;
+pub mod profile;
 pub mod run_dir;
 pub mod schedule;
 pub mod session;

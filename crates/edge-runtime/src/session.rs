@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use edge_gpu::Device;
 use edge_kernels::Format;
-use edge_scheduler::{Job, Plan, Trained, Window};
+use edge_scheduler::{Job, Optimizer, Plan, Trained, Window};
 
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
 use crate::checkpoint::Checkpoint;
@@ -90,6 +90,7 @@ impl Source {
             embedding,
             head,
             trained: Trained::Nothing,
+            optimizer: Optimizer::default(),
             windows: vec![Window { first: 0, end: num_blocks as u32 }],
             exit_norms: false,
             training: false,

@@ -12,5 +12,5 @@ pub mod plan;
 pub mod shape;
 
 pub use params::{Entry, Group, Owner};
-pub use plan::{DeviceFacts, Job, Plan, PlannedBuffer, Trained};
+pub use plan::{DeviceFacts, Job, Optimizer, Plan, PlannedBuffer, Trained};
 pub use shape::{ModelShape, Projection, Shard, Window};

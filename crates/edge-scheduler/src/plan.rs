@@ -2,6 +2,7 @@
 //! the predicted peak is arithmetic and not an estimate.
 
 use edge_kernels::ops::matmul::matmul_tn;
+use edge_kernels::ops::optim::adamw_8bit;
 use edge_kernels::{Category, Format};
 
 use crate::params::Group;
@@ -48,6 +49,16 @@ pub enum Trained {
     Full,
 }
 
+/// How the moments of trained parameters are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Optimizer {
+    /// AdamW, two f32 a parameter.
+    #[default]
+    AdamW,
+    /// AdamW, two bytes a parameter and 8 bytes a block of them.
+    AdamW8bit,
+}
+
 /// What is to be run, as far as memory is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
@@ -59,6 +70,8 @@ pub struct Job {
     pub head: Format,
     /// Parameters beside the base.
     pub trained: Trained,
+    /// How the moments of what is trained are stored.
+    pub optimizer: Optimizer,
     /// Windows from the bottom up; each ends in an exit, the last one at the top.
     pub windows: Vec<Window>,
     /// Whether every exit has a norm of its own (trained when `training`).
@@ -251,8 +264,7 @@ impl Builder<'_> {
             for (arena, &words) in group.arenas.iter().enumerate() {
                 self.add(format!("group.{index}.values.{arena}"), values, words);
                 if self.job.training {
-                    self.add(format!("group.{index}.m.{arena}"), Category::Optimizer, words);
-                    self.add(format!("group.{index}.v.{arena}"), Category::Optimizer, words);
+                    self.moments(&format!("group.{index}"), arena, words);
                 }
                 if gradients.len() == arena {
                     gradients.push(0);
@@ -263,6 +275,25 @@ impl Builder<'_> {
         if self.job.training {
             for (arena, &words) in gradients.iter().enumerate() {
                 self.add(format!("gradients.{arena}"), Category::Gradients, words);
+            }
+        }
+    }
+
+    /// The optimizer's state of an arena of `words` parameters.
+    fn moments(&mut self, group: &str, arena: usize, words: u64) {
+        let optimizer = self.job.optimizer;
+        let mut add = |what: &str, words| {
+            self.add(format!("{group}.{what}.{arena}"), Category::Optimizer, words);
+        };
+        match optimizer {
+            Optimizer::AdamW => {
+                add("m", words);
+                add("v", words);
+            }
+            Optimizer::AdamW8bit => {
+                add("m", adamw_8bit::moment_words(words));
+                add("v", adamw_8bit::moment_words(words));
+                add("largest", adamw_8bit::largest_words(words));
             }
         }
     }

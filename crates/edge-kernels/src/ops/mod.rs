@@ -8,6 +8,7 @@ pub mod matmul;
 pub mod memory;
 pub mod norm;
 pub mod optim;
+pub mod pack;
 
 use crate::op::Op;
 
@@ -20,6 +21,7 @@ pub static OPS: &[&dyn Op] = &[
     &matmul::matmul_tn::MatmulTn,
     &matmul::sum_partials::SumPartials,
     &norm::rms_norm_forward::RmsNormForward,
+    &norm::residual_rms_norm::ResidualRmsNorm,
     &norm::rms_norm_backward::RmsNormBackward,
     &norm::rms_norm_grad::RmsNormGrad,
     &activation::residual_add::ResidualAdd,
@@ -42,6 +44,10 @@ pub static OPS: &[&dyn Op] = &[
     &optim::sum_squares::SumSquares,
     &optim::grad_norm_scale::GradNormScale,
     &optim::adamw::Adamw,
+    &optim::adamw_8bit::Adamw8bit,
+    &pack::gather_2_4::Gather24,
+    &pack::prune_2_4::Prune24,
+    &pack::quantize_pack::QuantizePack,
 ];
 
 /// The op of this name.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::args::{Bits, ByteSize, Method, TuneFlags, WindowOrder};
+use super::args::{Bits, ByteSize, Method, OptimizerName, TuneFlags, WindowOrder};
 use crate::adapter::Targets;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
@@ -48,6 +48,9 @@ pub struct TuneOptions {
     pub schedule: Schedule,
     /// Steps of rising learning rate; `None`: 5 % of the steps.
     pub warmup_steps: Option<u64>,
+    /// How the optimizer stores its moments.
+    #[serde(default)]
+    pub optimizer: OptimizerName,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// Largest norm of the gradient; 0: any.
@@ -116,6 +119,7 @@ impl TuneFlags {
             lr: self.lr.or(file.lr),
             schedule: self.schedule.or(file.schedule),
             warmup_steps: self.warmup_steps.or(file.warmup_steps),
+            optimizer: self.optimizer.or(file.optimizer),
             weight_decay: self.weight_decay.or(file.weight_decay),
             clip: self.clip.or(file.clip),
             rank: self.rank.or(file.rank),
@@ -159,6 +163,7 @@ impl TuneFlags {
             lr: self.lr.unwrap_or(lr),
             schedule: self.schedule.unwrap_or_default(),
             warmup_steps: self.warmup_steps,
+            optimizer: self.optimizer.unwrap_or_default(),
             weight_decay: self.weight_decay.unwrap_or(0.0),
             clip: self.clip.unwrap_or(1.0),
             rank,
@@ -274,7 +279,8 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let text = "# a comment\nrank: 4\nlr: 1e-3\nsteps: 7\nbits: 4\nmemory-budget: 1GiB\n\
-                    data: [a.txt]\nvalid: v.txt\ntargets: q_proj,v_proj\nwindow-order: random\n";
+                    data: [a.txt]\noptimizer: adamw-8bit\nvalid: v.txt\n\
+                    targets: q_proj,v_proj\nwindow-order: random\n";
         let from_file = file(text).unwrap();
         let options = flags("--lr 0.5 --epochs 2 --val-fraction 0.2").or(from_file).resolve();
         let options = options.unwrap();
@@ -283,13 +289,16 @@ mod tests {
         assert_eq!((options.valid, options.val_fraction), (None, 0.2));
         assert_eq!((options.bits, options.memory_budget), (Bits::Four, Some(ByteSize(1 << 30))));
         assert_eq!(options.targets.to_string(), "q_proj,v_proj");
+        assert_eq!(options.optimizer, OptimizerName::AdamW8bit);
         assert_eq!((options.batch_size, options.micro_batch), (4, 4));
         assert_eq!(file("\n# nothing\n").unwrap(), TuneFlags::default());
     }
 
     #[test]
     fn resolved_options_can_be_read_as_a_file() {
-        for line in ["", "--method full --epochs 1.5 --bits 8 --memory-budget 3MiB --valid v"] {
+        let eight = "--optimizer adamw-8bit";
+        let full = "--method full --epochs 1.5 --bits 8 --memory-budget 3MiB --valid v";
+        for line in ["", eight, full] {
             let options = flags(line).resolve().unwrap();
             let text = serde_norway::to_string(&options).unwrap();
             let again: TuneOptions = serde_norway::from_str(&text).unwrap();

@@ -8,6 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::profile::ProfileReport;
+
 /// Validation loss at an exit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExitLoss {
@@ -65,6 +67,8 @@ pub struct TuneReport {
     pub predicted_peak_device_bytes: Option<u64>,
     /// What the plan said of a step, ms.
     pub predicted_step_ms: Option<f64>,
+    /// Time by op, with `--profile`.
+    pub profile: Option<ProfileReport>,
     /// The run directory.
     pub run_dir: String,
 }
@@ -211,7 +215,7 @@ mod tests {
         let expected = "method device steps tokens trained_tokens tokens_per_second step_ms_median \
                         train_loss val_loss_before val_loss val_perplexity exits vote \
                         peak_device_bytes peak_device_bytes_by_category peak_host_bytes \
-                        predicted_peak_device_bytes predicted_step_ms run_dir";
+                        predicted_peak_device_bytes predicted_step_ms profile run_dir";
         assert_eq!(keys(&text).join(" "), expected);
         assert!(text.contains("\"train_loss\":null") && !text.contains('\n'));
     }

@@ -79,8 +79,8 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
         eprintln!("sample before: {}", sample(&device, &source, &Tuned::default())?);
     }
     let outcome = crate::tune::run::run(&options, &source, &device, args.quiet)?;
-    if options.profile && !args.quiet {
-        print_profile(&device);
+    if let Some(profile) = outcome.report.profile.as_ref().filter(|_| !args.quiet) {
+        eprintln!("{profile}");
     }
     if !args.quiet {
         if demo && !named && !outcome.interrupted {
@@ -114,24 +114,6 @@ fn sample(device: &Device, source: &Source, tuned: &Tuned) -> Result<String> {
         Ok(())
     })?;
     Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
-}
-
-fn print_profile(device: &Device) {
-    let mut times = device.take_profile();
-    times.sort_by(|a, b| b.total_ms.total_cmp(&a.total_ms));
-    let total: f64 = times.iter().map(|time| time.total_ms).sum();
-    eprintln!("time by op ({total:.0} ms in all):");
-    for time in times {
-        eprintln!(
-            "  {:5.1} %  {:10.1} ms  {:6} x  {} {} {}",
-            100.0 * time.total_ms / total.max(1e-9),
-            time.total_ms,
-            time.calls,
-            time.op,
-            time.format.name(),
-            time.variant
-        );
-    }
 }
 
 fn summarise(report: &TuneReport, options: &TuneOptions, interrupted: bool) {

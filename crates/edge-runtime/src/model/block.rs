@@ -5,7 +5,9 @@
 //!
 //! The forward pass of a block that is trained keeps `x`, `q`, `k`, `v`, the attention output,
 //! `x_mid`, `gate` and `up`; norms and the SwiGLU product are computed again on the way back. A
-//! block of the trunk keeps nothing and updates the residual stream in place.
+//! block of the trunk keeps nothing and updates the residual stream in place. Where the stream is
+//! kept anyway, a branch goes to the workspace's `normed` first, and `residual_rms_norm` makes the
+//! next residual stream and the next norm's output of it in one pass.
 
 use edge_gpu::{Recorder, Slice};
 use edge_kernels::ops::activation::{swiglu_backward, swiglu_forward};
@@ -14,6 +16,7 @@ use edge_kernels::ops::attention::{
 };
 use edge_kernels::ops::matmul::sum_partials;
 use edge_kernels::ops::memory::copy;
+use edge_kernels::ops::norm::residual_rms_norm;
 use edge_kernels::ops::norm::{rms_norm_backward, rms_norm_forward, rms_norm_grad};
 use edge_scheduler::Projection;
 use edge_scheduler::plan::NORM_GRAD_PARTS;
@@ -43,6 +46,17 @@ impl Geometry {
     pub fn rows(self) -> u32 {
         self.batch * self.seq_len
     }
+}
+
+/// Where the residual stream of a block goes on.
+#[derive(Clone, Copy)]
+pub(super) enum Onward<'a> {
+    /// In place: a block of the trunk, which keeps nothing.
+    InPlace,
+    /// Everything that the backward pass needs is kept, and the result goes here.
+    Kept(&'a Slice),
+    /// The same, and the result is also normalised for the next block.
+    Normed(&'a Slice, &'a Norm),
 }
 
 impl Model {
@@ -135,14 +149,14 @@ impl Model {
         recorder.push(rope::dispatch(params, self.rope.clone(), at.0.clone()));
     }
 
-    /// Runs block `index` on `slot.x`. With `x_out` everything that the backward pass needs is
-    /// kept and the result goes to `x_out`; without, `slot.x` is updated in place.
+    /// Runs block `index` on `slot.x`; `normed` says that the block below has normalised it.
     pub(super) fn block_forward(
         &self,
         recorder: &mut Recorder,
         index: u32,
         slot: &Slot,
-        x_out: Option<&Slice>,
+        onward: Onward<'_>,
+        normed: bool,
         g: Geometry,
     ) {
         let (ws, shape, rows) = (&self.workspace, &self.shape, g.rows());
@@ -157,7 +171,9 @@ impl Model {
             block.linear(p).forward(recorder, rows, x, y, inner(p));
         };
         let into_cache = |slice| Target { slice, offset: at, accumulate: false };
-        self.norm(recorder, rows, &slot.x, &block.input_norm);
+        if !normed {
+            self.norm(recorder, rows, &slot.x, &block.input_norm);
+        }
         linear(recorder, Projection::Q, &ws.normed, Target::set(&slot.q));
         linear(recorder, Projection::K, &ws.normed, into_cache(k));
         linear(recorder, Projection::V, &ws.normed, into_cache(v));
@@ -171,35 +187,61 @@ impl Model {
             slot.attention.clone(),
             slot.lse.clone(),
         ));
-        let mid =
-            self.residual(recorder, rows, &slot.x, slot.x_mid.as_ref().filter(|_| x_out.is_some()));
-        linear(recorder, Projection::O, &slot.attention, Target::add(mid));
-        self.norm(recorder, rows, mid, &block.post_norm);
+        let mid = match (onward, &slot.x_mid) {
+            (Onward::InPlace, _) | (_, None) => {
+                linear(recorder, Projection::O, &slot.attention, Target::add(&slot.x));
+                self.norm(recorder, rows, &slot.x, &block.post_norm);
+                &slot.x
+            }
+            (_, Some(mid)) => {
+                linear(recorder, Projection::O, &slot.attention, Target::set(&ws.normed));
+                self.add_and_norm(recorder, rows, &slot.x, mid, &block.post_norm);
+                mid
+            }
+        };
         linear(recorder, Projection::Gate, &ws.normed, Target::set(&slot.gate));
         let up = block.linear(Projection::Up);
-        if x_out.is_none() && (up.lora.is_none() || slot.lora.is_none()) {
+        if matches!(onward, Onward::InPlace) && (up.lora.is_none() || slot.lora.is_none()) {
             up.matrix.forward_gated(recorder, rows, &ws.normed, &slot.gate, &ws.hidden);
         } else {
             linear(recorder, Projection::Up, &ws.normed, Target::set(&slot.up));
             self.swiglu(recorder, rows, slot);
         }
-        let out = self.residual(recorder, rows, mid, x_out);
-        linear(recorder, Projection::Down, &ws.hidden, Target::add(out));
+        match onward {
+            Onward::InPlace => linear(recorder, Projection::Down, &ws.hidden, Target::add(mid)),
+            Onward::Kept(out) => {
+                let count = rows * shape.hidden_size;
+                let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
+                recorder.push(copy::dispatch(params, mid.clone(), out.clone()));
+                linear(recorder, Projection::Down, &ws.hidden, Target::add(out));
+            }
+            Onward::Normed(out, norm) => {
+                linear(recorder, Projection::Down, &ws.hidden, Target::set(&ws.normed));
+                self.add_and_norm(recorder, rows, mid, out, norm);
+            }
+        }
     }
 
-    /// Where the residual stream goes on: a copy in `kept`, or in place.
-    fn residual<'a>(
+    /// `sum = x + normed`, and `normed` becomes the norm of that: what a branch left in the
+    /// workspace's `normed` goes on to the next one.
+    fn add_and_norm(
         &self,
         recorder: &mut Recorder,
         rows: u32,
-        x: &'a Slice,
-        kept: Option<&'a Slice>,
-    ) -> &'a Slice {
-        let Some(kept) = kept else { return x };
-        let count = rows * self.shape.hidden_size;
-        let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
-        recorder.push(copy::dispatch(params, x.clone(), kept.clone()));
-        kept
+        x: &Slice,
+        sum: &Slice,
+        norm: &Norm,
+    ) {
+        let ws = &self.workspace;
+        let (cols, eps) = (self.shape.hidden_size, self.config.rms_norm_eps);
+        recorder.push(residual_rms_norm::dispatch(
+            residual_rms_norm::Params { rows, cols, eps },
+            x.clone(),
+            norm.weight.clone(),
+            ws.normed.clone(),
+            sum.clone(),
+            ws.rstd.clone(),
+        ));
     }
 
     fn swiglu(&self, recorder: &mut Recorder, rows: u32, slot: &Slot) {

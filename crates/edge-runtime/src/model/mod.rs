@@ -16,9 +16,9 @@ use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice};
 use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
-use edge_scheduler::{DeviceFacts, Job, ModelShape, Plan, Projection, Window};
+use edge_scheduler::{DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Window};
 
-use self::block::Geometry;
+use self::block::{Geometry, Onward};
 use self::linear::{Linear, Matrix};
 use self::load::Loader;
 use self::workspace::{Pool, Slot, Workspace};
@@ -75,6 +75,8 @@ pub struct GroupBuffers {
     pub m: Vec<Slice>,
     /// Second moments.
     pub v: Vec<Slice>,
+    /// Largest moments by block, where moments are in 8 bits.
+    pub largest: Vec<Slice>,
 }
 
 /// A model on a device, ready to run a job.
@@ -138,7 +140,7 @@ impl Model {
         );
         let table: &[u32] = bytemuck::cast_slice(&table);
         let rope = pool.filled("rope", |out| out.copy_from_slice(table))?;
-        let groups = groups(&mut pool, &plan, job.training)?;
+        let groups = groups(&mut pool, &plan, job)?;
         let mut loader = Loader {
             device,
             checkpoint,
@@ -245,7 +247,7 @@ impl Model {
         let slot = &self.workspace.slots[0];
         self.embed(recorder, g.rows(), &slot.x);
         for block in 0..end {
-            self.block_forward(recorder, block, slot, None, g);
+            self.block_forward(recorder, block, slot, Onward::InPlace, false, g);
             if let Some(exit) = self.exits.iter().position(|exit| exit.after == block + 1) {
                 at_exit(recorder, exit, &slot.x);
             }
@@ -265,11 +267,14 @@ impl Model {
         self.trunk(recorder, window.first, g, |_, _, _| {});
         for block in window.first..window.end {
             let depth = (block - window.first) as usize;
-            let next = match block + 1 == window.end {
-                true => last,
-                false => &self.slot(depth + 1).x,
+            let onward = match block + 1 == window.end {
+                true => Onward::Kept(last),
+                false => {
+                    let next = &self.blocks[block as usize + 1].input_norm;
+                    Onward::Normed(&self.slot(depth + 1).x, next)
+                }
             };
-            self.block_forward(recorder, block, self.slot(depth), Some(next), g);
+            self.block_forward(recorder, block, self.slot(depth), onward, depth > 0, g);
         }
         Ok(last.clone())
     }
@@ -385,7 +390,8 @@ fn scaling(config: &RopeScaling) -> Scaling {
     }
 }
 
-fn groups(pool: &mut Pool<'_>, plan: &Plan, training: bool) -> Result<Vec<GroupBuffers>> {
+fn groups(pool: &mut Pool<'_>, plan: &Plan, job: &Job) -> Result<Vec<GroupBuffers>> {
+    let (training, eight) = (job.training, job.optimizer == Optimizer::AdamW8bit);
     let arenas = plan.groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0);
     let count = if training { arenas } else { 0 };
     let gradients = (0..count)
@@ -403,6 +409,7 @@ fn groups(pool: &mut Pool<'_>, plan: &Plan, training: bool) -> Result<Vec<GroupB
             values: take("values", true)?,
             m: take("m", training)?,
             v: take("v", training)?,
+            largest: take("largest", training && eight)?,
             gradients: gradients.iter().take(group.arenas.len()).cloned().collect(),
         });
     }

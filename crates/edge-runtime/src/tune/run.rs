@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use edge_gpu::Device;
+use edge_gpu::{Device, OpTime};
 use edge_kernels::Category;
 use serde_json::{Map, Value, json};
 
@@ -17,6 +17,7 @@ use crate::data::{DataSpec, Dataset, Stream};
 use crate::evaluate::Evaluation;
 use crate::interrupt;
 use crate::model::{LoraInit, Model};
+use crate::profile::ProfileReport;
 use crate::run_dir::RunDir;
 use crate::session::{Source, check_budget, mebibytes};
 use crate::tune::save;
@@ -75,12 +76,15 @@ pub fn run(
         outcomes: Vec::new(),
         step_ms: Vec::new(),
         tokens: 0,
+        times: Vec::new(),
     };
     session.announce(mebibytes(plan.bytes()));
     let before = session.validate("validate before")?;
+    device.take_profile();
     let started = Instant::now();
     let interrupted = session.train(&mut sampler)?;
     let seconds = started.elapsed().as_secs_f64();
+    session.times.extend(device.take_profile());
     let after = session.validate("validate after")?;
     save::results(options, source, &session.trainer.model, &session.run_dir)?;
     device.unseal();
@@ -112,6 +116,8 @@ struct Session<'a> {
     outcomes: Vec<StepOutcome>,
     step_ms: Vec<f64>,
     tokens: u64,
+    /// Times of the ops in training, with `--profile`.
+    times: Vec<OpTime>,
 }
 
 impl Session<'_> {
@@ -203,7 +209,12 @@ impl Session<'_> {
     }
 
     fn validate_during(&mut self, step: u64) -> Result<()> {
-        let Some(result) = self.validate("validate")? else { return Ok(()) };
+        let device = self.trainer.model.device.clone();
+        self.times.extend(device.take_profile());
+        let result = self.validate("validate")?;
+        // The profile is of training alone.
+        device.take_profile();
+        let Some(result) = result else { return Ok(()) };
         let record = json!({"step": step, "val_loss": result.last(), "val_exits": result.exits,
             "val_vote": result.vote});
         self.run_dir.metric(&record)
@@ -281,6 +292,10 @@ impl Session<'_> {
             peak_host_bytes: peak_host_bytes(),
             predicted_peak_device_bytes: None,
             predicted_step_ms: None,
+            profile: self.options.profile.then(|| {
+                let steps = self.step_ms.len() as u64;
+                ProfileReport::new(&self.times, steps, self.step_ms.iter().sum())
+            }),
             run_dir: self.run_dir.path().display().to_string(),
         }
     }

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use edge_gpu::{Recorder, Slice};
+use edge_kernels::Dispatch;
 use edge_kernels::ops::embedding::embedding_scatter;
 use edge_kernels::ops::memory::fill;
-use edge_kernels::ops::optim::{adamw, grad_norm_scale, sum_squares};
+use edge_kernels::ops::optim::{adamw, adamw_8bit, grad_norm_scale, sum_squares};
 use edge_scheduler::Owner;
 use edge_scheduler::plan::NORM_PARTS;
 
@@ -170,7 +171,6 @@ impl Trainer {
     /// Clips the gradient of window `index` and applies AdamW.
     fn update(&mut self, recorder: &mut Recorder, index: usize, lr: f64) -> Result<()> {
         self.updates[index] += 1;
-        let t = self.updates[index] as i32;
         let (model, opt) = (&self.model, self.optimizer);
         let group = &model.groups[index];
         let back = model.workspace.backward.as_ref().context("a training workspace")?;
@@ -189,27 +189,36 @@ impl Trainer {
         };
         let (partials, clip) = (back.norm_partials.clone(), back.clip.clone());
         recorder.push(grad_norm_scale::dispatch(params, partials, clip.clone()));
-        for (arena, value) in group.values.iter().enumerate() {
-            let params = adamw::Params {
-                count: value.words() as u32,
-                lr: lr as f32,
-                beta1: opt.beta1 as f32,
-                beta2: opt.beta2 as f32,
-                eps: opt.eps as f32,
-                weight_decay: opt.weight_decay as f32,
-                correction1: (1.0 - opt.beta1.powi(t)) as f32,
-                correction2: (1.0 - opt.beta2.powi(t)) as f32,
-            };
-            recorder.push(adamw::dispatch(
-                params,
-                value.clone(),
-                group.gradients[arena].clone(),
-                group.m[arena].clone(),
-                group.v[arena].clone(),
-                clip.clone(),
-            ));
+        for arena in 0..group.values.len() {
+            recorder.push(self.adamw(index, arena, lr, &clip));
         }
         Ok(())
+    }
+
+    /// The update of an arena of window `index`, by the clipped gradient.
+    fn adamw(&self, index: usize, arena: usize, lr: f64, clip: &Slice) -> Dispatch<Slice> {
+        let (t, opt, group) = (self.updates[index], self.optimizer, &self.model.groups[index]);
+        let power = |beta: f64| (1.0 - beta.powi(t as i32)) as f32;
+        let value = group.values[arena].clone();
+        let (gradient, clip) = (group.gradients[arena].clone(), clip.clone());
+        let (m, v) = (group.m[arena].clone(), group.v[arena].clone());
+        let params = adamw::Params {
+            count: value.words() as u32,
+            lr: lr as f32,
+            beta1: opt.beta1 as f32,
+            beta2: opt.beta2 as f32,
+            eps: opt.eps as f32,
+            weight_decay: opt.weight_decay as f32,
+            correction1: power(opt.beta1),
+            correction2: power(opt.beta2),
+        };
+        let Some(largest) = group.largest.get(arena) else {
+            return adamw::dispatch(params, value, gradient, m, v, clip);
+        };
+        // Differs between steps, windows and arenas; the op hashes it.
+        let seed = t << 16 ^ (index as u32) << 8 ^ arena as u32;
+        let state = [m, v, largest.clone()];
+        adamw_8bit::dispatch((params, seed).into(), value, gradient, state, clip)
     }
 
     /// The gradients of window `index` by tensor, as the last [`Trainer::gradients`] left them.

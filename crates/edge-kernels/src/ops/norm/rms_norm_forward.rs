@@ -9,18 +9,20 @@
 //! | y      | [rows, cols] | f32   | out  |
 //! | rstd   | \[rows\]     | f32   | out, for the backward pass |
 //!
-//! How: one workgroup a row; two passes over `x`, the second from cache.
+//! How: one workgroup a row, one element a lane at a time, or four; two passes over `x`, the
+//! second from cache.
 //! Accuracy: squares are summed in f32 by lane, then by tree.
 //! Cost: bound by bandwidth.
 
 use crate::util::SeededRng;
 use rayon::prelude::*;
 
+use super::row_variants;
 use crate::op::{
-    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Needs, Op, Tolerance, Variant,
-    Work, read, read_write,
+    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
+    read, read_write,
 };
-use crate::util::{fold_grid, row_workgroup, uniform_f32};
+use crate::util::{fold_grid, uniform_f32};
 
 /// See the module.
 pub struct RmsNormForward;
@@ -63,14 +65,7 @@ impl Op for RmsNormForward {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        let width = row_workgroup(call.params::<Params>().cols);
-        vec![
-            Variant::named("subgroup")
-                .fragment("lib/reduce.wgsl", "lib/reduce_subgroup.wgsl")
-                .spec("WG", width)
-                .needs(Needs { subgroups: true, ..Needs::default() }),
-            Variant::plain().spec("WG", width),
-        ]
+        row_variants(call.params::<Params>().cols)
     }
 
     fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {
