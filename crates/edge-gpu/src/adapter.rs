@@ -1,6 +1,7 @@
 //! Which devices there are, which one a selector means, and what it can do.
 
 use edge_kernels::op::Hardware;
+use edge_kernels::preference::Vendor;
 
 use crate::device::Options;
 use crate::error::Error;
@@ -101,6 +102,8 @@ pub struct DeviceInfo {
     pub driver_info: String,
     /// What it is.
     pub kind: DeviceKind,
+    /// Who made it.
+    pub vendor: Vendor,
     /// 16-bit floats in shaders.
     pub f16: bool,
     /// Subgroup operations in shaders.
@@ -246,12 +249,14 @@ pub(crate) fn info(
     let (info, limits) = (adapter.get_info(), adapter.limits());
     let has = |feature| features.contains(feature);
     let binding = limits.max_storage_buffer_binding_size;
+    let maker = vendor(&info);
     DeviceInfo {
         name: info.name,
         backend: info.backend.to_str().to_string(),
         driver: info.driver,
         driver_info: info.driver_info,
         kind: DeviceKind::of(info.device_type),
+        vendor: maker,
         f16: has(Features::SHADER_F16),
         subgroups: has(Features::SUBGROUP),
         subgroup_min: info.subgroup_min_size,
@@ -272,6 +277,14 @@ pub(crate) fn info(
     }
 }
 
+/// Metal reports no ids; its GPUs are Apple's but for old Macs.
+fn vendor(info: &wgpu::AdapterInfo) -> Vendor {
+    match (info.backend, Vendor::from_pci(info.vendor)) {
+        (wgpu::Backend::Metal, Vendor::Other) => Vendor::Apple,
+        (_, vendor) => vendor,
+    }
+}
+
 /// What the `cpu` device is. Its limits are those of core WebGPU where a looser one would let a
 /// mistake pass that a GPU refuses.
 pub(crate) fn host_info(options: &Options) -> DeviceInfo {
@@ -283,6 +296,7 @@ pub(crate) fn host_info(options: &Options) -> DeviceInfo {
         driver: "edge-kernels".into(),
         driver_info: env!("CARGO_PKG_VERSION").into(),
         kind: DeviceKind::Host,
+        vendor: Vendor::Other,
         f16: false,
         subgroups: false,
         subgroup_min: 1,

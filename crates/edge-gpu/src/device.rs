@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use edge_kernels::Category;
-use edge_kernels::op::Needs;
+use edge_kernels::op::{Needs, Variant};
+use edge_kernels::preference::by_preference;
 use edge_kernels::tuning::Tuning;
+use edge_kernels::{Call, Category, Op};
 
 use crate::adapter::{self, AdapterSummary, DeviceInfo};
 use crate::buffer::{Buffer, Slice, Storage, next_id};
@@ -144,6 +145,18 @@ impl Device {
     /// runs the definition whatever the variant.
     pub fn supports(&self, needs: &Needs) -> bool {
         matches!(self.inner.backend, Backend::Cpu(_)) || satisfies(&self.inner.info, needs)
+    }
+
+    /// The variants of a call that the device can run, the preferred first; without approximate
+    /// ones. None on the `cpu` device.
+    pub fn variants(&self, op: &dyn Op, call: &Call) -> Vec<Variant> {
+        let info = &self.inner.info;
+        if let Backend::Cpu(_) = self.inner.backend {
+            return Vec::new();
+        }
+        let mut variants = op.variants(call);
+        variants.retain(|variant| satisfies(info, &variant.needs));
+        by_preference(variants, info.kind.hardware(), info.vendor)
     }
 
     /// A buffer of `words` zeros, charged to `category` until it is dropped.

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use edge_kernels::Dispatch;
-use edge_kernels::op::{Binding, Variant, by_preference};
+use edge_kernels::op::{Binding, Variant};
 
 use crate::buffer::Slice;
 use crate::device::{Backend, Device, Inner};
@@ -28,9 +28,9 @@ impl Recorder {
         Self { device, batch: Vec::new(), seconds: 0.0, error: None }
     }
 
-    /// Adds a dispatch, with the first of the op's variants that the device can run and that suits
-    /// it, or with the one that the options name. What is wrong with it is reported by [`Recorder::submit`], and ends the recording: nothing behind
-    /// it runs.
+    /// Adds a dispatch, with the variant that the options name, or that was measured to be the
+    /// fastest, or else the one that the device prefers. What is wrong with it is reported by
+    /// [`Recorder::submit`], and ends the recording: nothing behind it runs.
     pub fn push(&mut self, dispatch: Dispatch<Slice>) {
         self.guard(|recorder| {
             let variant = recorder.choose(&dispatch)?;
@@ -67,19 +67,21 @@ impl Recorder {
         if let Backend::Cpu(_) = backend {
             return Ok(None);
         }
-        let mut variants = dispatch.op.variants(&dispatch.call);
-        variants.retain(|variant| satisfies(info, &variant.needs));
-        let measured = || tuning.get()?.get(dispatch.op, &dispatch.call);
-        let named = options
-            .variant
-            .as_deref()
-            .or_else(measured)
-            .and_then(|name| variants.iter().position(|variant| variant.name == name));
-        if let Some(named) = named {
-            return Ok(Some(variants.swap_remove(named)));
+        let Dispatch { op, call, .. } = dispatch;
+        if let Some(name) = &options.variant {
+            let fits = |variant: &Variant| variant.name == name && satisfies(info, &variant.needs);
+            if let Some(named) = op.variants(call).into_iter().find(fits) {
+                return Ok(Some(named));
+            }
         }
-        let preferred = by_preference(variants, info.kind.hardware()).into_iter().next();
-        preferred.map(Some).ok_or(Error::NoVariant { op: dispatch.op.name() })
+        let mut variants = self.device.variants(*op, call);
+        if variants.is_empty() {
+            return Err(Error::NoVariant { op: op.name() });
+        }
+        let measured = tuning.get().and_then(|tuning| tuning.get(*op, call));
+        let measured =
+            measured.and_then(|name| variants.iter().position(|variant| variant.name == name));
+        Ok(Some(variants.swap_remove(measured.unwrap_or(0))))
     }
 
     fn add(&mut self, dispatch: &Dispatch<Slice>, variant: Option<&Variant>) -> Result<(), Error> {

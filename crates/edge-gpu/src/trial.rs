@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use edge_kernels::check::{compare, expected};
-use edge_kernels::op::{Access, CaseBuffer, Variant, by_preference};
+use edge_kernels::op::{Access, CaseBuffer, Variant};
 use edge_kernels::util::seeded;
 use edge_kernels::{Call, Category, Dispatch, Op};
 
@@ -55,9 +55,7 @@ impl<'a> Trial<'a> {
     /// The variants that the device can run, in the order of its preference; none that are
     /// approximate.
     pub fn variants(&self) -> Vec<Variant> {
-        let mut variants = self.op.variants(&self.call);
-        variants.retain(|variant| self.device.supports(&variant.needs));
-        by_preference(variants, self.device.info().kind.hardware())
+        self.device.variants(self.op, &self.call)
     }
 
     /// Runs the call once and compares all it wrote with the reference. `None` takes the variant

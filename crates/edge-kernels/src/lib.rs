@@ -6,6 +6,7 @@
 //! * [`format`](mod@format) — how weights are stored.
 //! * [`pack`] — matrices into those formats and back.
 //! * [`check`] — a device's answer against the reference's.
+//! * [`preference`] — which variant a device runs, where nothing was measured.
 //! * [`tuning`] — which variant a device runs, where that was measured.
 //! * [`shader`] — the assembler: from files under `shaders/` to the text of one variant.
 
@@ -15,6 +16,7 @@ mod lanes;
 pub mod op;
 pub mod ops;
 pub mod pack;
+pub mod preference;
 pub mod shader;
 pub mod tuning;
 pub mod util;

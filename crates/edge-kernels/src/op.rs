@@ -187,15 +187,6 @@ pub struct Variant {
     pub approximate: bool,
 }
 
-/// The order in which a device tries variants that it can run: those that suit it first, in the
-/// op's order. Approximate ones are left out.
-pub fn by_preference(mut variants: Vec<Variant>, hardware: Hardware) -> Vec<Variant> {
-    variants.retain(|variant| !variant.approximate);
-    let suits = |variant: &Variant| [Hardware::Any, hardware].contains(&variant.suits);
-    variants.sort_by_key(|variant| !suits(variant));
-    variants
-}
-
 impl Variant {
     /// A variant with nothing replaced.
     pub fn plain() -> Self {
@@ -426,22 +417,6 @@ pub trait Op: Sync + Send {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn devices_prefer_what_suits_them_and_never_approximate() {
-        let variants = vec![
-            Variant::named("int8").approximate(),
-            Variant::named("shared").suits(Hardware::Gpu),
-            Variant::named("broadcast").suits(Hardware::Software),
-            Variant::named("plain"),
-        ];
-        let order = |hardware| {
-            let ordered = by_preference(variants.clone(), hardware);
-            ordered.iter().map(|variant| variant.name).collect::<Vec<_>>()
-        };
-        assert_eq!(order(Hardware::Gpu), ["shared", "plain", "broadcast"]);
-        assert_eq!(order(Hardware::Software), ["broadcast", "plain", "shared"]);
-    }
 
     #[test]
     fn the_error_is_relative_to_the_result() {

@@ -210,9 +210,7 @@ impl Model {
         match onward {
             Onward::InPlace => linear(recorder, Projection::Down, &ws.hidden, Target::add(mid)),
             Onward::Kept(out) => {
-                let count = rows * shape.hidden_size;
-                let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
-                recorder.push(copy::dispatch(params, mid.clone(), out.clone()));
+                self.copy_rows(recorder, rows, mid, out);
                 linear(recorder, Projection::Down, &ws.hidden, Target::add(out));
             }
             Onward::Normed(out, norm) => {
@@ -220,6 +218,12 @@ impl Model {
                 self.add_and_norm(recorder, rows, mid, out, norm);
             }
         }
+    }
+
+    fn copy_rows(&self, recorder: &mut Recorder, rows: u32, from: &Slice, to: &Slice) {
+        let count = rows * self.shape.hidden_size;
+        let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
+        recorder.push(copy::dispatch(params, from.clone(), to.clone()));
     }
 
     /// `sum = x + normed`, and `normed` becomes the norm of that: what a branch left in the
