@@ -9,6 +9,7 @@ pub mod memory;
 pub mod norm;
 pub mod optim;
 pub mod pack;
+pub mod probe;
 
 use crate::op::Op;
 
@@ -48,6 +49,7 @@ pub static OPS: &[&dyn Op] = &[
     &pack::gather_2_4::Gather24,
     &pack::prune_2_4::Prune24,
     &pack::quantize_pack::QuantizePack,
+    &probe::fma_rate::FmaRate,
 ];
 
 /// The op of this name.
