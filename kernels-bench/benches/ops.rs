@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use edge_gpu::{Device, Options};
 use kernels_bench::Subject;
-use kernels_bench::runner::{Prepared, default_selector};
+use kernels_bench::runner::{Prepared, Which, default_selector};
 
 /// Most dispatches that one submission takes.
 const CHUNK: u64 = 256;
@@ -16,17 +16,20 @@ fn ops(criterion: &mut Criterion) {
     let selector = default_selector();
     let device = Device::open(&selector, &options)
         .unwrap_or_else(|error| panic!("EDGE_BENCH_DEVICE `{selector}`: {error}"));
-    for subject in Subject::all("") {
+    for subject in Subject::own() {
         criterion.bench_function(&subject.name(), |bencher| {
-            let prepared =
-                Prepared::new(&subject, &device).unwrap_or_else(|error| panic!("{error:#}"));
+            let prepared = Prepared::new(&subject, &device, Which::Production)
+                .unwrap_or_else(|error| panic!("{error:#}"));
+            if let Some(error) = prepared.wrong.first() {
+                panic!("{error:#}");
+            }
             bencher.iter_custom(|iterations| {
                 let mut total_ms = 0.0;
                 let mut left = iterations;
                 while left > 0 {
                     let count = left.min(CHUNK);
                     let mean_ms = prepared
-                        .time(count as u32)
+                        .time(&prepared.choices[0], count as u32)
                         .unwrap_or_else(|error| panic!("{}: {error:#}", subject.name()));
                     total_ms += mean_ms * count as f64;
                     left -= count;

@@ -1,103 +1,252 @@
-//! The throughput table: every bench case of every op, with every variant that the device can
-//! run. `cargo xtask bench [FILTER] [--json] [--device NAME] [--samples N]`
+//! The throughput table. `cargo xtask bench --help`
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
-use std::collections::HashSet;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use edge_gpu::Device;
-use kernels_bench::Subject;
+use clap::Parser as _;
+use edge_gpu::{Device, Options};
+use kernels_bench::args::Args;
+use kernels_bench::machine::{Machine, slug};
+use kernels_bench::peers::{self, PeerTimed, Peers, can_compare};
+use kernels_bench::record::{self, Origin};
+use kernels_bench::roof::Roof;
 use kernels_bench::row::Row;
-use kernels_bench::runner::{Prepared, default_selector, open_each};
+use kernels_bench::select::{self, Selected};
+use kernels_bench::session::{Bounds, EachRound, Progress, Timed, time_group};
+use kernels_bench::targets::{self, Verdict};
+use kernels_bench::{Subject, compare};
 
-struct Arguments {
-    filter: String,
-    json: bool,
-    selector: String,
-    samples: usize,
+/// What a run has measured.
+#[derive(Default)]
+struct Measured {
+    timed: Vec<Timed>,
+    peers: Vec<PeerTimed>,
+    errors: usize,
 }
 
-fn arguments() -> Result<Arguments> {
-    let mut found =
-        Arguments { filter: String::new(), json: false, selector: default_selector(), samples: 11 };
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--json" => found.json = true,
-            "--device" => {
-                found.selector =
-                    args.next().context("`--device` wants auto, cpu, index or name")?;
-            }
-            "--samples" => {
-                let count = args.next().and_then(|text| text.parse().ok());
-                found.samples =
-                    count.filter(|count| *count > 0).context("`--samples` wants 1 or more")?;
-            }
-            flag if flag.starts_with('-') => {
-                bail!(
-                    "there is no flag `{flag}`: FILTER, --json, --device NAME and --samples N are"
-                )
-            }
-            filter => found.filter = filter.into(),
+/// Opens the device, and says which and how it is timed.
+fn open(args: &Args) -> Result<Device> {
+    let options = Options { profile: true, ..Options::default() };
+    let device = Device::open(&args.device, &options)
+        .with_context(|| format!("device `{}`", args.device))?;
+    let info = device.info();
+    let clock = if info.timestamps { "device timestamps" } else { "wall time" };
+    let Args { samples, row_ms, .. } = args;
+    say(args, &format!("{}, {clock}, at most {samples} samples or {row_ms} ms a row", info.name));
+    Ok(device)
+}
+
+/// A line for people: on stdout with the table, on stderr beside JSON.
+fn say(args: &Args, text: &str) {
+    if args.json { eprintln!("{text}") } else { println!("{text}") }
+}
+
+/// Whether the quick set is meant: by default where shaders run on the CPU.
+fn is_quick(args: &Args, device: &Device) -> bool {
+    args.quick || !args.full && device.info().kind.is_cpu()
+}
+
+/// The groups that the arguments ask for on this device.
+fn selected(args: &Args, device: &Device) -> Result<Vec<Vec<Selected>>> {
+    if args.targets {
+        return Ok(targets::groups());
+    }
+    let quick = is_quick(args, device);
+    let mut groups = select::groups(&args.words, quick);
+    if quick {
+        let all = select::groups(&args.words, false);
+        let count = |groups: &[Vec<Selected>]| groups.iter().map(Vec::len).sum::<usize>();
+        let (few, many) = (count(&groups), count(&all));
+        if few == 0 && !args.quick {
+            groups = all;
+        } else if few < many {
+            eprintln!("the quick set: {few} of {many} subjects; `--full` times all of them");
         }
     }
-    Ok(found)
+    if groups.is_empty() {
+        bail!("no op/format/shape matches all of: {}", args.words.join(" "));
+    }
+    Ok(groups)
 }
 
-/// Rows of a subject: one for each variant that some set of features leads to.
-fn rows(subject: &Subject, devices: &[Device], samples: usize) -> Result<Vec<Row>> {
-    let mut seen = HashSet::new();
-    let mut rows = Vec::new();
-    let variants = subject.op.variants(subject.call()).len();
-    // With one variant there is nothing that another set of features could change.
-    for device in if variants > 1 { devices } else { &devices[..1] } {
-        let prepared = Prepared::new(subject, device)?;
-        if !seen.insert(prepared.variant.clone()) {
-            continue;
+/// The roof, said in a line; none on the `cpu` device.
+fn roof(args: &Args, device: &Device) -> Result<Option<Roof>> {
+    if device.info().backend == "host" {
+        say(args, "no roof: on this device the probe of multiply-adds is a formula\n");
+        return Ok(None);
+    }
+    let roof = Roof::measure(device)?;
+    let Roof { copy_gb_s, fma_gflop_s } = roof;
+    say(args, &format!("roof: copy {copy_gb_s:.2} GB/s, fma {fma_gflop_s:.1} GFLOP/s\n"));
+    Ok(Some(roof))
+}
+
+/// Times one group, with the peers by turns where they can do the same.
+fn measure(
+    group: &[Selected],
+    device: &Device,
+    roof: Option<&Roof>,
+    bounds: Bounds,
+    peers: Option<&mut Peers>,
+) -> Result<(Vec<Timed>, Vec<PeerTimed>, usize)> {
+    let compared = group.iter().find(|selected| can_compare(&selected.subject));
+    let mut peers = peers.filter(|_| compared.is_some());
+    if let (Some(peers), Some(compared)) = (&mut peers, compared) {
+        for wrong in peers.load(&compared.subject)? {
+            eprintln!("peer not timed: {wrong}");
         }
-        let times = (0..samples).map(|_| prepared.sample()).collect::<Result<Vec<f64>>>()?;
-        let name = device.info().name.clone();
-        rows.push(Row::new(subject, prepared.variant.clone(), name, &times));
     }
-    Ok(rows)
+    let outcome = match &mut peers {
+        Some(peers) => {
+            let mut round = || peers.round();
+            let each: EachRound<'_> = &mut round;
+            time_group(group, device, roof, bounds, Some(each))?
+        }
+        None => time_group(group, device, roof, bounds, None)?,
+    };
+    for error in &outcome.errors {
+        eprintln!("error: {error:#}");
+    }
+    let theirs = peers.map(Peers::take).unwrap_or_default();
+    Ok((outcome.timed, theirs, outcome.errors.len()))
 }
 
-fn run() -> Result<()> {
-    let arguments = arguments()?;
-    let subjects = Subject::all(&arguments.filter);
-    if subjects.is_empty() {
-        bail!("no bench case's op/format/shape contains `{}`", arguments.filter);
+/// Prints a group's rows as soon as they are there.
+fn show(args: &Args, group: &[Selected], timed: &[Timed], theirs: &[PeerTimed]) {
+    for Timed { row, .. } in timed {
+        println!("{}", if args.json { row.json() } else { row.line() });
     }
-    let devices = open_each(&arguments.selector)?;
-    if !arguments.json {
-        let clock = if devices[0].info().timestamps { "device timestamps" } else { "wall time" };
-        println!("{}, {clock}, {} samples\n", devices[0].info().name, arguments.samples);
+    let Some(first) = group.first().filter(|_| !theirs.is_empty()) else { return };
+    let flops = first.subject.op.work(&first.subject.call).flops;
+    if args.json {
+        for one in theirs {
+            println!("{}", peers::json(one, timed, flops));
+        }
+    } else {
+        println!("\n{}", peers::table(timed, theirs, flops));
+    }
+}
+
+fn all_groups(args: &Args, groups: &[Vec<Selected>], device: &Device) -> Result<Measured> {
+    let bounds = Bounds { samples: args.samples, row_ms: args.row_ms };
+    let program = args.peers.as_ref().map(|path| peers_program(path.as_deref())).transpose()?;
+    let mut peers = program.map(|path| Peers::start(path, device.info())).transpose()?;
+    let roof = roof(args, device)?;
+    if !args.json {
         println!("{}", Row::title());
     }
-    let mut wrong = 0;
-    for subject in &subjects {
-        match rows(subject, &devices, arguments.samples) {
-            Ok(rows) => {
-                for row in rows {
-                    println!("{}", if arguments.json { row.json() } else { row.line() });
-                }
-            }
-            Err(error) => {
-                // The other rows are worth having all the same; the exit code tells.
-                eprintln!("error: {error:#}");
-                wrong += 1;
+    let mut measured = Measured::default();
+    let mut progress = Progress::new(groups, bounds);
+    for group in groups {
+        progress.begin(group);
+        let (timed, theirs, errors) =
+            measure(group, device, roof.as_ref(), bounds, peers.as_mut())?;
+        progress.end(group, bounds);
+        show(args, group, &timed, &theirs);
+        measured.timed.extend(timed);
+        measured.peers.extend(theirs);
+        measured.errors += errors;
+    }
+    Ok(measured)
+}
+
+/// `cargo xtask bench` builds the program and fills its path in.
+fn peers_program(path: Option<&Path>) -> Result<&Path> {
+    path.context("`--peers` needs its program: `cargo xtask bench --peers` builds and names it")
+}
+
+/// Compares with a record, else with the newest, and says where the machines differ.
+fn against(
+    path: Option<&Path>,
+    device: &Device,
+    args: &Args,
+    groups: &[Vec<Selected>],
+    now: &[Row],
+) -> Result<()> {
+    let folder = Path::new(record::FOLDER).join(slug(device.info()));
+    let path = match path {
+        Some(path) => path.into(),
+        None => record::newest(&folder).with_context(|| {
+            format!("{} has no record yet: make one with --record", folder.display())
+        })?,
+    };
+    let before = record::read(&path)?;
+    say(args, &format!("\nagainst {}", path.display()));
+    match &before.machine {
+        None => eprintln!("warning: the machine.txt beside it is not the record's own"),
+        Some(there) => {
+            for line in Machine::this(device.info()).differences(there) {
+                eprintln!("warning: another machine: {line}");
             }
         }
     }
-    if wrong > 0 {
-        bail!("{wrong} of {} bench cases failed", subjects.len());
+    let everything = args.words.is_empty() && !is_quick(args, device);
+    let comparison = compare::compare(&before.rows, now, |row| {
+        let same = |one: &Selected| {
+            let Subject { op, shape, .. } = &one.subject;
+            op.name() == row.op && *shape == row.shape && one.subject.format() == row.format
+        };
+        // Of a format that came along for the ratios, only one variant was timed.
+        everything || groups.iter().flatten().any(|one| !one.baseline && same(one))
+    });
+    say(args, &comparison.text());
+    Ok(())
+}
+
+/// The table of targets; an error when one is missed.
+fn judge(args: &Args, measured: &Measured) -> Result<()> {
+    let asked = args.peers.is_some().then_some(measured.peers.as_slice());
+    let mut counts = [0; 3];
+    say(args, "");
+    for target in targets::all() {
+        let verdict = target.judge(&measured.timed, asked);
+        counts[match verdict {
+            Verdict::Met(_) => 0,
+            Verdict::Missed(_) => 1,
+            Verdict::NotThere(_) => 2,
+        }] += 1;
+        say(args, &target.line(&verdict));
+    }
+    let [met, missed, absent] = counts;
+    say(args, &format!("\n{met} met, {missed} missed, {absent} not there"));
+    if missed > 0 {
+        bail!("{missed} targets are missed");
     }
     Ok(())
 }
 
+fn run(args: &Args) -> Result<()> {
+    let device = open(args)?;
+    let groups = selected(args, &device)?;
+    if args.list {
+        for Selected { subject, .. } in groups.iter().flatten().filter(|one| !one.baseline) {
+            println!("{}", subject.name());
+        }
+        return Ok(());
+    }
+    let measured = all_groups(args, &groups, &device)?;
+    let rows: Vec<Row> = measured.timed.iter().map(|one| one.row.clone()).collect();
+    if let Some(path) = &args.against {
+        against(path.as_deref(), &device, args, &groups, &rows)?;
+    }
+    if args.record {
+        let machine = Machine::this(device.info());
+        let folder = Path::new(record::FOLDER).join(slug(device.info()));
+        let (commit, date) = (record::commit(), record::now());
+        let origin = Origin { commit, date, selector: args.device.clone(), machine };
+        let path = record::write(&folder, &origin, &rows)?;
+        eprintln!("recorded {} rows in {}", rows.len(), path.display());
+    }
+    if measured.errors > 0 {
+        bail!("{} subjects or variants failed", measured.errors);
+    }
+    if args.targets { judge(args, &measured) } else { Ok(()) }
+}
+
 fn main() -> ExitCode {
-    match run() {
+    match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,4 +1,4 @@
-//! Runs a subject on a device: checks its answer, then times it.
+//! Runs a subject on a device: checks the answer of each variant, then times it.
 //!
 //! Time is the device's own where it has timestamps, else the wall time of a batch of dispatches
 //! in one submission divided by their number. Buffers are in the caches from the run before: a
@@ -8,10 +8,10 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use edge_gpu::{Buffer, Device, OpTime, Options};
+use edge_gpu::{Buffer, Device, OpTime};
 use edge_kernels::Dispatch;
 use edge_kernels::format::Category;
-use edge_kernels::op::{Access, CaseBuffer};
+use edge_kernels::op::{Access, CaseBuffer, Variant};
 use edge_kernels::util::SeededRng;
 use rand::SeedableRng;
 
@@ -34,84 +34,114 @@ pub fn default_selector() -> String {
     std::env::var("EDGE_BENCH_DEVICE").unwrap_or_else(|_| "auto".into())
 }
 
-/// Opens the device once per set of optional features, so that each variant gets its turn: the
-/// first has all of them.
-///
-/// # Errors
-/// No such device.
-pub fn open_each(selector: &str) -> Result<Vec<Device>> {
-    let without = [(false, false), (true, false), (false, true), (true, true)];
-    let open = |(disable_f16, disable_subgroups)| {
-        let options =
-            Options { profile: true, disable_f16, disable_subgroups, ..Options::default() };
-        Device::open(selector, &options).with_context(|| format!("device `{selector}`"))
-    };
-    without.into_iter().map(open).collect()
+/// The contents of a subject's buffers: the same in every run.
+pub fn contents(subject: &Subject) -> Vec<CaseBuffer> {
+    subject.op.buffers(&subject.call, &mut SeededRng::seed_from_u64(SEED))
 }
 
-/// A subject with its buffers on a device, its answer checked.
-pub struct Prepared<'a> {
-    subject: &'a Subject,
-    device: &'a Device,
-    buffers: Vec<Buffer>,
-    /// The shader variant that the device chose.
-    pub variant: String,
+/// Which variants are timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Every one that the device can run.
+    All,
+    /// The one that production takes.
+    Production,
+}
+
+/// A way to run a subject whose answer was right.
+pub struct Choice {
+    /// Name of the variant; `reference` on the `cpu` device.
+    pub name: String,
+    /// Whether production takes this one.
+    pub production: bool,
+    variant: Option<Variant>,
     /// Dispatches in a sample.
     dispatches: u32,
 }
 
-impl<'a> Prepared<'a> {
-    /// Uploads the buffers, runs the subject once and compares all it wrote with the reference.
+/// A subject with its buffers on a device, its answers checked.
+pub struct Prepared {
+    /// The subject.
+    pub subject: Subject,
+    /// The variants whose answers were right.
+    pub choices: Vec<Choice>,
+    /// What was wrong with the others: no time is ever printed for a wrong answer.
+    pub wrong: Vec<anyhow::Error>,
+    device: Device,
+    buffers: Vec<Buffer>,
+}
+
+impl Prepared {
+    /// Uploads the buffers, runs every variant once and compares all it wrote with the reference.
+    /// A variant that fails or is outside the op's tolerance is left to [`Prepared::wrong`].
     ///
     /// # Errors
-    /// The device fails, or its answer is outside the op's tolerance: no time is ever printed
-    /// for a wrong answer.
-    pub fn new(subject: &'a Subject, device: &'a Device) -> Result<Self> {
-        let before = subject.op.buffers(subject.call(), &mut SeededRng::seed_from_u64(SEED));
+    /// The buffers do not fit on the device, or no variant runs on it.
+    pub fn new(subject: &Subject, device: &Device, which: Which) -> Result<Self> {
+        let before = contents(subject);
         let mut buffers = Vec::with_capacity(before.len());
-        for (contents, binding) in before.iter().zip(subject.op.bindings(subject.call())) {
+        for (contents, binding) in before.iter().zip(subject.op.bindings(&subject.call)) {
             let words = contents.words();
             let copy = |target: &mut [u32]| target[..words.len()].copy_from_slice(&words);
             let len = words.len() as u64;
-            buffers.push(device.buffer_init(binding.name, Category::Activations, len, copy)?);
+            let buffer = device.buffer_init(binding.name, Category::Activations, len, copy);
+            buffers.push(buffer.with_context(|| subject.name())?);
         }
-        let mut prepared = Self { subject, device, buffers, variant: String::new(), dispatches: 1 };
-        device.take_profile();
-        prepared.submit(1)?;
-        prepared.variant = match own_times(device.take_profile(), subject).first() {
-            Some(time) => time.variant.to_string(),
-            None => bail!("{}: the device reports no variant for it", subject.name()),
-        };
-        prepared.check(&before).with_context(|| {
-            format!("{} with variant {}: wrong answer", subject.name(), prepared.variant)
-        })?;
-        let once = prepared.sample()?;
-        let least = if device.info().timestamps { DEVICE_SAMPLE_MS } else { WALL_SAMPLE_MS };
-        prepared.dispatches = ((least / once.max(1e-6)).ceil() as u32).clamp(1, DISPATCHES_MAX);
+        let (subject, device) = (subject.clone(), device.clone());
+        let mut prepared =
+            Self { subject, choices: Vec::new(), wrong: Vec::new(), device, buffers };
+        let want = check::expected(&prepared.subject, &before);
+        for mut choice in choices(&prepared.subject, &prepared.device, which)? {
+            match prepared.check(&choice, &before, &want).and_then(|()| prepared.length(&choice)) {
+                Ok(dispatches) => {
+                    choice.dispatches = dispatches;
+                    prepared.choices.push(choice);
+                }
+                Err(error) => {
+                    let name = format!("{} ({})", prepared.subject.name(), choice.name);
+                    prepared.wrong.push(error.context(name));
+                }
+            }
+        }
         Ok(prepared)
     }
 
-    fn check(&self, before: &[CaseBuffer]) -> Result<()> {
-        let want = check::expected(self.subject, before);
-        let tolerance = self.subject.op.tolerance(self.subject.call());
-        let bindings = self.subject.op.bindings(self.subject.call());
-        for (index, binding) in bindings.iter().enumerate() {
-            if binding.access == Access::ReadWrite {
-                let got = self.device.read(&self.buffers[index].whole())?;
-                let len = want[index].len();
-                let kind = &before[index];
-                check::compare(binding.name, kind, &tolerance, &want[index], &got[..len])?;
-            }
+    /// Runs a variant once on the contents `before` and compares what it leaves with `want`.
+    fn check(&self, choice: &Choice, before: &[CaseBuffer], want: &[Vec<u32>]) -> Result<()> {
+        let bindings = self.subject.op.bindings(&self.subject.call);
+        let written = || (0..bindings.len()).filter(|&i| bindings[i].access == Access::ReadWrite);
+        for index in written() {
+            // Outputs are poisoned again: what the variant before left would pass.
+            self.device.write(&self.buffers[index].whole(), &before[index].words())?;
+        }
+        self.submit(choice, 1)?;
+        let tolerance = self.subject.op.tolerance(&self.subject.call);
+        for index in written() {
+            let got = self.device.read(&self.buffers[index].whole())?;
+            let (want, kind) = (&want[index], &before[index]);
+            check::compare(bindings[index].name, kind, &tolerance, want, &got[..want.len()])
+                .context("wrong answer")?;
         }
         Ok(())
     }
 
+    /// Dispatches that a sample needs to be long enough to be timed.
+    fn length(&self, choice: &Choice) -> Result<u32> {
+        let once = self.time(choice, 1)?;
+        let least = if self.device.info().timestamps { DEVICE_SAMPLE_MS } else { WALL_SAMPLE_MS };
+        Ok(((least / once.max(1e-6)).ceil() as u32).clamp(1, DISPATCHES_MAX))
+    }
+
     /// Submits `count` dispatches and waits for them.
-    fn submit(&self, count: u32) -> Result<()> {
+    fn submit(&self, choice: &Choice, count: u32) -> Result<()> {
         let mut recorder = self.device.recorder();
         for _ in 0..count {
             let bindings = self.buffers.iter().map(Buffer::whole).collect();
-            recorder.push(Dispatch::new(self.subject.op, *self.subject.call(), bindings));
+            let dispatch = Dispatch::new(self.subject.op, self.subject.call, bindings);
+            match &choice.variant {
+                Some(variant) => recorder.push_variant(dispatch, variant),
+                None => recorder.push(dispatch),
+            }
         }
         recorder.submit()?;
         self.device.wait()?;
@@ -122,20 +152,20 @@ impl<'a> Prepared<'a> {
     ///
     /// # Errors
     /// The device fails.
-    pub fn sample(&self) -> Result<f64> {
-        self.time(self.dispatches)
+    pub fn sample(&self, choice: &Choice) -> Result<f64> {
+        self.time(choice, choice.dispatches)
     }
 
     /// Milliseconds of a dispatch, the mean over `count` of them in one submission.
     ///
     /// # Errors
     /// The device fails.
-    pub fn time(&self, count: u32) -> Result<f64> {
+    pub fn time(&self, choice: &Choice, count: u32) -> Result<f64> {
         self.device.take_profile();
         let start = Instant::now();
-        self.submit(count)?;
+        self.submit(choice, count)?;
         let wall_ms = start.elapsed().as_secs_f64() * 1e3;
-        let times = own_times(self.device.take_profile(), self.subject);
+        let times = own_times(self.device.take_profile(), &self.subject);
         if !self.device.info().timestamps {
             return Ok(wall_ms / f64::from(count));
         }
@@ -147,6 +177,72 @@ impl<'a> Prepared<'a> {
     }
 }
 
+/// The variants that the device can run, production's first.
+fn choices(subject: &Subject, device: &Device, which: Which) -> Result<Vec<Choice>> {
+    if device.info().backend == "host" {
+        let name = "reference".to_string();
+        return Ok(vec![Choice { name, production: true, variant: None, dispatches: 1 }]);
+    }
+    let mut variants = subject.op.variants(&subject.call);
+    variants.retain(|variant| device.supports(&variant.needs));
+    if variants.is_empty() {
+        bail!("{}: the device can run none of its variants", subject.name());
+    }
+    let mut found: Vec<Choice> = Vec::new();
+    for variant in variants {
+        // A recorder takes the first that the device supports.
+        let production = found.is_empty();
+        let twins = found.iter().filter(|choice| {
+            choice.variant.as_ref().is_some_and(|earlier| earlier.name == variant.name)
+        });
+        let name = match twins.count() {
+            0 => variant.name.to_string(),
+            twins => format!("{}.{}", variant.name, twins + 1),
+        };
+        if production || which == Which::All {
+            found.push(Choice { name, production, variant: Some(variant), dispatches: 1 });
+        }
+    }
+    Ok(found)
+}
+
 fn own_times(profile: Vec<OpTime>, subject: &Subject) -> Vec<OpTime> {
     profile.into_iter().filter(|time| time.op == subject.op.name()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edge_gpu::Options;
+
+    fn smallest() -> Subject {
+        let mut subject = Subject::own().into_iter().find(|s| s.op.name() == "matmul_nt");
+        let subject = subject.as_mut().expect("it is registered");
+        let case = subject.op.cases().swap_remove(0);
+        Subject { call: case.call, shape: case.name, ..subject.clone() }
+    }
+
+    #[test]
+    fn the_cpu_device_has_one_choice_and_its_time_is_positive() {
+        let options = Options { profile: true, ..Options::default() };
+        let device = Device::open("cpu", &options).expect("always there");
+        let prepared = Prepared::new(&smallest(), &device, Which::All).expect("runs");
+        assert!(prepared.wrong.is_empty());
+        let names: Vec<&str> = prepared.choices.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["reference"]);
+        assert!(prepared.sample(&prepared.choices[0]).expect("runs") > 0.0);
+    }
+
+    #[test]
+    fn a_wrong_answer_is_not_timed() {
+        let options = Options { profile: true, ..Options::default() };
+        let device = Device::open("cpu", &options).expect("always there");
+        let subject = smallest();
+        let prepared = Prepared::new(&subject, &device, Which::All).expect("runs");
+        let before = contents(&subject);
+        let mut want = check::expected(&subject, &before);
+        want[1][0] = f32::to_bits(1e9);
+        let error = prepared.check(&prepared.choices[0], &before, &want).expect_err("differs");
+        assert!(format!("{error:#}").starts_with("wrong answer: y[0] is "), "{error:#}");
+    }
 }

@@ -40,7 +40,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 }
 
 fn format() -> Result<()> {
-    cmd::run(&mut cmd::cargo(&["fmt", "--all", "--check"])).context("run `cargo fmt --all`")
+    cmd::run(&mut cmd::cargo(&["fmt", "--all", "--check"])).context("run `cargo fmt --all`")?;
+    // A workspace of its own, which is not built here.
+    let peers = ["--manifest-path", "kernels-bench/peers/Cargo.toml", "--check"];
+    cmd::run(cmd::cargo(&["fmt"]).args(peers))
+        .context("run `cargo fmt --manifest-path kernels-bench/peers/Cargo.toml`")
 }
 
 fn clippy() -> Result<()> {

@@ -29,8 +29,9 @@ cargo xtask COMMAND
   shaders [--check] [--dump]
                           writes shaders/README.md; --check: only compares it; --dump: also
                           writes every assembled variant to target/shaders/
-  bench [FILTER] [--json] [--device NAME] [--samples N]
-                          checks and times every registered kernel whose name contains FILTER
+  bench [WORD...] [--quick|--full] [--record] [--against[=FILE]] [--targets] [--peers] [...]
+                          checks and times every registered kernel whose name contains all words;
+                          `bench --help` has the rest
   demo-model              makes the bundled demo model and its texts again
   synth-model --config FILE --out DIR [...]
                           writes a checkpoint of random weights with the shapes of a config.json

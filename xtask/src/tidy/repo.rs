@@ -32,6 +32,10 @@ pub(super) fn changelog(tree: &Tree, out: &mut Complaints) {
 
 const DEPENDENCIES: &str = "xtask/src/dependencies.txt";
 
+/// Packages outside of the workspace, whose dependencies are in the list with their folder:
+/// `kernels-bench/peers NAME: REASON`.
+const OUTSIDE: &[&str] = &["kernels-bench/peers"];
+
 /// The external dependencies equal a list with a reason for each.
 pub(super) fn dependencies(tree: &Tree, out: &mut Complaints) {
     let list = tree.get(DEPENDENCIES).map_or("", |file| file.text.as_str());
@@ -45,29 +49,38 @@ pub(super) fn dependencies(tree: &Tree, out: &mut Complaints) {
             _ => out.push(DEPENDENCIES, index + 1, "write `name: why it is worth having`"),
         }
     }
-    let used = workspace_dependencies(tree);
-    for (line, name) in &used {
+    let mut used = Vec::new();
+    for (line, name) in section(tree, "Cargo.toml", "[workspace.dependencies]") {
+        used.push(("Cargo.toml".to_string(), line, name.to_string()));
+    }
+    for folder in OUTSIDE {
+        let path = format!("{folder}/Cargo.toml");
+        for (line, name) in section(tree, &path, "[dependencies]") {
+            used.push((path.clone(), line, format!("{folder} {name}")));
+        }
+    }
+    for (path, line, name) in &used {
         if !allowed.iter().any(|(_, known)| known == name) {
             let message = format!("`{name}` is new: add `{name}: REASON` to {DEPENDENCIES}");
-            out.push("Cargo.toml", *line, message);
+            out.push(path, *line, message);
         }
     }
     for (line, name) in allowed {
-        if !used.iter().any(|(_, known)| *known == name) {
+        if !used.iter().any(|(_, _, known)| known == name) {
             out.push(DEPENDENCIES, line, format!("`{name}` is not in Cargo.toml: remove the line"));
         }
     }
     inherited(tree, out);
 }
 
-/// External dependencies of `[workspace.dependencies]` with their lines.
-fn workspace_dependencies(tree: &Tree) -> Vec<(usize, &str)> {
-    let Some(root) = tree.get("Cargo.toml") else { return Vec::new() };
+/// External dependencies in a section of a manifest, with their lines.
+fn section<'a>(tree: &'a Tree, path: &str, title: &str) -> Vec<(usize, &'a str)> {
+    let Some(manifest) = tree.get(path) else { return Vec::new() };
     let mut inside = false;
     let mut found = Vec::new();
-    for (number, line) in root.lines() {
+    for (number, line) in manifest.lines() {
         if line.starts_with('[') {
-            inside = line == "[workspace.dependencies]";
+            inside = line == title;
         } else if let Some((name, value)) = line.split_once(" = ")
             && inside
             && !name.starts_with('#')
@@ -81,7 +94,9 @@ fn workspace_dependencies(tree: &Tree) -> Vec<(usize, &str)> {
 
 /// Members take every dependency from the workspace, so that there is one version and one list.
 fn inherited(tree: &Tree, out: &mut Complaints) {
+    let outside = |path: &str| OUTSIDE.iter().any(|folder| path == format!("{folder}/Cargo.toml"));
     let manifests = tree.files.iter().filter(|file| file.path.ends_with("/Cargo.toml"));
+    let manifests = manifests.filter(|file| !outside(&file.path));
     for file in manifests {
         let mut inside = false;
         for (number, line) in file.lines() {
@@ -152,6 +167,16 @@ mod tests {
         assert_eq!(check("half: f16\nhalf\n", member), [format!("{DEPENDENCIES}:2")]);
         let own = "[package]\nname = \"a\"\n[dev-dependencies]\nhalf = \"2\"\n";
         assert_eq!(check("half: f16\n", own), ["a/Cargo.toml:4"]);
+    }
+
+    #[test]
+    fn packages_outside_need_reasons_too() {
+        let path = "kernels-bench/peers/Cargo.toml";
+        let manifest = "[workspace]\n\n[dependencies]\nburn = { version = \"1\" }\n";
+        let check = |list: &str| places(dependencies, &[(DEPENDENCIES, list), (path, manifest)]);
+        assert!(check("kernels-bench/peers burn: a peer\n").is_empty());
+        // A reason within the workspace is none outside of it.
+        assert_eq!(check("burn: a peer\n"), [format!("{path}:4"), format!("{DEPENDENCIES}:1")]);
     }
 
     #[test]

@@ -1,0 +1,101 @@
+//! The command line of `cargo xtask bench`.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::runner::default_selector;
+
+/// Checks and times every registered kernel, with every variant that the device can run.
+///
+/// Rows are selected by words of which all must match: a part of op/format/shape, or exactly
+/// op=NAME, format=NAME, shape=NAME. Production's variant is marked with a star.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cargo xtask bench", disable_version_flag = true)]
+pub struct Args {
+    /// Words of which all must match: `matmul_nt q4 tinyllama 256`.
+    pub words: Vec<String>,
+    /// auto, cpu, an index, or a part of an adapter's or driver's name [else EDGE_BENCH_DEVICE,
+    /// else auto].
+    #[arg(long, value_name = "NAME", default_value_t = default_selector(),
+          hide_default_value = true)]
+    pub device: String,
+    /// One JSON object a row instead of the table.
+    #[arg(long)]
+    pub json: bool,
+    /// A set that a software driver takes minutes for; the default on software devices.
+    #[arg(long, conflicts_with_all = ["full", "targets"])]
+    pub quick: bool,
+    /// Everything; the default on GPUs.
+    #[arg(long, conflicts_with = "targets")]
+    pub full: bool,
+    /// Most samples of a row.
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = count)]
+    pub samples: usize,
+    /// Milliseconds after which a row with 3 samples gets no more.
+    #[arg(long, value_name = "MS", default_value_t = 500.0, value_parser = duration)]
+    pub row_ms: f64,
+    /// Also writes the rows to kernels-bench/record/DEVICE/.
+    #[arg(long)]
+    pub record: bool,
+    /// Compares with a record, else with this device's newest.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    pub against: Option<Option<PathBuf>>,
+    /// Judges the ratios that the kernels ought to reach; exits with 1 when one is missed.
+    #[arg(long, conflicts_with_all = ["words", "record", "against"])]
+    pub targets: bool,
+    /// Also times other libraries on the forward products; builds them first.
+    #[arg(long, value_name = "PROGRAM", num_args = 0..=1, require_equals = true)]
+    pub peers: Option<Option<PathBuf>>,
+    /// Names what would be timed, and ends.
+    #[arg(long)]
+    pub list: bool,
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    let count = text.parse::<usize>().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| "a number from 1 on is wanted".into())
+}
+
+fn duration(text: &str) -> Result<f64, String> {
+    let ms = text.parse::<f64>().ok().filter(|ms| ms.is_finite() && *ms >= 0.0);
+    ms.ok_or_else(|| "a number of milliseconds is wanted".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("bench").chain(text.split_whitespace()))
+    }
+
+    #[test]
+    fn words_and_flags_mix() {
+        let args = parse("matmul_nt --json q4 --samples 5 tinyllama --against").expect("valid");
+        assert_eq!(args.words, ["matmul_nt", "q4", "tinyllama"]);
+        assert!(args.json && !args.quick && !args.full);
+        assert_eq!((args.samples, args.row_ms), (5, 500.0));
+        assert_eq!(args.against, Some(None), "the newest");
+        let args = parse("--against=a/b.csv copy --row-ms 20").expect("valid");
+        assert_eq!(args.against, Some(Some("a/b.csv".into())));
+        assert_eq!((args.words.len(), args.row_ms), (1, 20.0));
+        assert_eq!(parse("").expect("valid").against, None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let wrong = [
+            "--samples 0",
+            "--row-ms -1",
+            "--row-ms NaN",
+            "--quick --full",
+            "--jsn",
+            "--targets matmul_nt",
+            "--targets --record",
+        ];
+        for text in wrong {
+            assert!(parse(text).is_err(), "`{text}` was taken");
+        }
+    }
+}

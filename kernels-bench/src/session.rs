@@ -1,0 +1,272 @@
+//! Times groups of subjects on one device: everything in a group by turns, so that a machine that
+//! slows down slows all of it down, and ratios are taken round by round.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use edge_gpu::Device;
+
+use crate::roof::Roof;
+use crate::row::{Row, paired_ratio};
+use crate::runner::{Prepared, Which};
+use crate::select::Selected;
+
+/// Least samples of a row, whatever they cost.
+pub const SAMPLES_MIN: usize = 3;
+
+/// When a row has been sampled enough.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Most samples of a row.
+    pub samples: usize,
+    /// Milliseconds after which a row that has [`SAMPLES_MIN`] gets no more.
+    pub row_ms: f64,
+}
+
+impl Bounds {
+    /// Whether a row that has spent this much on this many samples gets another.
+    fn wants_more(&self, samples: usize, spent_ms: f64) -> bool {
+        let least = SAMPLES_MIN.min(self.samples);
+        samples < least || samples < self.samples && spent_ms < self.row_ms
+    }
+}
+
+/// The samples of a row, milliseconds of a dispatch each, one a round from the first on.
+#[derive(Clone, Debug)]
+pub struct Timed {
+    /// The row, its ratios included.
+    pub row: Row,
+    /// Its samples.
+    pub samples_ms: Vec<f64>,
+}
+
+/// What a group gave.
+#[derive(Default)]
+pub struct Outcome {
+    /// A row for each variant whose answer was right.
+    pub timed: Vec<Timed>,
+    /// Subjects and variants that failed or were wrong.
+    pub errors: Vec<anyhow::Error>,
+}
+
+/// Called once a round, between our samples: others that are timed by turns with them.
+pub type EachRound<'a> = &'a mut dyn FnMut() -> Result<()>;
+
+/// Checks and times a group.
+///
+/// # Errors
+/// The device fails while it is timed, or `each_round` does. What is wrong with one subject is in
+/// the outcome instead: the other rows are worth having all the same.
+pub fn time_group(
+    group: &[Selected],
+    device: &Device,
+    roof: Option<&Roof>,
+    bounds: Bounds,
+    each_round: Option<EachRound<'_>>,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let mut prepared = Vec::new();
+    for selected in group {
+        let which = if selected.baseline { Which::Production } else { Which::All };
+        match Prepared::new(&selected.subject, device, which) {
+            Ok(mut one) => {
+                outcome.errors.append(&mut one.wrong);
+                prepared.push(one);
+            }
+            Err(error) => outcome.errors.push(error),
+        }
+    }
+    let turns: Vec<(usize, usize)> = prepared
+        .iter()
+        .enumerate()
+        .flat_map(|(index, one)| (0..one.choices.len()).map(move |choice| (index, choice)))
+        .collect();
+    let samples = by_turns(&prepared, &turns, bounds, each_round)?;
+    for (&(index, choice), samples_ms) in turns.iter().zip(samples) {
+        let Prepared { subject, choices, .. } = &prepared[index];
+        let variant = (choices[choice].name.as_str(), choices[choice].production);
+        let row = Row::new(subject, variant, &device.info().name, roof, &samples_ms);
+        outcome.timed.push(Timed { row, samples_ms });
+    }
+    add_ratios(&mut outcome.timed);
+    Ok(outcome)
+}
+
+/// One sample of each that wants more, and again, until none does.
+fn by_turns(
+    prepared: &[Prepared],
+    turns: &[(usize, usize)],
+    bounds: Bounds,
+    mut each_round: Option<EachRound<'_>>,
+) -> Result<Vec<Vec<f64>>> {
+    let mut samples = vec![Vec::new(); turns.len()];
+    let mut spent_ms = vec![0.0; turns.len()];
+    loop {
+        let mut sampled = false;
+        for (turn, &(index, choice)) in turns.iter().enumerate() {
+            if !bounds.wants_more(samples[turn].len(), spent_ms[turn]) {
+                continue;
+            }
+            sampled = true;
+            let start = Instant::now();
+            let one = &prepared[index];
+            samples[turn].push(one.sample(&one.choices[choice])?);
+            spent_ms[turn] += start.elapsed().as_secs_f64() * 1e3;
+        }
+        if !sampled {
+            return Ok(samples);
+        }
+        if let Some(others) = &mut each_round {
+            others()?;
+        }
+    }
+}
+
+/// Production's samples of an op, format and shape.
+pub fn production<'a>(
+    timed: &'a [Timed],
+    op: &str,
+    format: &str,
+    shape: &str,
+) -> Option<&'a Timed> {
+    timed.iter().find(|one| {
+        let row = &one.row;
+        row.production && row.op == op && row.format == format && row.shape == shape
+    })
+}
+
+/// Fills in the ratios to the dense formats of the same op and shape.
+fn add_ratios(timed: &mut [Timed]) {
+    for index in 0..timed.len() {
+        let Timed { row, samples_ms } = &timed[index];
+        let to = |format| {
+            let baseline = production(timed, &row.op, format, &row.shape)?;
+            paired_ratio(&baseline.samples_ms, samples_ms)
+        };
+        let (to_f32, to_f16) = (to("f32"), to("f16"));
+        let row = &mut timed[index].row;
+        (row.ratio_to_dense_f32, row.ratio_to_dense_f16) = (to_f32, to_f16);
+    }
+}
+
+/// Says on stderr how far a run is, and how long the rest will take at the pace so far.
+pub struct Progress {
+    start: Instant,
+    said: Option<Instant>,
+    done: f64,
+    total: f64,
+}
+
+/// Between two lines of progress where stderr is not a terminal.
+const QUIET: Duration = Duration::from_secs(15);
+
+impl Progress {
+    /// Of a run over these groups.
+    pub fn new(groups: &[Vec<Selected>], bounds: Bounds) -> Self {
+        let total = groups.iter().map(|group| Self::weight(group, bounds)).sum();
+        Self { start: Instant::now(), said: None, done: 0.0, total }
+    }
+
+    /// About how long a group takes, in seconds of a device of ten billion operations a second:
+    /// only the ratio of two groups matters.
+    fn weight(group: &[Selected], bounds: Bounds) -> f64 {
+        let one = |selected: &Selected| {
+            let work = selected.subject.op.work(&selected.subject.call);
+            let seconds = (work.flops as f64 / 1e10).max(work.bytes as f64 / 1e10);
+            let least = SAMPLES_MIN as f64 * seconds;
+            let timing = (bounds.samples as f64 * seconds).min(bounds.row_ms / 1e3).max(least);
+            0.05 + 2.0 * seconds + timing
+        };
+        group.iter().map(one).sum()
+    }
+
+    /// Before a group.
+    pub fn begin(&mut self, group: &[Selected]) {
+        let terminal = std::io::stderr().is_terminal();
+        if !terminal && self.said.is_some_and(|said| said.elapsed() < QUIET) {
+            return;
+        }
+        self.said = Some(Instant::now());
+        let name = group.first().map(|one| one.subject.group()).unwrap_or_default();
+        let text = format!("{}: {name}", self.status(self.start.elapsed().as_secs_f64()));
+        // Progress that cannot be written is no reason to stop measuring.
+        let _ = if terminal {
+            write!(std::io::stderr(), "\r\x1b[2K{text}")
+        } else {
+            writeln!(std::io::stderr(), "{text}")
+        };
+    }
+
+    /// Share done and time left, after so many seconds.
+    fn status(&self, elapsed: f64) -> String {
+        let share = self.done / self.total.max(1e-9);
+        if share < 0.005 {
+            return format!("{:3.0} %", 100.0 * share);
+        }
+        let left = elapsed / share - elapsed;
+        let left =
+            if left < 90.0 { format!("{left:.0} s") } else { format!("{:.0} min", left / 60.0) };
+        format!("{:3.0} %, {left} left", 100.0 * share)
+    }
+
+    /// After a group; its rows may be printed now.
+    pub fn end(&mut self, group: &[Selected], bounds: Bounds) {
+        self.done += Self::weight(group, bounds);
+        if std::io::stderr().is_terminal() {
+            let _ = write!(std::io::stderr(), "\r\x1b[2K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Subject;
+    use edge_gpu::Options;
+
+    #[test]
+    fn rows_are_bounded_by_count_and_time() {
+        let bounds = Bounds { samples: 11, row_ms: 100.0 };
+        assert!(bounds.wants_more(0, 0.0));
+        assert!(bounds.wants_more(2, 1e6), "three samples, whatever they cost");
+        assert!(!bounds.wants_more(3, 100.0));
+        assert!(bounds.wants_more(10, 99.0));
+        assert!(!bounds.wants_more(11, 0.0));
+        assert!(!Bounds { samples: 1, row_ms: 100.0 }.wants_more(1, 0.0));
+    }
+
+    #[test]
+    fn time_left_follows_the_pace() {
+        let mut progress = Progress { start: Instant::now(), said: None, done: 0.0, total: 10.0 };
+        assert_eq!(progress.status(5.0), "  0 %");
+        progress.done = 2.5;
+        assert_eq!(progress.status(10.0), " 25 %, 30 s left");
+        assert_eq!(progress.status(600.0), " 25 %, 30 min left");
+    }
+
+    #[test]
+    fn a_group_gets_rows_ratios_and_rounds() {
+        let options = Options { profile: true, ..Options::default() };
+        let device = Device::open("cpu", &options).expect("always there");
+        let formats = ["f32", "q4"].map(|name| crate::subject::format_named(name).expect("known"));
+        let group = formats.map(|format| Selected {
+            subject: Subject::forward("test", [3, 16, 64], format),
+            baseline: false,
+        });
+        let mut rounds = 0;
+        let mut count = || {
+            rounds += 1;
+            Ok(())
+        };
+        let bounds = Bounds { samples: 4, row_ms: 1e6 };
+        let outcome = time_group(&group, &device, None, bounds, Some(&mut count)).expect("runs");
+        assert!(outcome.errors.is_empty());
+        assert_eq!(rounds, 4);
+        assert_eq!(outcome.timed.len(), 2);
+        assert!(outcome.timed.iter().all(|one| one.row.samples == 4));
+        assert_eq!(outcome.timed[0].row.ratio_to_dense_f32, Some(1.0));
+        assert!(outcome.timed[1].row.ratio_to_dense_f32.is_some_and(|ratio| ratio > 0.0));
+        assert_eq!(outcome.timed[1].row.ratio_to_dense_f16, None, "there was no f16 to compare");
+    }
+}
