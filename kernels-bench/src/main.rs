@@ -33,8 +33,7 @@ fn open(args: &Args) -> Result<Device> {
         .with_context(|| format!("device `{}`", args.device))?;
     let info = device.info();
     let clock = if info.timestamps { "device timestamps" } else { "wall time" };
-    let Args { samples, row_ms, .. } = args;
-    say(args, &format!("{}, {clock}, at most {samples} samples or {row_ms} ms a row", info.name));
+    say(args, &format!("{}, {clock}, at most {} samples a row", info.name, args.samples));
     Ok(device)
 }
 
@@ -130,7 +129,8 @@ fn show(args: &Args, group: &[Selected], timed: &[Timed], theirs: &[PeerTimed]) 
 }
 
 fn all_groups(args: &Args, groups: &[Vec<Selected>], device: &Device) -> Result<Measured> {
-    let bounds = Bounds { samples: args.samples, row_ms: args.row_ms };
+    let least_ms = if args.targets { targets::ROW_MS } else { 0.0 };
+    let bounds = Bounds { samples: args.samples, row_ms: args.row_ms.max(least_ms) };
     let program = args.peers.as_ref().map(|path| peers_program(path.as_deref())).transpose()?;
     let mut peers = program.map(|path| Peers::start(path, device.info())).transpose()?;
     let roof = roof(args, device)?;
@@ -203,8 +203,8 @@ fn judge(args: &Args, measured: &Measured) -> Result<()> {
     for target in targets::all() {
         let verdict = target.judge(&measured.timed, asked);
         counts[match verdict {
-            Verdict::Met(_) => 0,
-            Verdict::Missed(_) => 1,
+            Verdict::Met(..) => 0,
+            Verdict::Missed(..) => 1,
             Verdict::NotThere(_) => 2,
         }] += 1;
         say(args, &target.line(&verdict));

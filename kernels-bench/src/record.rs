@@ -68,7 +68,8 @@ pub fn now() -> String {
 /// `2026-01-31T2359` from seconds since 1970.
 fn timestamp(seconds: u64) -> String {
     let (mut year, mut day) = (1970, seconds / 86400);
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let by = |year: u64, years| year.is_multiple_of(years);
+    let leap = |year| by(year, 4) && (!by(year, 100) || by(year, 400));
     while day >= 365 + u64::from(leap(year)) {
         day -= 365 + u64::from(leap(year));
         year += 1;

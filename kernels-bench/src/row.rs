@@ -156,9 +156,14 @@ pub fn median(mut samples: Vec<f64>) -> f64 {
 /// How many times as fast as `baseline` the samples are: the median over rounds, so that what
 /// slows a whole round down cancels. Both lists begin with the first round.
 pub fn paired_ratio(baseline_ms: &[f64], samples_ms: &[f64]) -> Option<f64> {
+    ratio_and_spread(baseline_ms, samples_ms).map(|(ratio, _)| ratio)
+}
+
+/// [`paired_ratio`], and the median distance of the rounds from it.
+pub fn ratio_and_spread(baseline_ms: &[f64], samples_ms: &[f64]) -> Option<(f64, f64)> {
     let ratios: Vec<f64> =
         baseline_ms.iter().zip(samples_ms).map(|(baseline, sample)| baseline / sample).collect();
-    (!ratios.is_empty()).then(|| median(ratios))
+    (!ratios.is_empty()).then(|| median_and_spread(&ratios))
 }
 
 #[cfg(test)]

@@ -20,10 +20,11 @@ use crate::{Subject, check};
 /// Seed of the buffers' contents.
 const SEED: u64 = 0x5eed;
 
-/// Least time of a sample measured from outside, milliseconds: well above the cost of submitting.
-const WALL_SAMPLE_MS: f64 = 20.0;
+/// Least time of a sample measured from outside or on the CPU, milliseconds: well above the cost
+/// of submitting, and of losing the CPU for a moment.
+const LONG_SAMPLE_MS: f64 = 20.0;
 
-/// Least time of a sample measured by the device, milliseconds.
+/// Least time of a sample measured by a GPU, milliseconds.
 const DEVICE_SAMPLE_MS: f64 = 2.0;
 
 /// Most dispatches in a sample.
@@ -128,7 +129,10 @@ impl Prepared {
     /// Dispatches that a sample needs to be long enough to be timed.
     fn length(&self, choice: &Choice) -> Result<u32> {
         let once = self.time(choice, 1)?;
-        let least = if self.device.info().timestamps { DEVICE_SAMPLE_MS } else { WALL_SAMPLE_MS };
+        let info = self.device.info();
+        // Where the CPU runs the shaders, other programs interrupt them.
+        let short = info.timestamps && !info.kind.is_cpu();
+        let least = if short { DEVICE_SAMPLE_MS } else { LONG_SAMPLE_MS };
         Ok(((least / once.max(1e-6)).ceil() as u32).clamp(1, DISPATCHES_MAX))
     }
 

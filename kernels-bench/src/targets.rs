@@ -4,10 +4,13 @@
 
 use crate::Subject;
 use crate::peers::{PeerTimed, best};
-use crate::row::{median, paired_ratio};
+use crate::row::ratio_and_spread;
 use crate::select::Selected;
 use crate::session::{Timed, production};
 use crate::subject::format_named;
+
+/// Least milliseconds of samples of a row: what is judged deserves more rounds than a table.
+pub const ROW_MS: f64 = 4000.0;
 
 /// The layer whose shapes are judged: square, so that both directions do the same work.
 const LAYER: &str = "tinyllama_q_proj";
@@ -45,10 +48,10 @@ pub struct Target {
 /// How a target came out.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// With the ratio that was measured.
-    Met(f64),
-    /// With the ratio that was measured.
-    Missed(f64),
+    /// With the ratio that was measured and its spread over the rounds.
+    Met(f64, f64),
+    /// The same.
+    Missed(f64, f64),
     /// With what is missing.
     NotThere(String),
 }
@@ -149,32 +152,22 @@ impl Target {
             [Ok(fast), Ok(slow)] => [fast, slow],
             [Err(reason), _] | [_, Err(reason)] => return Verdict::NotThere(reason),
         };
-        match paired_ratio(slow, fast) {
+        match ratio_and_spread(slow, fast) {
             None => Verdict::NotThere("no samples".into()),
-            Some(ratio) if ratio >= self.ratio => Verdict::Met(ratio),
-            Some(ratio) => Verdict::Missed(ratio),
+            Some((ratio, spread)) if ratio >= self.ratio => Verdict::Met(ratio, spread),
+            Some((ratio, spread)) => Verdict::Missed(ratio, spread),
         }
     }
 
     /// A line of the table of targets.
     pub fn line(&self, verdict: &Verdict) -> String {
         let (word, detail) = match verdict {
-            Verdict::Met(ratio) => ("met", format!("{ratio:.2}")),
-            Verdict::Missed(ratio) => ("MISSED", format!("{ratio:.2}")),
+            Verdict::Met(ratio, spread) => ("met", format!("{ratio:.2} ± {spread:.2}")),
+            Verdict::Missed(ratio, spread) => ("MISSED", format!("{ratio:.2} ± {spread:.2}")),
             Verdict::NotThere(reason) => ("not there", reason.clone()),
         };
         format!("{word:<9}  {:<48}  {detail}", self.text())
     }
-}
-
-/// Medians of the samples that the targets compared, one line each.
-pub fn medians(timed: &[Timed]) -> String {
-    let line = |one: &Timed| {
-        let row = &one.row;
-        let ms = median(one.samples_ms.clone());
-        format!("{:<10} {:<6} {:<32} {ms:>10.3} ms\n", row.op, row.format, row.shape)
-    };
-    timed.iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -200,9 +193,9 @@ mod tests {
     fn a_ratio_meets_or_misses() {
         let timed = [forward("f32", GEMV, &[6.0, 6.0]), forward("q4", GEMV, &[2.0, 2.0])];
         let faster = |ratio| target(Side::Forward("q4"), ratio, Side::Forward("f32"));
-        assert_eq!(faster(3.0).judge(&timed, None), Verdict::Met(3.0));
-        assert_eq!(faster(3.1).judge(&timed, None), Verdict::Missed(3.0));
-        let line = faster(3.1).line(&Verdict::Missed(3.0));
+        assert_eq!(faster(3.0).judge(&timed, None), Verdict::Met(3.0, 0.0));
+        assert_eq!(faster(3.1).judge(&timed, None), Verdict::Missed(3.0, 0.0));
+        let line = faster(3.1).line(&Verdict::Missed(3.0, 0.0));
         assert!(
             line.starts_with("MISSED     q4 forward >= 3.1 x f32 forward, 1x2048x2048"),
             "{line}"
@@ -236,7 +229,7 @@ mod tests {
         };
         let peers = [peer("f32 a", 9.0), peer("f32 b", 8.0), peer("q8", 1.0)];
         let target = target(Side::Forward("f32"), 3.0, Side::Peer("burn"));
-        assert_eq!(target.judge(&timed, Some(&peers)), Verdict::Met(4.0));
+        assert_eq!(target.judge(&timed, Some(&peers)), Verdict::Met(4.0, 0.0));
     }
 
     #[test]
