@@ -102,7 +102,7 @@ impl Row {
         let share = self.roof_share.map_or("-".into(), |share| format!("{:.0}%", 100.0 * share));
         let ratio = |ratio: Option<f64>| ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"));
         format!(
-            "{:<22} {:<6} {:<32} {:<11} {:>10.4} {:>8.4} {:>7.2} {:>8.2} {:>5} {:>6} {:>6}",
+            "{:<22} {:<6} {:<34} {:<11} {:>10.4} {:>8.4} {:>7.2} {:>8.2} {:>5} {:>6} {:>6}",
             self.op,
             self.format,
             self.shape,
@@ -120,7 +120,7 @@ impl Row {
     /// Titles over [`Row::line`].
     pub fn title() -> String {
         format!(
-            "{:<22} {:<6} {:<32} {:<11} {:>10} {:>8} {:>7} {:>8} {:>5} {:>6} {:>6}",
+            "{:<22} {:<6} {:<34} {:<11} {:>10} {:>8} {:>7} {:>8} {:>5} {:>6} {:>6}",
             "op",
             "format",
             "shape",

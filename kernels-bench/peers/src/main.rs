@@ -12,6 +12,7 @@ use std::any::Any;
 use std::io::BufRead as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -122,9 +123,26 @@ impl Ready {
     }
 }
 
+/// Whether a panic is expected and answered for.
+static GUARDED: AtomicBool = AtomicBool::new(false);
+
 /// Runs what may panic inside a library, which is then one way less.
 fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| Err(anyhow!(message(&*payload))))
+    GUARDED.store(true, Ordering::Relaxed);
+    let caught = catch_unwind(AssertUnwindSafe(body));
+    GUARDED.store(false, Ordering::Relaxed);
+    caught.unwrap_or_else(|payload| Err(anyhow!(message(&*payload))))
+}
+
+/// Keeps quiet about panics in [`guarded`]: burn tries kernels that an adapter cannot run, each a
+/// panic in a thread of its own that it catches.
+fn quiet_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !GUARDED.load(Ordering::Relaxed) {
+            usual(info);
+        }
+    }));
 }
 
 fn message(payload: &(dyn Any + Send)) -> String {
@@ -172,6 +190,7 @@ fn main() -> Result<()> {
     let [kind, name] = arguments.as_slice() else {
         bail!("KIND and NAME of an adapter are wanted: `cargo xtask bench --peers` gives them");
     };
+    quiet_panics();
     let adapter = burn::Adapter::open(kind, name);
     let mut ready: Vec<Ready> = Vec::new();
     for line in std::io::stdin().lock().lines() {
