@@ -132,7 +132,7 @@ fn all_groups(args: &Args, groups: &[Vec<Selected>], device: &Device) -> Result<
     let least_ms = if args.targets { targets::ROW_MS } else { 0.0 };
     let bounds = Bounds { samples: args.samples, row_ms: args.row_ms.max(least_ms) };
     let program = args.peers.as_ref().map(|path| peers_program(path.as_deref())).transpose()?;
-    let mut peers = program.map(|path| Peers::start(path, device.info())).transpose()?;
+    let mut peers = program.map(|path| Peers::new(path, device.info()));
     let roof = roof(args, device)?;
     if !args.json {
         println!("{}", Row::title());

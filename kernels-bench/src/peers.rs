@@ -1,6 +1,6 @@
 //! Other libraries on the same shapes, in the same run: the program of `kernels-bench/peers`,
-//! which is a workspace of its own, is started once and asked for a sample of each of its ways
-//! whenever we have taken one of ours.
+//! which is a workspace of its own, is started for each shape and asked for a sample of each of
+//! its ways whenever we have taken one of ours.
 //!
 //! It is told on its stdin, a line each, and answers on its stdout with lines of JSON up to one
 //! with the key `done`:
@@ -53,33 +53,73 @@ pub fn best<'a>(
     peers.iter().filter(ours).min_by(|a, b| median(a).total_cmp(&median(b)))
 }
 
-/// The program, running.
+/// The program, and where operands are put for it.
 pub struct Peers {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    program: PathBuf,
+    /// Kind and name of the adapter.
+    adapter: [String; 2],
     folder: PathBuf,
+    process: Option<Process>,
     loaded: Vec<PeerTimed>,
 }
 
-impl Peers {
-    /// Starts the program for the adapter that our device is.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn start(program: &Path, info: &DeviceInfo) -> Result<Self> {
-        let kind = if info.kind == DeviceKind::Host { "none" } else { info.kind.name() };
+/// The program, running.
+struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(program: &Path, adapter: &[String; 2]) -> Result<Self> {
         let mut child = Command::new(program)
-            .args([kind, &info.name])
+            .args(adapter)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("{} cannot be started", program.display()))?;
         let stdin = child.stdin.take().context("the peers have no stdin")?;
         let stdout = BufReader::new(child.stdout.take().context("the peers have no stdout")?);
-        let name = format!("edge-bench-peers-{}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        Ok(Self { child, stdin, stdout, folder, loaded: Vec::new() })
+        Ok(Self { child, stdin, stdout })
+    }
+
+    fn ask(&mut self, line: &str) -> Result<Vec<Value>> {
+        writeln!(self.stdin, "{line}").and_then(|()| self.stdin.flush()).context("peers ended")?;
+        let mut answers = Vec::new();
+        loop {
+            let mut text = String::new();
+            if self.stdout.read_line(&mut text).context("the peers cannot be read")? == 0 {
+                bail!("the peers ended: {}", self.child.wait().context("and cannot be asked")?);
+            }
+            let answer: Value = serde_json::from_str(&text)
+                .with_context(|| format!("the peers said `{}`", text.trim()))?;
+            if answer.get("done").is_some() {
+                return Ok(answers);
+            }
+            answers.push(answer);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has nothing to lose.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Peers {
+    /// Of the program at this path, for the adapter that our device is.
+    pub fn new(program: &Path, info: &DeviceInfo) -> Self {
+        let kind = if info.kind == DeviceKind::Host { "none" } else { info.kind.name() };
+        Self {
+            program: program.into(),
+            adapter: [kind.into(), info.name.clone()],
+            folder: std::env::temp_dir().join(format!("edge-bench-peers-{}", std::process::id())),
+            process: None,
+            loaded: Vec::new(),
+        }
     }
 
     /// Gives the peers the operands of a subject that [`can_compare`] takes, and lets them warm
@@ -104,8 +144,12 @@ impl Peers {
                 .with_context(|| format!("{} cannot be written", path.display()))?;
         }
         let matmul_nt::Params { m, n, k, .. } = subject.call.params();
-        let answers = self.ask(&format!("load {m} {n} {k} {}", self.folder.display()))?;
         self.loaded.clear();
+        // A library that failed at one shape may be of no use at the next.
+        self.process = None;
+        let mut process = Process::start(&self.program, &self.adapter)?;
+        let answers = process.ask(&format!("load {m} {n} {k} {}", self.folder.display()))?;
+        self.process = Some(process);
         let mut wrong = Vec::new();
         for answer in answers {
             match judged(&answer)? {
@@ -124,7 +168,8 @@ impl Peers {
     /// # Errors
     /// The program ends or answers nonsense.
     pub fn round(&mut self) -> Result<()> {
-        for answer in self.ask("round")? {
+        let process = self.process.as_mut().context("the peers have nothing to multiply yet")?;
+        for answer in process.ask("round")? {
             let (peer, what) = names(&answer)?;
             let ms = answer["ms"].as_f64().with_context(|| format!("no time in {answer}"))?;
             // Ways that were wrong are timed by nobody.
@@ -138,32 +183,14 @@ impl Peers {
 
     /// The samples since the last [`Peers::load`].
     pub fn take(&mut self) -> Vec<PeerTimed> {
+        self.process = None;
         std::mem::take(&mut self.loaded)
-    }
-
-    fn ask(&mut self, line: &str) -> Result<Vec<Value>> {
-        writeln!(self.stdin, "{line}").and_then(|()| self.stdin.flush()).context("peers ended")?;
-        let mut answers = Vec::new();
-        loop {
-            let mut text = String::new();
-            if self.stdout.read_line(&mut text).context("the peers cannot be read")? == 0 {
-                bail!("the peers ended: {}", self.child.wait().context("and cannot be asked")?);
-            }
-            let answer: Value = serde_json::from_str(&text)
-                .with_context(|| format!("the peers said `{}`", text.trim()))?;
-            if answer.get("done").is_some() {
-                return Ok(answers);
-            }
-            answers.push(answer);
-        }
     }
 }
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        // It has nothing to lose, and its folder nothing that is not made again.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // What cannot be removed is in the folder for temporary files.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
