@@ -1,13 +1,12 @@
 //! Throughput of the registered kernels: which calls are timed ([`subject`], [`select`]), how an
-//! answer is checked before it is timed ([`check`], [`runner`]), what the device could do at most
-//! ([`roof`]), the rows ([`row`]), their records on disk and how two of them compare ([`record`],
+//! answer is checked before it is timed ([`runner`]), what the device could do at most ([`roof`]),
+//! the rows ([`row`]), their records on disk and how two of them compare ([`record`],
 //! [`compare`]), and what the ratios ought to be ([`targets`], [`peers`]).
 //!
 //! The table (`src/main.rs`) and the criterion benches (`benches/ops.rs`) push the same
 //! [`edge_kernels::Dispatch`] that production pushes.
 
 pub mod args;
-pub mod check;
 pub mod compare;
 pub mod csv;
 pub mod machine;

@@ -17,13 +17,14 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use edge_gpu::{DeviceInfo, DeviceKind};
+use edge_kernels::check::expected;
 use edge_kernels::op::CaseBuffer;
 use edge_kernels::ops::matmul::matmul_nt;
 use serde_json::{Value, json};
 
 use crate::row::{median_and_spread, paired_ratio};
 use crate::session::Timed;
-use crate::{Subject, check, runner};
+use crate::{Subject, runner};
 
 /// A way of a peer to multiply, with its samples of one shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,7 +130,7 @@ impl Peers {
     /// The program ends, or the operands cannot be written.
     pub fn load(&mut self, subject: &Subject) -> Result<Vec<String>> {
         let before = runner::contents(subject);
-        let want = check::expected(subject, &before);
+        let want = expected(subject.op, &subject.call, &before);
         fs::create_dir_all(&self.folder)
             .with_context(|| format!("{} cannot be made", self.folder.display()))?;
         let bindings = subject.op.bindings(&subject.call);
@@ -308,7 +309,7 @@ mod tests {
 
     #[test]
     fn tables_show_ratios_to_ours() {
-        let format = crate::subject::format_named("f32").expect("known");
+        let format = edge_kernels::Format::F32;
         let subject = Subject::forward("a", [1, 8, 8], format);
         let row = crate::row::Row::new(&subject, ("tile", true), "a device", None, &[2.0]);
         let ours = [Timed { row, samples_ms: vec![2.0] }];

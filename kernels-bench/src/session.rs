@@ -249,7 +249,8 @@ mod tests {
     fn a_group_gets_rows_ratios_and_rounds() {
         let options = Options { profile: true, ..Options::default() };
         let device = Device::open("cpu", &options).expect("always there");
-        let formats = ["f32", "q4"].map(|name| crate::subject::format_named(name).expect("known"));
+        let formats =
+            ["f32", "q4"].map(|name| edge_kernels::Format::from_name(name).expect("known"));
         let group = formats.map(|format| Selected {
             subject: Subject::forward("test", [3, 16, 64], format),
             baseline: false,

@@ -41,11 +41,6 @@ pub fn layer_formats() -> impl Iterator<Item = Format> {
     Format::ALL.into_iter().filter(|format| !format.name().ends_with("g64"))
 }
 
-/// The format of this name, if there is one in this version.
-pub fn format_named(name: &str) -> Option<Format> {
-    Format::ALL.into_iter().find(|format| format.name() == name)
-}
-
 impl Model {
     /// Layers with their `[output, input]` channels. `o_proj` has the shape of `q_proj`, `v_proj`
     /// that of `k_proj`, `gate_proj` that of `up_proj`.
@@ -169,11 +164,5 @@ mod tests {
                 && one.call == layer.call
                 && one.shape == layer.shape));
         }
-    }
-
-    #[test]
-    fn formats_are_found_by_name() {
-        assert_eq!(format_named("q4"), Some(Format::Q4 { group: 32 }));
-        assert_eq!(format_named("no such format"), None);
     }
 }

@@ -2,12 +2,13 @@
 //! against other libraries. They are checked here and not in tests, because a time that a shared
 //! machine spoils is no reason for a red build.
 
+use edge_kernels::Format;
+
 use crate::Subject;
 use crate::peers::{PeerTimed, best};
 use crate::row::ratio_and_spread;
 use crate::select::Selected;
 use crate::session::{Timed, production};
-use crate::subject::format_named;
 
 /// Least milliseconds of samples of a row: what is judged deserves more rounds than a table.
 pub const ROW_MS: f64 = 4000.0;
@@ -88,11 +89,12 @@ pub fn groups() -> Vec<Vec<Selected>> {
     [GEMM, GEMV]
         .into_iter()
         .map(|shape| {
-            let formats = FORMATS.iter().filter_map(|name| format_named(name));
+            let formats = FORMATS.iter().filter_map(|name| Format::from_name(name));
             let mut subjects: Vec<Subject> =
                 formats.map(|format| Subject::forward(LAYER, shape, format)).collect();
             if shape == GEMM {
-                let format = format_named("q4").expect("the format of the README's first line");
+                let format =
+                    Format::from_name("q4").expect("the format of the README's first line");
                 subjects.push(Subject::backward(LAYER, shape, format));
             }
             // Only what production takes counts.
@@ -129,7 +131,7 @@ impl Side {
                 return Ok(&found.samples_ms);
             }
         };
-        if format_named(format).is_none() {
+        if Format::from_name(format).is_none() {
             return Err(format!("there is no format {format}"));
         }
         let found = production(timed, op, format, &name);
@@ -181,7 +183,7 @@ mod tests {
     }
 
     fn forward(format: &str, shape: [u32; 3], samples_ms: &[f64]) -> Timed {
-        let format = format_named(format).expect("known");
+        let format = Format::from_name(format).expect("known");
         timed(&Subject::forward(LAYER, shape, format), samples_ms)
     }
 
@@ -245,7 +247,7 @@ mod tests {
                     Side::Peer(_) => continue,
                 };
                 let name = format!("{op}/{format}/{LAYER}_{m}x{n}x{k}");
-                let known = format_named(format).is_some();
+                let known = Format::from_name(format).is_some();
                 assert_eq!(timed.contains(&name), known, "{}", target.text());
             }
         }
