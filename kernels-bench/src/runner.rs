@@ -4,6 +4,9 @@
 //! in one submission divided by their number. Buffers are in the caches from the run before: a
 //! row of a few megabytes says what the caches deliver, a larger one what memory does. Ops that
 //! work in place run on their own results again; that changes values, not the work.
+//!
+//! `edge_gpu::Trial` does the same for one call at a time. Here all formats of a shape are on the
+//! device at once, to be timed by turns; what the reference made of them is not kept.
 
 use std::time::Instant;
 

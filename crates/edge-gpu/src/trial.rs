@@ -1,5 +1,5 @@
 //! A call tried on its own: run with one of its variants, compared with the reference, timed.
-//! Behind the self-test, tuning and the throughput table.
+//! Behind the self-test and tuning.
 
 use std::time::Instant;
 
