@@ -4,6 +4,7 @@
 //!
 //! It is told on its stdin, a line each, and answers on its stdout with lines of JSON up to one
 //! with the key `done`:
+//! * `skip PEER WHAT`: a way that `load` shall leave out. No answer.
 //! * `load M N K FOLDER`: reads `x.bin`, `w.bin` and `y.bin` (f32, little-endian, row-major) from
 //!   the folder, multiplies in each of its ways, compares with `y`, and answers
 //!   `{"peer", "what", "error"}` for each, `error` being the root of the mean square of the
@@ -145,23 +146,34 @@ impl Peers {
                 .with_context(|| format!("{} cannot be written", path.display()))?;
         }
         let matmul_nt::Params { m, n, k, .. } = subject.call.params();
-        self.loaded.clear();
-        // A library that failed at one shape may be of no use at the next.
-        self.process = None;
-        let mut process = Process::start(&self.program, &self.adapter)?;
-        let answers = process.ask(&format!("load {m} {n} {k} {}", self.folder.display()))?;
-        self.process = Some(process);
-        let mut wrong = Vec::new();
-        for answer in answers {
-            match judged(&answer)? {
-                Ok((peer, what)) => {
-                    let (shape, samples_ms) = (subject.shape.clone(), Vec::new());
-                    self.loaded.push(PeerTimed { peer, what, shape, samples_ms });
-                }
-                Err(reason) => wrong.push(reason),
+        let load = format!("load {m} {n} {k} {}", self.folder.display());
+        let mut wrong: Vec<Wrong> = Vec::new();
+        loop {
+            // A library that has failed in one way may be of no use in any other, so that what
+            // fails is left out of a process whose times count.
+            self.process = None;
+            self.loaded.clear();
+            let mut process = Process::start(&self.program, &self.adapter)?;
+            for one in &wrong {
+                process.ask(&format!("skip {}", one.name))?;
             }
+            let mut new = Vec::new();
+            for answer in process.ask(&load)? {
+                match judged(&answer)? {
+                    Ok((peer, what)) => {
+                        let (shape, samples_ms) = (subject.shape.clone(), Vec::new());
+                        self.loaded.push(PeerTimed { peer, what, shape, samples_ms });
+                    }
+                    Err(one) => new.push(one),
+                }
+            }
+            self.process = Some(process);
+            if new.is_empty() {
+                break;
+            }
+            wrong.extend(culprits(new));
         }
-        Ok(wrong)
+        Ok(wrong.into_iter().map(|one| format!("{}: {}", one.name, one.reason)).collect())
     }
 
     /// A sample of each way.
@@ -213,11 +225,31 @@ fn names(answer: &Value) -> Result<(String, String)> {
     Ok((get("peer")?, get("what")?))
 }
 
+/// A way that is not timed.
+#[derive(Clone, Debug, PartialEq)]
+struct Wrong {
+    /// `PEER WHAT`
+    name: String,
+    reason: String,
+    /// It gave no answer at all.
+    failed: bool,
+}
+
+/// What to blame: the first that failed, since what came behind it in the same process may have
+/// failed or been wrong because of it; without a failure all that are wrong.
+fn culprits(new: Vec<Wrong>) -> Vec<Wrong> {
+    match new.iter().position(|one| one.failed) {
+        Some(first) => new.into_iter().skip(first).take(1).collect(),
+        None => new,
+    }
+}
+
 /// The names of a way whose answer is right, or what is wrong with it.
-fn judged(answer: &Value) -> Result<Result<(String, String), String>> {
+fn judged(answer: &Value) -> Result<Result<(String, String), Wrong>> {
     let (peer, what) = names(answer)?;
+    let wrong = |reason: String, failed| Wrong { name: format!("{peer} {what}"), reason, failed };
     if let Some(reason) = answer["failed"].as_str() {
-        return Ok(Err(format!("{peer} {what}: {reason}")));
+        return Ok(Err(wrong(reason.into(), true)));
     }
     let error = answer["error"].as_f64().with_context(|| format!("no `error` in {answer}"))?;
     let most = match what.split(' ').next() {
@@ -231,7 +263,8 @@ fn judged(answer: &Value) -> Result<Result<(String, String), String>> {
     if error <= most {
         return Ok(Ok((peer, what)));
     }
-    Ok(Err(format!("{peer} {what}: wrong by {error:.1e} of the answer, more than {most:e}")))
+    let reason = format!("wrong by {error:.1e} of the answer, more than {most:e}");
+    Ok(Err(wrong(reason, false)))
 }
 
 /// The table of one shape: our formats, then each way of each peer, with how many times as fast
@@ -292,10 +325,16 @@ mod tests {
         let coarse = json!({"peer": "burn", "what": "q4 x·W", "error": 0.08});
         assert!(judged(&coarse).expect("valid").is_ok());
         let wrong = json!({"peer": "burn", "what": "f32 x·W", "error": 0.08});
-        let reason = judged(&wrong).expect("valid").expect_err("outside");
-        assert!(reason.starts_with("burn f32 x·W: wrong by 8.0e-2"), "{reason}");
+        let wrong = judged(&wrong).expect("valid").expect_err("outside");
+        assert_eq!((wrong.name.as_str(), wrong.failed), ("burn f32 x·W", false));
+        assert!(wrong.reason.starts_with("wrong by 8.0e-2"), "{wrong:?}");
         let failed = json!({"peer": "burn", "what": "q4", "failed": "no kernel"});
-        assert_eq!(judged(&failed).expect("valid"), Err("burn q4: no kernel".into()));
+        let failed = judged(&failed).expect("valid").expect_err("failed");
+        assert_eq!((failed.name.as_str(), failed.reason.as_str()), ("burn q4", "no kernel"));
+        assert!(failed.failed);
+        // One failure may be why the others are wrong.
+        assert_eq!(culprits(vec![wrong.clone(), failed.clone(), failed.clone()]), [failed]);
+        assert_eq!(culprits(vec![wrong.clone(), wrong.clone()]).len(), 2);
         assert!(judged(&json!({"peer": "burn", "what": "f32"})).is_err());
     }
 

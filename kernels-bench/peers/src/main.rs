@@ -99,17 +99,23 @@ impl Operands {
 }
 
 impl Ready {
-    /// Warms a way up and answers for it.
-    fn new(mut way: Box<dyn Way>, operands: &Operands) -> Result<(Self, f64)> {
+    /// Warms a way up.
+    fn new(mut way: Box<dyn Way>) -> Result<Self> {
         for _ in 0..WARM_UP {
             way.multiply()?;
             way.finish()?;
         }
-        let error = operands.error(&way.result()?)?;
         let mut ready = Self { way, products: 1 };
         let once = ready.sample()?;
         ready.products = ((SAMPLE_MS / once.max(1e-6)).ceil() as u32).clamp(1, PRODUCTS_MAX);
-        Ok((ready, error))
+        Ok(ready)
+    }
+
+    /// How far a product is from the right one.
+    fn error(&mut self, operands: &Operands) -> Result<f64> {
+        self.way.multiply()?;
+        self.way.finish()?;
+        operands.error(&self.way.result()?)
     }
 
     /// Milliseconds of a product.
@@ -151,8 +157,8 @@ fn message(payload: &(dyn Any + Send)) -> String {
     format!("panicked: {}", text.unwrap_or("(no message)"))
 }
 
-/// Prepares every way for new operands and answers for each.
-fn load(line: &str, adapter: &burn::Adapter) -> Result<Vec<Ready>> {
+/// Prepares every way that is not skipped for new operands, and answers for each.
+fn load(line: &str, adapter: &burn::Adapter, skipped: &[String]) -> Result<Vec<Ready>> {
     let mut words = line.splitn(4, ' ');
     let mut size = || -> Result<usize> {
         let word = words.next().context("`load M N K FOLDER` is wanted")?;
@@ -161,21 +167,33 @@ fn load(line: &str, adapter: &burn::Adapter) -> Result<Vec<Ready>> {
     let sizes = [size()?, size()?, size()?];
     let folder = words.next().context("`load M N K FOLDER` is wanted")?;
     let operands = Operands::read(sizes, Path::new(folder))?;
+    let failed = |peer: &str, what: &str, failure: anyhow::Error| {
+        let failed = format!("{failure:#}").replace('\n', " ");
+        println!("{}", json!({ "peer": peer, "what": what, "failed": failed }));
+    };
     let mut ready = Vec::new();
     let makers = cpu::makers().into_iter().chain(burn::makers(adapter, operands.m));
     for (peer, what, make) in makers {
-        let outcome = guarded(|| Ready::new(make(&operands)?, &operands));
-        match outcome {
-            Ok((one, error)) => {
-                println!("{}", json!({ "peer": peer, "what": what, "error": error }));
-                ready.push(one);
-            }
-            Err(failure) => {
-                let failed = format!("{failure:#}").replace('\n', " ");
-                println!("{}", json!({ "peer": peer, "what": what, "failed": failed }));
-            }
+        if skipped.contains(&format!("{peer} {what}")) {
+            continue;
+        }
+        match guarded(|| Ready::new(make(&operands)?)) {
+            Ok(one) => ready.push(one),
+            Err(failure) => failed(peer, &what, failure),
         }
     }
+    // Only now: what failed last may have broken what was right before.
+    ready.retain_mut(|one| {
+        let (peer, what) = (one.way.peer(), one.way.what());
+        match guarded(|| one.error(&operands)) {
+            Ok(error) => println!("{}", json!({ "peer": peer, "what": what, "error": error })),
+            Err(failure) => {
+                failed(peer, &what, failure);
+                return false;
+            }
+        }
+        true
+    });
     Ok(ready)
 }
 
@@ -193,6 +211,7 @@ fn main() -> Result<()> {
     quiet_panics();
     let adapter = burn::Adapter::open(kind, name);
     let mut ready: Vec<Ready> = Vec::new();
+    let mut skipped: Vec<String> = Vec::new();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         if line == "round" {
@@ -203,9 +222,11 @@ fn main() -> Result<()> {
             }
         } else if let Some(rest) = line.strip_prefix("load ") {
             ready.clear();
-            ready = load(rest, &adapter)?;
+            ready = load(rest, &adapter, &skipped)?;
+        } else if let Some(name) = line.strip_prefix("skip ") {
+            skipped.push(name.into());
         } else {
-            bail!("`{line}`: `load M N K FOLDER` and `round` are all there is");
+            bail!("`{line}`: `skip NAME`, `load M N K FOLDER` and `round` are all there is");
         }
         println!("{}", json!({ "done": true }));
     }
@@ -233,7 +254,8 @@ mod tests {
         for (peer, what, make) in cpu::makers() {
             let way = make(&operands).unwrap_or_else(|error| panic!("{peer} {what}: {error:#}"));
             assert_eq!((way.peer(), way.what()), (peer, what.clone()));
-            let (mut ready, error) = Ready::new(way, &operands).expect("runs");
+            let mut ready = Ready::new(way).expect("runs");
+            let error = ready.error(&operands).expect("runs");
             let most = if what.starts_with("f32") { 1e-5 } else { 0.15 };
             assert!(error < most, "{peer} {what}: {error}");
             assert!(ready.sample().expect("runs") > 0.0);
