@@ -11,10 +11,10 @@ use edge_kernels::ops::norm::rms_norm_forward::RmsNormForward;
 use edge_kernels::util::SeededRng;
 use edge_kernels::{Format, OPS};
 use edge_tests::gpu_with;
-use edge_tests::parity::{Outcome, check_op};
+use edge_tests::parity::{Extent, Outcome, check_op};
 
 /// Runs all ops on a device opened with these options.
-fn check_all(options: &Options) {
+fn check_all(options: &Options, extent: Extent) {
     let Some(device) = gpu_with(options) else { return };
     let only = std::env::var("EDGE_TEST_OPS").ok();
     let wanted = |op: &&dyn Op| match &only {
@@ -27,7 +27,7 @@ fn check_all(options: &Options) {
     for op in OPS.iter().filter(|op| wanted(*op)) {
         ops += 1;
         let before = outcome.ran;
-        check_op(&device, *op, |case| bench_cases || !case.bench, &mut outcome);
+        check_op(&device, *op, |case| bench_cases || !case.bench, extent, &mut outcome);
         assert!(outcome.ran > before, "no case of {} ran", op.name());
     }
     assert!(ops > 0, "EDGE_TEST_OPS names no op");
@@ -44,24 +44,24 @@ fn check_all(options: &Options) {
 
 #[test]
 fn shaders_match_references() {
-    check_all(&Options::default());
+    check_all(&Options::default(), Extent::All);
 }
 
 #[test]
 fn shaders_match_references_without_f16_and_subgroups() {
     let options = Options { disable_f16: true, disable_subgroups: true, ..Options::default() };
-    check_all(&options);
+    check_all(&options, Extent::EachOnce);
 }
 
 #[test]
 fn shaders_match_references_with_uniform_parameters() {
     let options = Options { disable_immediates: true, disable_mapping: true, ..Options::default() };
-    check_all(&options);
+    check_all(&options, Extent::EachOnce);
 }
 
 #[test]
 fn shaders_match_references_with_bounds_checks() {
-    check_all(&Options { checked: true, ..Options::default() });
+    check_all(&Options { checked: true, ..Options::default() }, Extent::EachOnce);
 }
 
 /// What a [`Broken`] op gets wrong.
@@ -130,7 +130,7 @@ fn a_wrong_definition_and_a_stray_write_are_found() {
     let Some(device) = gpu_with(&Options::default()) else { return };
     let failures = |op: &'static Broken| {
         let mut outcome = Outcome::default();
-        check_op(&device, op, |case| case.call.format == Format::F32, &mut outcome);
+        check_op(&device, op, |case| case.call.format == Format::F32, Extent::All, &mut outcome);
         assert!(outcome.ran > 0);
         outcome.failures.join("\n")
     };

@@ -6,6 +6,8 @@
 //! binding, since drivers drop stores behind the end of a binding and read zeros there, which
 //! would hide the mistake. Outputs start as NaN, so that what is not written is found too.
 
+use std::collections::HashSet;
+
 use edge_gpu::{Buffer, Device, Slice};
 use edge_kernels::op::{
     APPROXIMATE_NMSE, Access, Binding, Case, CaseBuffer, HostBuffer, Variant, nmse,
@@ -31,13 +33,25 @@ pub struct Outcome {
     pub failures: Vec<String>,
 }
 
+/// How much of the product of cases and variants is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Every variant of every case.
+    All,
+    /// Each variant of an op by name, and each weight format, at least once: for a way of running
+    /// that does not depend on sizes. Most of the time goes into compiling shaders.
+    EachOnce,
+}
+
 /// Runs the cases of an op that `select` takes, with each variant that the device supports.
 pub fn check_op(
     device: &Device,
     op: &'static dyn Op,
     select: impl Fn(&Case) -> bool,
+    extent: Extent,
     outcome: &mut Outcome,
 ) {
+    let (mut names, mut formats) = (HashSet::new(), HashSet::new());
     for case in op.cases().iter().filter(|case| select(case)) {
         // From the names alone, so that a failure is repeated by running the test again.
         let seed = seed(&[op.name(), &case.name]);
@@ -51,6 +65,11 @@ pub fn check_op(
         };
         for variant in op.variants(&case.call) {
             if !device.supports(&variant.needs) {
+                continue;
+            }
+            // Both sets take it, so both are asked.
+            let fresh = names.insert(variant.name) | formats.insert(case.call.format.name());
+            if extent == Extent::EachOnce && !fresh {
                 continue;
             }
             outcome.ran += 1;
