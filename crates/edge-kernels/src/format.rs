@@ -62,7 +62,7 @@ impl Format {
     ];
 
     /// What kernels are timed with.
-    pub const TIMED: [Self; 14] = [
+    pub const TIMED: [Self; 15] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -70,6 +70,7 @@ impl Format {
         Self::Q4,
         Self::Q3,
         Self::Q2,
+        Packing::new(4).group_size(64).format(),
         Packing::new(4).zero_point().format(),
         Self::two_four(16),
         Self::two_four(4),
