@@ -3,7 +3,7 @@
 
 use edge_kernels::op::Op;
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt};
-use edge_kernels::{Call, Format, OPS};
+use edge_kernels::{Call, Format, OPS, Packing};
 
 /// A call that is timed.
 #[derive(Clone)]
@@ -35,10 +35,13 @@ const MODELS: &[Model] = &[
 /// Tokens of a product: one is generation, the others are chunks of a training step.
 const TOKENS: &[u32] = &[1, 8, 64, 256, 512];
 
-/// The formats of the layers' rows. Wider groups change the scales' share of the bytes only, and
-/// the ops' own cases time them.
+/// The formats of the layers' rows: dense and symmetric. Wider groups change the scales' share of
+/// the bytes only; the ops' own cases time these and sparse weights.
 pub fn layer_formats() -> impl Iterator<Item = Format> {
-    Format::ALL.into_iter().filter(|format| !format.name().ends_with("g64"))
+    let plain = |packing: Packing| {
+        packing.group() == Some(32) && !packing.has_zero_point() && !packing.is_sparse()
+    };
+    Format::TIMED.into_iter().filter(move |format| format.packing().is_none_or(plain))
 }
 
 impl Model {

@@ -73,7 +73,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             //#unroll
             for (var i = 0u; i < TM; i++) {
                 let scale = x_scales[i * GROUPS + g];
-                acc[i] += block.scale * scale.x * (f32(sums[i]) - scale.y);
+                acc[i] += block.scale.factor * scale.x * (f32(sums[i]) - scale.y);
             }
         }
         workgroupBarrier();

@@ -5,9 +5,10 @@
 
 const TM: u32 = 1u;  //#spec rows a workgroup
 const TN: u32 = 4u;  //#spec channels a lane
-const WX: u32 = 8u;
+const WX: u32 = 8u;  //#spec lanes, all of a subgroup
 const WY: u32 = 1u;
-const PARTS: u32 = W_STEP / 8u;
+const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
+const PARTS: u32 = W_STEP / (8u * SPREAD);
 const STAGE: u32 = 32u;
 const ROW_STEP: u32 = 1u;
 const TAIL_STEP: u32 = 4u;
@@ -48,8 +49,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
                 var high: array<vec4<f32>, TM>;
                 //#unroll
                 for (var i = 0u; i < TM; i++) {
-                    low[i] = subgroupBroadcast(held[i], first);
-                    high[i] = subgroupBroadcast(held[i], first + 1u);
+                    //#include "lib/handed_own.wgsl"
                 }
                 //#unroll
                 for (var j = 0u; j < TN; j++) {

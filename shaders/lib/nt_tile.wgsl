@@ -15,9 +15,10 @@ const TN: u32 = 4u;  //#spec channels a thread, a multiple of 4
 const WX: u32 = 16u;  //#spec lanes along n
 const WY: u32 = 4u;  //#spec lanes along m
 const SHARE: u32 = 1u;  //#spec rows that the lanes of a subgroup load for each other, 1 or WX
+const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
 const ROW_STEP: u32 = 1u;
 const TAIL_STEP: u32 = 4u;
-const PARTS: u32 = W_STEP / 8u;
+const PARTS: u32 = W_STEP / (8u * SPREAD);
 const QUADS: u32 = TN / 4u;
 
 // Stores four channels of a row, WX apart.
@@ -60,7 +61,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         }
         // Rolled: four copies of the products would cost compile time and save nothing.
         for (var part = 0u; part < PARTS; part++) {
-            let k0 = b * W_STEP + part * 8u;
+            let k0 = b * W_STEP + part * 8u * SPREAD;
             var weights: array<mat2x4<f32>, TN>;
             //#unroll
             for (var j = 0u; j < TN; j++) {
@@ -70,7 +71,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             for (var h = 0u; h < TM / SHARE; h++) {
                 //#unroll
                 for (var half = 0u; half < 2u; half++) {
-                    let held = load_x4(base[h], k0 + 4u * half, params.k);
+                    //#include "lib/held_own.wgsl"
                     //#unroll
                     for (var s = 0u; s < SHARE; s++) {
                         //#include "lib/row_own.wgsl"

@@ -1,5 +1,5 @@
-//! Levels of a block of `weights/q2.wgsl`, plus 2: floor(x / step) in -2..=1, for levels of -1.5,
-//! -0.5, 0.5 and 1.5 steps. NaN, and all of a group of zeros, is 0: half a step, or 0.
+//! Levels of a block of `weights/levels_2.wgsl`, plus 2: floor(x / step) in -2..=1, for levels
+//! of -1.5, -0.5, 0.5 and 1.5 steps. NaN, and all of a group of zeros, is 0: half a step, or 0.
 //!
 //! Same names as `lib/pack_q8.wgsl`.
 

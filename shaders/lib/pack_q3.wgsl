@@ -1,5 +1,5 @@
-//! Levels of a block of `weights/q3.wgsl`, plus 4: the two low bits as in 2 bits, the highest ones
-//! behind those of all blocks.
+//! Levels of a block of `weights/levels_3.wgsl`, plus 4: the two low bits as in 2 bits, the highest
+//! ones behind those of all blocks.
 //!
 //! Same names as `lib/pack_q8.wgsl`.
 

@@ -1,5 +1,5 @@
-//! Levels of a block of `weights/q4.wgsl`, plus 8: columns 8w + i in the low nibbles of the bytes
-//! of word w, columns 8w + 4 + i in the high ones.
+//! Levels of a block of `weights/levels_4.wgsl`, plus 8: columns 8w + i in the low nibbles of the
+//! bytes of word w, columns 8w + 4 + i in the high ones.
 //!
 //! Same names as `lib/pack_q8.wgsl`.
 

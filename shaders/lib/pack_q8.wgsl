@@ -1,4 +1,4 @@
-//! Levels of a block of `weights/q8.wgsl`: signed bytes, column 4w + i in byte i of word w.
+//! Levels of a block of `weights/levels_8.wgsl`, plus 128: column 4w + i in byte i of word w.
 //!
 //! The includer gives `weight`, `rounded`, and `values`; the scale is the largest magnitude times
 //! 2^DOUBLED / DIVISOR. `lib/pack_q4.wgsl`, `pack_q3` and `pack_q2` define the same names.
@@ -13,7 +13,7 @@ fn store_block(n: u32, block: u32, blocks: u32, step: f32) {
         var word = 0u;
         for (var i = 0u; i < 4u; i++) {
             let level = rounded(weight(n, 32u * block + 4u * w + i), step, 127u);
-            word |= (u32(level) & 255u) << (8u * i);
+            word |= (u32(level + 128) & 255u) << (8u * i);
         }
         values[at + w] = word;
     }

@@ -2,7 +2,7 @@
 //! values[b,n] = levels round(source[n,c] / scale) of the block b of 32 columns, half away from 0
 //!
 //! source: [rows, cols] in `lib/source_*.wgsl`'s format · scales: [groups, ceil(rows / 2)] u32
-//! values: blocks as in `weights/q*.wgsl`, written by `lib/pack_q*.wgsl`
+//! values: blocks as in `weights/levels_*.wgsl`, written by `lib/pack_q*.wgsl`
 //! Grid: one invocation a group of columns of two rows. Shared: none. Needs: nothing beyond core
 //! WebGPU.
 

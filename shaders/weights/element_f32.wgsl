@@ -1,7 +1,7 @@
 //! One element of a weight matrix `[params.rows, params.cols]` in f32, bound from binding 3.
 
-@group(0) @binding(3) var<storage, read> values: array<f32>;
+@group(0) @binding(3) var<storage, read> w: array<f32>;
 
 fn load_w(row: u32, col: u32) -> f32 {
-    return values[row * params.cols + col];
+    return w[row * params.cols + col];
 }

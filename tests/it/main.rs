@@ -2,6 +2,7 @@
 
 mod commands;
 mod device;
+mod formats;
 mod golden;
 mod model;
 mod ops;

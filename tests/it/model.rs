@@ -5,7 +5,7 @@ use candle_core::{DType, Device as CandleDevice, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
 use edge_gpu::{Device, Options};
-use edge_kernels::{Category, Format};
+use edge_kernels::{Category, Format, Packing};
 use edge_runtime::batch::Batch;
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::config::ModelConfig;
@@ -156,7 +156,7 @@ fn values(trainer: &Trainer) -> Vec<Vec<u32>> {
 fn a_step_changes_its_window_and_nothing_else() {
     let tiny = tiny();
     for device in devices() {
-        let mut trainer = tiny.edge(&device, Format::Q8 { group: 32 });
+        let mut trainer = tiny.edge(&device, Format::Q8);
         for window in [1, 0, 1] {
             let before = values(&trainer);
             let outcome = trainer.step(window, &[batch()], 1e-2).expect("a step");
@@ -251,7 +251,7 @@ fn devices_agree_on_training_and_repeat_themselves() {
     let tiny = tiny();
     let Some(device) = gpu() else { return };
     let run = |device: &Device| -> Vec<f64> {
-        let mut trainer = tiny.edge(device, Format::Q4 { group: 32 });
+        let mut trainer = tiny.edge(device, Format::Q4);
         let steps = 0..6;
         steps.map(|s| trainer.step(s % 2, &[batch()], 5e-3).expect("a step").loss).collect()
     };
@@ -324,9 +324,9 @@ fn the_plan_is_what_is_allocated() {
     for (format, optimizer) in [
         (Format::F32, Optimizer::AdamW8bit),
         (Format::Bf16, Optimizer::AdamW),
-        (Format::Q8 { group: 32 }, Optimizer::AdamW),
-        (Format::Q4 { group: 64 }, Optimizer::AdamW8bit),
-        (Format::Q3 { group: 32 }, Optimizer::AdamW),
+        (Format::Q8, Optimizer::AdamW),
+        (Packing::new(4).group_size(64).format(), Optimizer::AdamW8bit),
+        (Format::Q3, Optimizer::AdamW),
     ] {
         for trained in [lora(), Trained::Full, Trained::Nothing] {
             for windows in [1, 3] {

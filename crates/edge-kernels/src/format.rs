@@ -4,24 +4,10 @@
 //!
 //! * Dense formats are row-major, as in a checkpoint: `F32` one word an element; `F16` and `Bf16`
 //!   two elements a word, the even column in the low half, each row padded to a whole word.
-//! * `Q8`, `Q4`, `Q3` and `Q2` are symmetric, group-wise along `K`, with f16 scales:
-//!   `W = q * scale`, and `W = (q + 1/2) * scale` in `Q2`, whose four levels would not be symmetric
-//!   with a zero.
-//!   `K` is cut into blocks of 32 (the last one padded with zeros), block-major with the output
-//!   channel fastest: values `[K/32][N][words]`, so that neighbouring lanes that own neighbouring
-//!   channels read neighbouring 16-byte words, in forward, GEMV and `dX = dY·W` alike.
-//!   * `Q8`: 8 words a block, four consecutive columns a word, signed bytes.
-//!   * `Q4`: 4 words a block; word `w` holds columns `8w..8w+4` in the low nibbles of its bytes
-//!     0..4 and columns `8w+4..8w+8` in the high nibbles, each stored plus 8.
-//!   * `Q3`: 3 words a block in two planes, so that no value straddles words: the two low bits of
-//!     `q + 4` as in `Q2`, `[K/32][N][2]`, and behind all of them the highest bits `[K/32][N]`,
-//!     column `4i + j` in bit `i` of byte `j`. An odd count is padded to a pair of words.
-//!   * `Q2`: 2 words a block, `q + 2`; column `16w + 4i + j` in bits `2i..2i + 2` of byte `j` of
-//!     word `w`, so that one mask gives four consecutive columns.
-//!   * scales `[K/group][N]` f16, two channels a word (`N` rounded up to even).
+//! * Packed formats store blocks of 32 columns of quantised, of sparse, or of both kinds of
+//!   weights: [`packing`](mod@crate::packing) has the layout.
 
-/// Columns in a block of packed values.
-pub const BLOCK: u32 = 32;
+pub use crate::packing::{BLOCK, Packing, ROW_GROUP, Sparsity};
 
 /// Storage of a weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,43 +18,77 @@ pub enum Format {
     F16,
     /// bfloat16.
     Bf16,
-    /// Signed 8-bit with one f16 scale per `group` columns of a row (32 or 64).
-    Q8 {
-        /// Columns that share a scale.
-        group: u32,
-    },
-    /// 4-bit with one f16 scale per `group` columns of a row (32 or 64).
-    Q4 {
-        /// Columns that share a scale.
-        group: u32,
-    },
-    /// 3-bit with one f16 scale per `group` columns of a row (32 or 64).
-    Q3 {
-        /// Columns that share a scale.
-        group: u32,
-    },
-    /// 2-bit with one f16 scale per `group` columns of a row (32 or 64).
-    Q2 {
-        /// Columns that share a scale.
-        group: u32,
-    },
+    /// Blocks of quantised or sparse values.
+    Packed(Packing),
 }
 
 impl Format {
-    /// Every format, for tests and benches.
-    pub const ALL: [Self; 11] = [
+    /// 8 bits a weight, symmetric, a scale for 32 columns.
+    pub const Q8: Self = Packing::new(8).format();
+    /// 4 bits a weight, symmetric, a scale for 32 columns.
+    pub const Q4: Self = Packing::new(4).format();
+    /// 3 bits a weight, symmetric, a scale for 32 columns.
+    pub const Q3: Self = Packing::new(3).format();
+    /// 2 bits a weight, symmetric, a scale for 32 columns.
+    pub const Q2: Self = Packing::new(2).format();
+
+    /// What kernels are tested with: every bits with every sparsity in symmetric groups of 32,
+    /// then groups of 64 and zero points, each with every way to lay out values at least once.
+    pub const TESTED: [Self; 24] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
-        Self::Q8 { group: 32 },
-        Self::Q8 { group: 64 },
-        Self::Q4 { group: 32 },
-        Self::Q4 { group: 64 },
-        Self::Q3 { group: 32 },
-        Self::Q3 { group: 64 },
-        Self::Q2 { group: 32 },
-        Self::Q2 { group: 64 },
+        Self::Q8,
+        Self::Q4,
+        Self::Q3,
+        Self::Q2,
+        Self::two_four(16),
+        Self::two_four(8),
+        Self::two_four(4),
+        Self::two_four(3),
+        Self::two_four(2),
+        Self::row_grouped(16),
+        Self::row_grouped(8),
+        Self::row_grouped(4),
+        Self::row_grouped(3),
+        Self::row_grouped(2),
+        Packing::new(8).group_size(64).format(),
+        Packing::new(4).group_size(64).format(),
+        Packing::new(4).zero_point().format(),
+        Packing::new(2).group_size(64).zero_point().format(),
+        Packing::new(4).zero_point().sparsity(Sparsity::TwoFour).format(),
+        Packing::new(8).group_size(64).sparsity(Sparsity::RowGrouped).format(),
+        Packing::new(3).group_size(64).zero_point().sparsity(Sparsity::RowGrouped).format(),
     ];
+
+    /// What kernels are timed with.
+    pub const TIMED: [Self; 15] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8,
+        Self::Q4,
+        Self::Q3,
+        Self::Q2,
+        Packing::new(4).group_size(64).format(),
+        Packing::new(4).zero_point().format(),
+        Self::two_four(16),
+        Self::two_four(4),
+        Self::row_grouped(16),
+        Self::row_grouped(8),
+        Self::row_grouped(4),
+        Self::row_grouped(2),
+    ];
+
+    /// 2:4, each row its own positions, symmetric, a scale for 32 columns.
+    pub const fn two_four(bits: u32) -> Self {
+        Packing::new(bits).sparsity(Sparsity::TwoFour).format()
+    }
+
+    /// 2:4, positions shared by [`ROW_GROUP`] rows, symmetric, a scale for 32 columns.
+    pub const fn row_grouped(bits: u32) -> Self {
+        Packing::new(bits).sparsity(Sparsity::RowGrouped).format()
+    }
 
     /// Name in tables and keys.
     pub fn name(self) -> &'static str {
@@ -76,59 +96,53 @@ impl Format {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
-            Self::Q8 { group: 64 } => "q8g64",
-            Self::Q8 { .. } => "q8",
-            Self::Q4 { group: 64 } => "q4g64",
-            Self::Q4 { .. } => "q4",
-            Self::Q3 { group: 64 } => "q3g64",
-            Self::Q3 { .. } => "q3",
-            Self::Q2 { group: 64 } => "q2g64",
-            Self::Q2 { .. } => "q2",
+            Self::Packed(packing) => packing.name(),
         }
     }
 
     /// The format of this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|format| format.name() == name)
+        let packed = Packing::all().map(Packing::format);
+        let mut all = [Self::F32, Self::F16, Self::Bf16].into_iter().chain(packed);
+        all.find(|format| format.name() == name)
     }
 
-    /// Columns that share a scale; `None` for dense formats.
-    pub fn group(self) -> Option<u32> {
+    /// How it is packed; `None` for row-major formats.
+    pub fn packing(self) -> Option<Packing> {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => None,
-            Self::Q8 { group } | Self::Q4 { group } | Self::Q3 { group } | Self::Q2 { group } => {
-                Some(group)
-            }
+            Self::Packed(packing) => Some(packing),
         }
     }
 
-    /// Whether the matrix is block-major with scales.
+    /// Columns that share a scale; `None` without scales.
+    pub fn group(self) -> Option<u32> {
+        self.packing().and_then(Packing::group)
+    }
+
+    /// Whether the matrix is block-major, with a second buffer.
     pub fn is_packed(self) -> bool {
-        self.group().is_some()
+        self.packing().is_some()
     }
 
     /// Words of the values of a matrix `[rows, cols]`.
     pub fn value_words(self, rows: u32, cols: u32) -> u64 {
-        let (rows, blocks) = (u64::from(rows), u64::from(cols.div_ceil(BLOCK)));
         match self {
-            Self::F32 => rows * u64::from(cols),
-            Self::F16 | Self::Bf16 => rows * u64::from(cols.div_ceil(2)),
-            Self::Q8 { .. } => rows * blocks * 8,
-            Self::Q4 { .. } => rows * blocks * 4,
-            Self::Q3 { .. } => rows * blocks * 2 + (rows * blocks).next_multiple_of(2),
-            Self::Q2 { .. } => rows * blocks * 2,
+            Self::F32 => u64::from(rows) * u64::from(cols),
+            Self::F16 | Self::Bf16 => u64::from(rows) * u64::from(cols.div_ceil(2)),
+            Self::Packed(packing) => packing.value_words(rows, cols),
         }
     }
 
-    /// Words of the scales of a matrix `[rows, cols]`; 0 for dense formats.
+    /// Words of the second buffer of a matrix `[rows, cols]`: scales, minima and positions; 0 for
+    /// row-major formats.
     pub fn scale_words(self, rows: u32, cols: u32) -> u64 {
-        match self.group() {
-            None => 0,
-            Some(group) => u64::from(rows.div_ceil(2)) * u64::from(cols.div_ceil(group)),
-        }
+        self.packing().map_or(0, |packing| {
+            packing.position_offset(rows, cols) + packing.position_words(rows, cols)
+        })
     }
 
-    /// Bytes of values and scales of a matrix `[rows, cols]`.
+    /// Bytes of all buffers of a matrix `[rows, cols]`.
     pub fn bytes(self, rows: u32, cols: u32) -> u64 {
         4 * (self.value_words(rows, cols) + self.scale_words(rows, cols))
     }
@@ -139,10 +153,7 @@ impl Format {
             Self::F32 => "weights/f32.wgsl",
             Self::F16 => "weights/f16.wgsl",
             Self::Bf16 => "weights/bf16.wgsl",
-            Self::Q8 { .. } => "weights/q8.wgsl",
-            Self::Q4 { .. } => "weights/q4.wgsl",
-            Self::Q3 { .. } => "weights/q3.wgsl",
-            Self::Q2 { .. } => "weights/q2.wgsl",
+            Self::Packed(_) => "weights/packed.wgsl",
         }
     }
 }
@@ -154,7 +165,7 @@ pub struct WeightBuffers<B> {
     pub format: Format,
     /// Values.
     pub values: B,
-    /// Scales of the packed formats.
+    /// Scales, minima and positions of the packed formats.
     pub scales: Option<B>,
 }
 

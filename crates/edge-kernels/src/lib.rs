@@ -4,6 +4,7 @@
 //! * [`op`] — the vocabulary: [`op::Op`], [`op::Call`], [`op::Dispatch`].
 //! * [`ops`] — the operations, and [`OPS`], the registry that everything else loops over.
 //! * [`format`](mod@format) — how weights are stored.
+//! * [`packing`](mod@packing) — how packed weights are laid out.
 //! * [`pack`] — matrices into those formats and back.
 //! * [`check`] — a device's answer against the reference's.
 //! * [`preference`] — which variant a device runs, where nothing was measured.
@@ -16,11 +17,12 @@ mod lanes;
 pub mod op;
 pub mod ops;
 pub mod pack;
+pub mod packing;
 pub mod preference;
 pub mod shader;
 pub mod tuning;
 pub mod util;
 
-pub use format::{Category, Format};
+pub use format::{Category, Format, Packing, Sparsity};
 pub use op::{Call, Dispatch, Op};
 pub use ops::OPS;

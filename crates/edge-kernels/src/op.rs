@@ -7,7 +7,7 @@
 use crate::util::SeededRng;
 use bytemuck::Pod;
 
-use crate::format::Format;
+use crate::format::{Format, Packing};
 
 /// How a shader uses a storage binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,6 +217,16 @@ impl Variant {
             self.fragments.push((path, instead));
         }
         self
+    }
+
+    /// Puts `weights/packed.wgsl` together for a packing.
+    pub fn packing(self, packing: Packing) -> Self {
+        let pieces = packing.pieces().into_iter();
+        let variant = pieces.fold(self, |variant, (path, instead)| variant.fragment(path, instead));
+        match packing.group() {
+            Some(group) => variant.spec("GROUP", group),
+            None => variant,
+        }
     }
 
     /// States what it needs.

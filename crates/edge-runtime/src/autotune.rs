@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn calls_of_one_bucket_occur_once() {
         let shape = crate::testing::tiny_config().shape();
-        let calls = calls(&[shape.clone(), shape], &[Format::Q4 { group: 32 }], 64, 8);
+        let calls = calls(&[shape.clone(), shape], &[Format::Q4], 64, 8);
         let buckets: std::collections::HashSet<Bucket> =
             calls.iter().filter_map(|(op, call)| Bucket::of(*op, call)).collect();
         assert_eq!(buckets.len(), calls.len());

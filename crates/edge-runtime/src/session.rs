@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use edge_gpu::Device;
-use edge_kernels::Format;
+use edge_kernels::{Format, Packing};
 use edge_scheduler::{Job, Optimizer, Plan, Trained, Window};
 
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
@@ -74,11 +74,8 @@ impl Source {
         let own = dense_format(self.checkpoint.tensor(EMBEDDING)?.dtype);
         let table = if own == Format::F32 { Format::F16 } else { own };
         Ok(match u32::from(bits) {
-            2 => [Format::Q2 { group }, table, table],
-            3 => [Format::Q3 { group }, table, table],
-            4 => [Format::Q4 { group }, table, table],
-            8 => [Format::Q8 { group }, table, table],
-            _ => [own; 3],
+            16 => [own; 3],
+            bits => [Packing::new(bits).group_size(group).format(), table, table],
         })
     }
 

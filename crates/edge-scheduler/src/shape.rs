@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn shards_cover_all_rows_once_and_fit() {
-        for format in Format::ALL {
+        for format in Format::TESTED {
             for rows in [1, 63, 64, 65, 512, 32_000, 32_003, 128_256] {
                 let shards = Shard::split(rows, 2048, format, 128 << 20, 8192);
                 let mut next = 0;

@@ -143,7 +143,7 @@ fn autotune(device: &Device, args: &DevicesArgs) -> Result<Value> {
         Some(dir) => vec![ModelConfig::load(dir)?.shape()],
         None => common_shapes().to_vec(),
     };
-    let formats = [Format::Q4 { group: 32 }, Format::Q8 { group: 32 }, Format::Bf16, Format::F16];
+    let formats = [Format::Q4, Format::Q8, Format::Bf16, Format::F16];
     let calls = autotune::calls(&shapes, &formats, args.tokens, RANK);
     let (start, total) = (Instant::now(), calls.len());
     let limit = Duration::from_secs(args.seconds);

@@ -172,7 +172,7 @@ impl Op for MatmulNtLora {
             let name = format!("{name}_{}", format.name());
             cases.push(Case::new(name, Call::with_format(&params, format)));
         };
-        let q4 = Format::Q4 { group: 32 };
+        let q4 = Format::Q4;
         let shard = Params {
             ld_in: 72,
             in_offset: 4,

@@ -138,7 +138,7 @@ impl Op for MatmulNtSwiglu {
             let name = format!("{name}_{}", format.name());
             cases.push(Case::new(name, Call::with_format(&params, format)));
         };
-        let q4 = Format::Q4 { group: 32 };
+        let q4 = Format::Q4;
         let shard = Params { ld_out: 131, out_offset: 5, ..Params::dense(35, 71, 64) };
         for format in [Format::F32, q4] {
             add("shard_35x71x64", format, shard);

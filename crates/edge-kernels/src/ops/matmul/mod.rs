@@ -12,7 +12,7 @@ pub mod sum_partials;
 #[cfg(test)]
 mod tests;
 
-use crate::format::Format;
+use crate::format::{Format, Packing, ROW_GROUP, Sparsity};
 use crate::op::{Binding, CaseBuffer, Needs, Tolerance, Variant, read, read_write};
 use crate::pack::pack;
 use crate::util::{SeededRng, uniform_vec};
@@ -46,9 +46,8 @@ fn weight_bindings(input: &'static str, output: &'static str, format: Format) ->
 /// The fragments that load weights with `cols` columns, once for each way to load them.
 fn weight_variants(variant: &Variant, format: Format, cols: u32) -> Vec<Variant> {
     let default = Format::F32.fragment();
-    if let Some(group) = format.group() {
-        let variant = variant.clone().fragment(default, format.fragment());
-        return vec![variant.spec("GROUP", group)];
+    if let Format::Packed(packing) = format {
+        return vec![variant.clone().fragment(default, format.fragment()).packing(packing)];
     }
     if !cols.is_multiple_of(8) {
         let any = match format {
@@ -67,6 +66,34 @@ fn weight_variants(variant: &Variant, format: Format, cols: u32) -> Vec<Variant>
         .needs(Needs { f16: true, ..variant.needs });
     // Unpacking integers was the faster of the two where it was measured (REJECTED.md).
     vec![portable, native]
+}
+
+/// Whether positions are shared by the channels of a workgroup of `matmul_nt`.
+fn is_row_grouped(format: Format) -> bool {
+    format.packing().is_some_and(|packing| packing.kept() == Sparsity::RowGrouped)
+}
+
+/// Variants of `matmul_nt` for row-grouped weights: they gather the activations that are kept, and
+/// multiply only those.
+///
+/// # Panics
+/// When a workgroup owns channels of two groups: a mistake in the op's file.
+fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
+    let gather = |variant: Variant| {
+        let channels = spec(&variant, "WX") * spec(&variant, "TN");
+        assert!(ROW_GROUP.is_multiple_of(channels), "'{}' owns {channels} channels", variant.name);
+        let kept = |(path, instead): (&'static str, &'static str)| match path {
+            Packing::DENSE => (path, "weights/part_gather.wgsl"),
+            _ => (path, instead),
+        };
+        let fragments = variant.fragments.iter().copied().map(kept).collect();
+        let (own, gather) = match variant.name {
+            "subgroup" => ("lib/handed_own.wgsl", "lib/handed_gather.wgsl"),
+            _ => ("lib/held_own.wgsl", "lib/held_gather.wgsl"),
+        };
+        Variant { fragments, ..variant }.spec("SPREAD", 2).fragment(own, gather)
+    };
+    variants.into_iter().map(gather).collect()
 }
 
 /// Those that need no f16.

@@ -1,10 +1,11 @@
 //! The bodies of products X·Wᵀ: which of the files `shaders/lib/nt_*.wgsl` a call may use, with
 //! which constants. Shared by all ops that differ only in what they do with each sum.
 
-use crate::format::Format;
+use crate::format::{Format, ROW_GROUP};
 use crate::op::{Hardware, Needs, Variant};
 use crate::ops::matmul::{
-    LANES, broadcast, k_fast, portable, quads, spec, split_lanes, weight_variants,
+    LANES, broadcast, gathering, is_row_grouped, k_fast, portable, quads, spec, split_lanes,
+    weight_variants,
 };
 use crate::util::fold_grid;
 
@@ -30,7 +31,7 @@ pub(crate) struct Product {
 /// products only.
 fn tile(p: &Product) -> (u32, u32) {
     let (m, n) = (p.m, p.n);
-    let tn = if n <= 4 { 4 } else { 8 };
+    let tn = if n <= 4 || is_row_grouped(p.format) { 4 } else { 8 };
     let enough = |tm: u32| m.div_ceil(tm) * n.div_ceil(tn) >= 4 * LANES;
     let large = u64::from(m) * u64::from(n) * u64::from(p.k) >= 1 << 26;
     match m {
@@ -56,7 +57,9 @@ impl Product {
     }
 
     fn sized(&self, name: &'static str, (tm, tn): (u32, u32), lanes: u32) -> Variant {
-        let (wx, wy) = split_lanes(lanes, self.n.div_ceil(tn), lanes.min(16));
+        // All channels of a workgroup keep the same columns of row-grouped weights.
+        let most = if is_row_grouped(self.format) { ROW_GROUP / tn } else { 16 };
+        let (wx, wy) = split_lanes(lanes, self.n.div_ceil(tn), lanes.min(most));
         let variant = self.named(name, self.block());
         variant.spec("TM", tm).spec("TN", tn).spec("WX", wx).spec("WY", wy)
     }
@@ -80,14 +83,14 @@ impl Product {
         let needs = Needs { subgroups: true, subgroup_size: LANES, ..Needs::default() };
         let variant = self.named("subgroup", 32).fragment(TILE, "lib/nt_subgroup.wgsl");
         let variant = variant.spec("TM", self.m.next_power_of_two()).spec("TN", 4);
-        variant.needs(needs).suits(Hardware::Software)
+        variant.spec("WX", LANES).needs(needs).suits(Hardware::Software)
     }
 
     /// Integer products of activations rounded to int8, for the formats whose integers fit.
     fn int8(&self) -> Option<Variant> {
         let ints = match self.format {
-            Format::Q8 { .. } => "lib/ints_q8.wgsl",
-            Format::Q4 { .. } => "lib/ints_q4.wgsl",
+            Format::Packed(packing) if packing.is_plain(8) => "lib/ints_q8.wgsl",
+            Format::Packed(packing) if packing.is_plain(4) => "lib/ints_q4.wgsl",
             _ => return None,
         };
         let variant = self.named("int8", 4).fragment(TILE, "lib/nt_int8.wgsl");
@@ -98,16 +101,22 @@ impl Product {
 
     /// All bodies that the call may use, the preferred first.
     pub(crate) fn variants(&self) -> Vec<Variant> {
+        let grouped = is_row_grouped(self.format);
         let weights = |variant: &Variant| weight_variants(variant, self.format, self.k);
+        // Tiles in registers skip what row-grouped weights leave out; the other bodies expand it.
+        let tiles = |variant: &Variant| match grouped {
+            true => gathering(weights(variant)),
+            false => weights(variant),
+        };
         let mut variants = Vec::new();
-        let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         if self.m >= 32 && self.n >= 64 {
             let variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
-            add(broadcast(variant).suits(Hardware::Software));
+            variants.extend(portable(tiles(&broadcast(variant).suits(Hardware::Software))));
         }
         if self.m <= 4 && self.n >= 8 {
-            add(self.subgroup());
+            variants.extend(portable(tiles(&self.subgroup())));
         }
+        let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         if self.m <= 8 && self.n >= 8 || self.n <= 16 && self.k >= 256 {
             add(self.gemv());
         }
@@ -116,7 +125,7 @@ impl Product {
             let rows = if self.m <= 8 { 8 } else { 16 };
             add(variant.spec("TM", rows).suits(Hardware::Gpu));
         }
-        if self.m >= 32 && self.n >= 32 {
+        if self.m >= 32 && self.n >= 32 && !grouped {
             let variant = self.named("shared", 4).fragment(TILE, "lib/nt_shared.wgsl");
             let variant = variant.spec("TM", 4).spec("TN", 4).spec("WX", 16).spec("WY", 16);
             add(k_fast(variant, self.format).suits(Hardware::Gpu));
@@ -125,10 +134,10 @@ impl Product {
             add(variant);
         }
         let tile = tile(self);
-        variants.extend(weights(&self.sized("tile", tile, LANES).suits(Hardware::Software)));
+        variants.extend(tiles(&self.sized("tile", tile, LANES).suits(Hardware::Software)));
         // Fewer registers, whole subgroups on any GPU.
         let lanes = if self.m <= 4 { 32 } else { 64 };
-        let wide = weights(&self.sized("wide", (tile.0.min(4), 4), lanes));
+        let wide = tiles(&self.sized("wide", (tile.0.min(4), 4), lanes));
         variants.extend(portable(wide));
         variants
     }

@@ -27,7 +27,7 @@
 use crate::util::SeededRng;
 use rand::RngExt;
 
-use crate::format::{BLOCK, Format};
+use crate::format::{BLOCK, Format, Packing};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
@@ -59,7 +59,8 @@ crate::params! {
 /// Packs `source [rows, cols]`, which is `dense`, into `values` and `scales` of `format`.
 ///
 /// # Panics
-/// When `dense` is packed or `format` is not: a mistake of the caller.
+/// When `dense` is packed, or `format` is not dense, symmetric values with scales: a mistake of
+/// the caller.
 pub fn dispatch<B>(
     (rows, cols): (u32, u32),
     (dense, source): (Format, B),
@@ -69,21 +70,25 @@ pub fn dispatch<B>(
 ) -> Dispatch<B> {
     let source_index = SOURCES.iter().position(|&known| known == dense);
     let source_index = source_index.expect("the source is dense") as u32;
-    assert!(format.is_packed(), "{} is not packed", format.name());
+    assert!(packs(format), "{} is not dense and symmetric", format.name());
     let params = Params { rows, cols, source: source_index };
     let call = Call::with_format(&params, format);
     Dispatch::new(&QuantizePack, call, vec![source, values, scales])
 }
 
+/// Whether it is a format that this op makes: with scales, symmetric, dense.
+fn packs(format: Format) -> bool {
+    format.packing().is_some_and(|packing| [2, 3, 4, 8].into_iter().any(|b| packing.is_plain(b)))
+}
+
 /// The fragments that read the source and store the levels: all that depends on the formats.
 fn fragments(source: u32, format: Format) -> [&'static str; 2] {
     let reads = ["lib/source_f32.wgsl", "lib/source_f16.wgsl", "lib/source_bf16.wgsl"];
-    let stores = match format {
-        Format::Q8 { .. } => "lib/pack_q8.wgsl",
-        Format::Q4 { .. } => "lib/pack_q4.wgsl",
-        Format::Q3 { .. } => "lib/pack_q3.wgsl",
-        Format::Q2 { .. } => "lib/pack_q2.wgsl",
-        Format::F32 | Format::F16 | Format::Bf16 => panic!("{} is not packed", format.name()),
+    let stores = match format.packing().map(Packing::bits) {
+        Some(8) => "lib/pack_q8.wgsl",
+        Some(4) => "lib/pack_q4.wgsl",
+        Some(3) => "lib/pack_q3.wgsl",
+        _ => "lib/pack_q2.wgsl",
     };
     [reads[source as usize], stores]
 }
@@ -139,12 +144,12 @@ impl Op for QuantizePack {
             |format, rows, cols, source| Call::with_format(&Params { rows, cols, source }, format);
         let mut cases = Vec::new();
         for (format, source) in [
-            (Format::Q8 { group: 32 }, 0),
-            (Format::Q4 { group: 32 }, 0),
-            (Format::Q3 { group: 32 }, 0),
-            (Format::Q2 { group: 32 }, 0),
-            (Format::Q4 { group: 64 }, 1),
-            (Format::Q2 { group: 64 }, 2),
+            (Format::Q8, 0),
+            (Format::Q4, 0),
+            (Format::Q3, 0),
+            (Format::Q2, 0),
+            (Packing::new(4).group_size(64).format(), 1),
+            (Packing::new(2).group_size(64).format(), 2),
         ] {
             for (rows, cols) in [(1, 1), (3, 31), (5, 33), (17, 96), (7, 130)] {
                 let dense = SOURCES[source as usize].name();
@@ -152,7 +157,7 @@ impl Op for QuantizePack {
                 cases.push(Case::new(name, call(format, rows, cols, source)));
             }
         }
-        let bench = call(Format::Q4 { group: 32 }, 2048, 2048, 2);
+        let bench = call(Format::Q4, 2048, 2048, 2);
         cases.push(Case::bench("q4_from_bf16_2048x2048", bench));
         cases
     }
@@ -216,7 +221,7 @@ mod tests {
     fn is_what_pack_makes() {
         let data: Vec<f32> = (0..3 * 40).map(|i| (i % 17) as f32 - 8.0).collect();
         for dense in SOURCES {
-            for format in Format::ALL.into_iter().filter(|format| format.is_packed()) {
+            for format in Format::TESTED.into_iter().filter(|format| packs(*format)) {
                 let source = pack(dense, 3, 40, &data).values;
                 let want = pack(format, 3, 40, &data);
                 let (values, scales) = (vec![1; want.values.len()], vec![1; want.scales.len()]);
@@ -224,9 +229,9 @@ mod tests {
                 assert_eq!((&got[1], &got[2]), (&want.values, &want.scales));
             }
         }
-        let q8 = Format::Q8 { group: 32 };
+        let q8 = Format::Q8;
         let source = words(&[0.0, -127.0]);
         let got = run(dispatch((1, 2), (Format::F32, source), q8, vec![0; 8], vec![0; 1]));
-        assert_eq!((got[1][0], got[2][0]), (0x8100, 0x3c00));
+        assert_eq!((got[1][0], got[2][0]), (0x8080_0180, 0x3c00));
     }
 }

@@ -1,0 +1,20 @@
+//! Piece of `weights/packed.wgsl`: 3-bit levels. The two low bits are laid out as in
+//! `weights/levels_2.wgsl`; bit `i` of the bytes of the high bits belongs to values 4i .. 4i + 4.
+
+const W_OFFSET: f32 = 4.0;
+
+// The lowest two bits of four bytes and the lowest bit of four others.
+fn w_joined(bytes: u32, high: u32) -> vec4<f32> {
+    let joined = (bytes & 0x03030303u) | ((high & 0x01010101u) << 2u);
+    return vec4<f32>((vec4(joined) >> vec4(0u, 8u, 16u, 24u)) & vec4(7u));
+}
+
+fn w_levels_4(words: WWords, i: u32) -> vec4<f32> {
+    return w_joined(w_word(words, i / 4u) >> (2u * (i & 3u)), w_high(words) >> i);
+}
+
+fn w_levels(words: WWords, i: u32) -> mat2x4<f32> {
+    let word = w_word(words, i / 2u) >> (4u * (i & 1u));
+    let high = w_high(words) >> (2u * i);
+    return mat2x4<f32>(w_joined(word, high), w_joined(word >> 2u, high >> 1u));
+}

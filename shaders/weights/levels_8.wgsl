@@ -1,0 +1,16 @@
+//! Piece of `weights/packed.wgsl`: 8-bit levels, four consecutive ones a word.
+
+const W_OFFSET: f32 = 128.0;
+
+fn w_bytes(word: u32) -> vec4<f32> {
+    return vec4<f32>((vec4(word) >> vec4(0u, 8u, 16u, 24u)) & vec4(255u));
+}
+
+fn w_levels_4(words: WWords, i: u32) -> vec4<f32> {
+    return w_bytes(w_word(words, i));
+}
+
+fn w_levels(words: WWords, i: u32) -> mat2x4<f32> {
+    let pair = w_pair(words, i);
+    return mat2x4<f32>(w_bytes(pair.x), w_bytes(pair.y));
+}

@@ -1,0 +1,15 @@
+//! Piece of `weights/packed.wgsl`: all 32 values of a block are stored.
+
+struct WBlock {
+    words: WWords,
+    scale: WScale,
+}
+
+fn load_w_block(n: u32, block: u32) -> WBlock {
+    return WBlock(load_w_words(n, block), load_w_scale(n, block));
+}
+
+fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
+    let levels = w_levels(block.words, part);
+    return mat2x4<f32>(w_scaled(levels[0], block.scale), w_scaled(levels[1], block.scale));
+}

@@ -1,0 +1,30 @@
+//! Piece of `weights/packed.wgsl`: 16 values of a block are stored, two of each four columns. They
+//! are put where they belong, between zeros.
+
+//#include "weights/positions_row.wgsl"
+
+struct WBlock {
+    words: WWords,
+    scale: WScale,
+    positions: u32,
+}
+
+fn load_w_block(n: u32, block: u32) -> WBlock {
+    let scale = load_w_scale(n, block);
+    return WBlock(load_w_words(n, block), scale, load_w_positions(n, block));
+}
+
+// Two values of four columns. The first is not in the last column, nor the second in the first.
+fn w_expand(two: vec2<f32>, positions: u32) -> vec4<f32> {
+    let first = positions & 3u;
+    let second = (positions >> 2u) & 3u;
+    let high = select(vec2(0.0), vec2(two.y), vec2(second) == vec2(1u, 2u));
+    let middle = select(high, vec2(two.x), vec2(first) == vec2(1u, 2u));
+    return vec4(select(0.0, two.x, first == 0u), middle, select(0.0, two.y, second == 3u));
+}
+
+fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
+    let four = w_scaled(w_levels_4(block.words, part), block.scale);
+    let positions = block.positions >> (8u * part);
+    return mat2x4<f32>(w_expand(four.xy, positions), w_expand(four.zw, positions >> 4u));
+}

@@ -1,0 +1,21 @@
+//! Piece of `weights/packed.wgsl`: 16 values of a block are stored, two of each four columns, and
+//! given as they are: two parts of eight. They belong to those columns of the other factor that
+//! `positions` says, the same ones in neighbouring rows: `lib/held_gather.wgsl`.
+
+//#include "weights/positions_row.wgsl"
+
+struct WBlock {
+    words: WWords,
+    scale: WScale,
+    positions: u32,
+}
+
+fn load_w_block(n: u32, block: u32) -> WBlock {
+    let scale = load_w_scale(n, block);
+    return WBlock(load_w_words(n, block), scale, load_w_positions(n, block));
+}
+
+fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
+    let levels = w_levels(block.words, part);
+    return mat2x4<f32>(w_scaled(levels[0], block.scale), w_scaled(levels[1], block.scale));
+}

@@ -1,0 +1,24 @@
+//! Piece of `weights/packed.wgsl`: W = level · scale + min, an f16 scale and an f16 minimum per
+//! `GROUP` columns of a row, together a word.
+
+const GROUP: u32 = 32u;  //#spec 32 or 64 columns that share a scale
+
+@group(0) @binding(4) var<storage, read> w_scales: array<u32>;
+
+struct WScale {
+    factor: f32,
+    zero: f32,
+}
+
+fn load_w_scale(n: u32, block: u32) -> WScale {
+    let pair = unpack2x16float(w_scales[block / (GROUP / W_STEP) * w_rows() + n]);
+    return WScale(pair.x, pair.y);
+}
+
+fn w_scaled(levels: vec4<f32>, scale: WScale) -> vec4<f32> {
+    return levels * scale.factor + scale.zero;
+}
+
+fn w_position_base() -> u32 {
+    return (w_cols() + GROUP - 1u) / GROUP * w_rows();
+}
