@@ -18,6 +18,22 @@ const OUTPUTS: u32 = TM * TN * CHANNELS;
 
 var<workgroup> slice_sums: array<f32, OUTPUTS * SLICES>;
 
+// Adds the sums of the slices and stores them.
+fn add_slices(row0: u32, col0: u32, index: u32) {
+    for (var at = index; at < OUTPUTS; at += WX) {
+        let output = at / CHANNELS;
+        let row = row0 + output / TN;
+        let target_channel = col0 + output % TN * CHANNELS + at % CHANNELS;
+        var sum = 0.0;
+        for (var s = 0u; s < SLICES; s++) {
+            sum += slice_sums[(output * SLICES + s) * CHANNELS + at % CHANNELS];
+        }
+        if row < params.m && target_channel < params.n {
+            store_y(row, target_channel, sum);
+        }
+    }
+}
+
 fn multiply(lane: vec2<u32>, tile: u32) {
     let tiles_m = (params.m + TM - 1u) / TM;
     let row0 = tile % tiles_m * TM;
@@ -44,21 +60,31 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         for (var j = 0u; j < TN; j++) {
             block[j] = load_w_block(col[j], b);
         }
+        var sum: array<f32, TM * TN>;
+        var x_sum: array<f32, TM>;
         for (var part = 0u; part < PARTS; part++) {
             let k0 = b * W_STEP + part * 8u;
             var weights: array<mat2x4<f32>, TN>;
             //#unroll
             for (var j = 0u; j < TN; j++) {
-                weights[j] = w_part(block[j], part);
+                weights[j] = w_unscaled(block[j], part);
             }
             //#unroll
             for (var i = 0u; i < TM; i++) {
                 let low = load_x4(base[i], k0, params.k);
                 let high = load_x4(base[i], k0 + 4u, params.k);
+                x_sum[i] += dot(low + high, vec4(1.0));
                 //#unroll
                 for (var j = 0u; j < TN; j++) {
-                    acc[i * TN + j] += dot(low, weights[j][0]) + dot(high, weights[j][1]);
+                    sum[i * TN + j] += dot(low, weights[j][0]) + dot(high, weights[j][1]);
                 }
+            }
+        }
+        //#unroll
+        for (var j = 0u; j < TN; j++) {
+            //#unroll
+            for (var i = 0u; i < TM; i++) {
+                acc[i * TN + j] += w_sum(sum[i * TN + j], x_sum[i], block[j]);
             }
         }
     }
@@ -69,16 +95,5 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         slice_sums[(output * SLICES + slice) * CHANNELS + channel] = acc[output];
     }
     workgroupBarrier();
-    for (var at = lane.x; at < OUTPUTS; at += WX) {
-        let output = at / CHANNELS;
-        let row = row0 + output / TN;
-        let target_channel = col0 + output % TN * CHANNELS + at % CHANNELS;
-        var sum = 0.0;
-        for (var s = 0u; s < SLICES; s++) {
-            sum += slice_sums[(output * SLICES + s) * CHANNELS + at % CHANNELS];
-        }
-        if row < params.m && target_channel < params.n {
-            store_y(row, target_channel, sum);
-        }
-    }
+    add_slices(row0, col0, lane.x);
 }

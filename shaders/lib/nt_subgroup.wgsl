@@ -42,6 +42,8 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             for (var j = 0u; j < TN; j++) {
                 block[j] = load_w_block(col[j], min(k0 / W_STEP + b, last));
             }
+            var sum: array<f32, TM * TN>;
+            var x_sum: array<f32, TM>;
             //#unroll
             for (var part = 0u; part < PARTS; part++) {
                 const first = 2u * (b * PARTS + part);
@@ -50,14 +52,22 @@ fn multiply(lane: vec2<u32>, tile: u32) {
                 //#unroll
                 for (var i = 0u; i < TM; i++) {
                     //#include "lib/handed_own.wgsl"
+                    x_sum[i] += dot(low[i] + high[i], vec4(1.0));
                 }
                 //#unroll
                 for (var j = 0u; j < TN; j++) {
-                    let weights = w_part(block[j], part);
+                    let weights = w_unscaled(block[j], part);
                     //#unroll
                     for (var i = 0u; i < TM; i++) {
-                        acc[i * TN + j] += dot(low[i], weights[0]) + dot(high[i], weights[1]);
+                        sum[i * TN + j] += dot(low[i], weights[0]) + dot(high[i], weights[1]);
                     }
+                }
+            }
+            //#unroll
+            for (var j = 0u; j < TN; j++) {
+                //#unroll
+                for (var i = 0u; i < TM; i++) {
+                    acc[i * TN + j] += w_sum(sum[i * TN + j], x_sum[i], block[j]);
                 }
             }
         }

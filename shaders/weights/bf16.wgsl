@@ -23,3 +23,5 @@ fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
         vec4(even.z, odd.z, even.w, odd.w),
     );
 }
+
+//#include "weights/sum_plain.wgsl"

@@ -38,3 +38,5 @@ fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
         vec4(w_pair(block.bits.z), w_pair(block.bits.w)),
     );
 }
+
+//#include "weights/sum_plain.wgsl"

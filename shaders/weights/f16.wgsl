@@ -21,3 +21,5 @@ fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
         vec4(unpack2x16float(block.bits.z), unpack2x16float(block.bits.w)),
     );
 }
+
+//#include "weights/sum_plain.wgsl"

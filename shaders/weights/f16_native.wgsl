@@ -22,3 +22,5 @@ fn load_w_block(n: u32, block: u32) -> WBlock {
 fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
     return mat2x4<f32>(vec4<f32>(block.low), vec4<f32>(block.high));
 }
+
+//#include "weights/sum_plain.wgsl"

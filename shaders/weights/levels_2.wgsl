@@ -3,9 +3,9 @@
 
 const W_OFFSET: f32 = 1.5;
 
-// The lowest two bits of four bytes.
+// The lowest two bits of four bytes, around 0.
 fn w_crumbs(bytes: u32) -> vec4<f32> {
-    return vec4<f32>((vec4(bytes) >> vec4(0u, 8u, 16u, 24u)) & vec4(3u));
+    return vec4<f32>((vec4(bytes) >> vec4(0u, 8u, 16u, 24u)) & vec4(3u)) - W_OFFSET;
 }
 
 fn w_levels_4(words: WWords, i: u32) -> vec4<f32> {

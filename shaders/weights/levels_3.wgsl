@@ -3,10 +3,10 @@
 
 const W_OFFSET: f32 = 4.0;
 
-// The lowest two bits of four bytes and the lowest bit of four others.
+// The lowest two bits of four bytes and the lowest bit of four others, flipped: minus 4, as a sign.
 fn w_joined(bytes: u32, high: u32) -> vec4<f32> {
-    let joined = (bytes & 0x03030303u) | ((high & 0x01010101u) << 2u);
-    return vec4<f32>((vec4(joined) >> vec4(0u, 8u, 16u, 24u)) & vec4(7u));
+    let joined = (bytes & 0x03030303u) | ((~high & 0x01010101u) << 2u);
+    return vec4<f32>((vec4(bitcast<i32>(joined)) << vec4(29u, 21u, 13u, 5u)) >> vec4(29u));
 }
 
 fn w_levels_4(words: WWords, i: u32) -> vec4<f32> {

@@ -3,15 +3,19 @@
 
 const W_OFFSET: f32 = 8.0;
 
-fn w_nibbles(bytes: u32) -> vec4<f32> {
-    return vec4<f32>((vec4(bytes) >> vec4(0u, 8u, 16u, 24u)) & vec4(15u));
+// A nibble minus 8 is the nibble with its highest bit flipped, read as a signed number.
+fn w_flipped(word: u32) -> vec4<i32> {
+    return vec4(bitcast<i32>(word ^ 0x88888888u));
 }
 
 fn w_levels_4(words: WWords, i: u32) -> vec4<f32> {
-    return w_nibbles(w_word(words, i / 2u) >> (4u * (i & 1u)));
+    let word = w_flipped(w_word(words, i / 2u) >> (4u * (i & 1u)));
+    return vec4<f32>((word << vec4(28u, 20u, 12u, 4u)) >> vec4(28u));
 }
 
 fn w_levels(words: WWords, i: u32) -> mat2x4<f32> {
-    let word = w_word(words, i);
-    return mat2x4<f32>(w_nibbles(word), w_nibbles(word >> 4u));
+    let word = w_flipped(w_word(words, i));
+    let low = (word << vec4(28u, 20u, 12u, 4u)) >> vec4(28u);
+    let high = (word << vec4(24u, 16u, 8u, 0u)) >> vec4(28u);
+    return mat2x4<f32>(vec4<f32>(low), vec4<f32>(high));
 }

@@ -2,8 +2,10 @@
 
 const W_OFFSET: f32 = 128.0;
 
+// Bytes minus 128: with their highest bits flipped they are signed.
 fn w_bytes(word: u32) -> vec4<f32> {
-    return vec4<f32>((vec4(word) >> vec4(0u, 8u, 16u, 24u)) & vec4(255u));
+    let flipped = vec4(bitcast<i32>(word ^ 0x80808080u));
+    return vec4<f32>((flipped << vec4(24u, 16u, 8u, 0u)) >> vec4(24u));
 }
 
 fn w_levels_4(words: WWords, i: u32) -> vec4<f32> {

@@ -6,11 +6,12 @@
 //!
 //! * words: `w` and the words of a block. `WWords`, `load_w_words(n, block)`, and some of
 //!   `w_word(words, i)`, `w_pair(words, i)` (words 2i and 2i + 1) and `w_high(words)`.
-//! * levels: values without scale. `W_OFFSET`, `w_levels(words, i)` (stored values 8i .. 8i + 8 of
-//!   a block) and `w_levels_4(words, i)` (stored values 4i .. 4i + 4).
-//! * scale: `w_scales`. `WScale`, `load_w_scale(n, block)`, `w_scaled(levels, scale)`, and
-//!   `w_position_base()`, where positions start.
-//! * part: `WBlock`, `load_w_block`, `w_part`.
+//! * levels: values without scale, minus `W_OFFSET`. `w_levels(words, i)` (values 8i .. 8i + 8 of
+//!   those that a block stores) and `w_levels_4(words, i)` (values 4i .. 4i + 4).
+//! * scale: `w_scales`. `WScale`, `load_w_scale(n, block)`, `w_scaled(levels, scale)`,
+//!   `w_scaled_sum(sum, x_sum, scale)`, `W_HAS_MIN`, and `w_position_base()`, where positions
+//!   start.
+//! * part: `WBlock`, `load_w_block`, `w_part`, `w_unscaled`, `w_sum`.
 
 const W_STEP: u32 = 32u;
 

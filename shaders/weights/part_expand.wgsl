@@ -28,3 +28,20 @@ fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
     let positions = block.positions >> (8u * part);
     return mat2x4<f32>(w_expand(four.xy, positions), w_expand(four.zw, positions >> 4u));
 }
+
+// A minimum belongs to kept columns alone, so that with minima it is the weights themselves.
+fn w_unscaled(block: WBlock, part: u32) -> mat2x4<f32> {
+    if W_HAS_MIN {
+        return w_part(block, part);
+    }
+    let four = w_levels_4(block.words, part);
+    let positions = block.positions >> (8u * part);
+    return mat2x4<f32>(w_expand(four.xy, positions), w_expand(four.zw, positions >> 4u));
+}
+
+fn w_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
+    if W_HAS_MIN {
+        return sum;
+    }
+    return w_scaled_sum(sum, x_sum, block.scale);
+}

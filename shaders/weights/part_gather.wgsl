@@ -19,3 +19,11 @@ fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
     let levels = w_levels(block.words, part);
     return mat2x4<f32>(w_scaled(levels[0], block.scale), w_scaled(levels[1], block.scale));
 }
+
+fn w_unscaled(block: WBlock, part: u32) -> mat2x4<f32> {
+    return w_levels(block.words, part);
+}
+
+fn w_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
+    return w_scaled_sum(sum, x_sum, block.scale);
+}

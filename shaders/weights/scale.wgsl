@@ -1,25 +1,28 @@
-//! Piece of `weights/packed.wgsl`: W = (level - W_OFFSET) · scale, an f16 scale per `GROUP` columns
+//! Piece of `weights/packed.wgsl`: W = level · scale, an f16 scale per `GROUP` columns
 //! of a row, two rows a word.
 
 const GROUP: u32 = 32u;  //#spec 32 or 64 columns that share a scale
 
 @group(0) @binding(4) var<storage, read> w_scales: array<u32>;
 
+const W_HAS_MIN: bool = false;
+
 struct WScale {
     factor: f32,
-    zero: f32,
 }
 
 fn load_w_scale(n: u32, block: u32) -> WScale {
     let pair = w_scales[block / (GROUP / W_STEP) * ((w_rows() + 1u) / 2u) + n / 2u];
     let scales = unpack2x16float(pair);
-    let factor = select(scales.x, scales.y, (n & 1u) == 1u);
-    // Products of small integers and an f16 are exact, and so is the sum below.
-    return WScale(factor, -W_OFFSET * factor);
+    return WScale(select(scales.x, scales.y, (n & 1u) == 1u));
 }
 
 fn w_scaled(levels: vec4<f32>, scale: WScale) -> vec4<f32> {
-    return levels * scale.factor + scale.zero;
+    return levels * scale.factor;
+}
+
+fn w_scaled_sum(sum: f32, x_sum: f32, scale: WScale) -> f32 {
+    return sum * scale.factor;
 }
 
 fn w_position_base() -> u32 {

@@ -1,9 +1,11 @@
-//! Piece of `weights/packed.wgsl`: W = level · scale + min, an f16 scale and an f16 minimum per
-//! `GROUP` columns of a row, together a word.
+//! Piece of `weights/packed.wgsl`: W = stored value · scale + min, an f16 scale and an f16 minimum
+//! per `GROUP` columns of a row, together a word.
 
 const GROUP: u32 = 32u;  //#spec 32 or 64 columns that share a scale
 
 @group(0) @binding(4) var<storage, read> w_scales: array<u32>;
+
+const W_HAS_MIN: bool = true;
 
 struct WScale {
     factor: f32,
@@ -12,11 +14,16 @@ struct WScale {
 
 fn load_w_scale(n: u32, block: u32) -> WScale {
     let pair = unpack2x16float(w_scales[block / (GROUP / W_STEP) * w_rows() + n]);
-    return WScale(pair.x, pair.y);
+    // The weight of level 0, which is stored as W_OFFSET.
+    return WScale(pair.x, pair.y + W_OFFSET * pair.x);
 }
 
 fn w_scaled(levels: vec4<f32>, scale: WScale) -> vec4<f32> {
     return levels * scale.factor + scale.zero;
+}
+
+fn w_scaled_sum(sum: f32, x_sum: f32, scale: WScale) -> f32 {
+    return sum * scale.factor + x_sum * scale.zero;
 }
 
 fn w_position_base() -> u32 {

@@ -2,6 +2,8 @@
 
 @group(0) @binding(4) var<storage, read> w_scales: array<u32>;
 
+const W_HAS_MIN: bool = false;
+
 struct WScale {
     none: u32,
 }
@@ -12,6 +14,10 @@ fn load_w_scale(n: u32, block: u32) -> WScale {
 
 fn w_scaled(levels: vec4<f32>, scale: WScale) -> vec4<f32> {
     return levels;
+}
+
+fn w_scaled_sum(sum: f32, x_sum: f32, scale: WScale) -> f32 {
+    return sum;
 }
 
 fn w_position_base() -> u32 {
