@@ -41,7 +41,7 @@ const COLUMNS: [&str; 18] = [
 pub struct Origin {
     /// Commit that was measured, with `-dirty` where files differed from it.
     pub commit: String,
-    /// When, as [`timestamp`] writes it.
+    /// When, as `timestamp` writes it.
     pub date: String,
     /// Argument of `--device`.
     pub selector: String,

@@ -1,7 +1,7 @@
 //! AdamW with moments in 8 bits, one step, in place: block-wise quantisation as in Dettmers et
 //! al. 2021 (arXiv 2110.02861), with another code and stochastic rounding.
 //!
-//! The update is that of [`adamw`](super::adamw) with the moments before they are rounded. Then
+//! The update is that of [`adamw`] with the moments before they are rounded. Then
 //! m and v are rounded to f32 of three mantissa bits, up or down at random with the expectation
 //! of what was computed, and stored by code: v by 8 bits, m by a sign and 7. The largest of a
 //! block of 256, rounded up, has the highest code, each code below is the next smaller number of

@@ -1,4 +1,4 @@
-//! A dense matrix to a packed one: what [`pack`](crate::pack::pack) does, bit for bit.
+//! A dense matrix to a packed one: what [`pack`] does, bit for bit.
 //!
 //! scales\[g,n\] = f16(max |source\[n,c\]| / q_max) over the columns c of group g,
 //! values\[b,n\] = levels of source\[n,c\] / scale over the columns c of block b
