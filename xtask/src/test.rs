@@ -10,7 +10,8 @@ use crate::{cmd, vulkan};
 /// Arguments before `--` go to `cargo test`, those after it to the test binaries.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let second = args.first().is_some_and(|arg| arg == "--swiftshader");
-    let of_ops: Vec<String> = ["-p", "edge-tests", "--", "ops::"].map(String::from).to_vec();
+    let of_ops: Vec<String> =
+        ["-p", "edge-tests", "--", "ops::", "formats::"].map(String::from).to_vec();
     let args = if second { [of_ops.as_slice(), &args[1..]].concat() } else { args.to_vec() };
     let environment = if second { vulkan::swiftshader()? } else { vulkan::prepare()? };
     let mut command = cmd::cargo(&["test", "--release", "--no-fail-fast"]);
