@@ -27,7 +27,8 @@ pub fn magnitude_mask(sparsity: Sparsity, rows: u32, cols: u32, data: &[f32]) ->
             let last = (first + FOUR).min(cols);
             let score = |column: usize| -> f64 {
                 let column = data.iter().skip(column).step_by(cols);
-                column.filter(|x| !x.is_nan()).map(|x| f64::from(x.abs())).sum()
+                // Not `sum`: of nothing it is -0, which the order below puts under 0.
+                column.filter(|x| !x.is_nan()).fold(0.0, |sum, x| sum + f64::from(x.abs()))
             };
             let mut scores = [f64::NEG_INFINITY; FOUR];
             for (score_of, column) in scores.iter_mut().zip(first..last) {
@@ -100,6 +101,12 @@ mod tests {
 
     const PAIRS: Packing = Packing::new(16).sparsity(Sparsity::TwoFour);
     const GROUPED: Packing = Packing::new(16).sparsity(Sparsity::RowGrouped);
+
+    #[test]
+    fn nan_ties_with_zero_and_the_first_is_kept() {
+        let mask = magnitude_mask(Sparsity::TwoFour, 1, 4, &[f32::NAN, 0.0, 0.0, f32::NAN]);
+        assert_eq!(mask, [true, true, false, false]);
+    }
 
     #[test]
     fn the_largest_of_four_are_kept() {
