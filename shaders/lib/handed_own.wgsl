@@ -1,4 +1,4 @@
-//! Eight elements of a row of activations, pasted into a loop: lanes `first` and `first + 1` of the
-//! subgroup hold four of them each.
-low[i] = subgroupBroadcast(held[i], first);
-high[i] = subgroupBroadcast(held[i], first + 1u);
+//! Eight elements of a row of activations, pasted into a loop: lane `holder` of the subgroup hands
+//! them out.
+low[i] = subgroupBroadcast(taken[i][0], holder);
+high[i] = subgroupBroadcast(taken[i][1], holder);

@@ -1,62 +1,69 @@
 //! A body of products X·Wᵀ (`lib/nt_tile.wgsl` says what that is) for few rows on subgroups of
-//! exactly 8 lanes: each lane loads four of 32 activations and hands them to the others.
+//! exactly 8 lanes: each lane loads eight of 64 activations and hands them to the others.
 //!
 //! For drivers that run shaders on the CPU, where a load is a loop over lanes and the rest is not.
 
+//#include "weights/rows_each.wgsl"
+
 const TM: u32 = 1u;  //#spec rows a workgroup
-const TN: u32 = 4u;  //#spec channels a lane
+const TN: u32 = ROWS;
 const WX: u32 = 8u;  //#spec lanes, all of a subgroup
 const WY: u32 = 1u;
 const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
 const PARTS: u32 = W_STEP / (8u * SPREAD);
-const STAGE: u32 = 32u;
+const STAGE: u32 = 64u;
 const ROW_STEP: u32 = 1u;
 const TAIL_STEP: u32 = 4u;
 const BLOCKS: u32 = STAGE / W_STEP;
+const HOLDERS: u32 = W_STEP / 8u;
 
 fn multiply(lane: vec2<u32>, tile: u32) {
     let tiles_m = (params.m + TM - 1u) / TM;
     let row0 = tile % tiles_m * TM;
-    let col0 = tile / tiles_m * (WX * TN) + lane.x;
+    let col0 = tile / tiles_m * (WX * TN) + TN * lane.x;
     // Rows and channels beyond the last are computed from the last and not stored: all lanes
     // load for the others.
     var col: array<u32, TN>;
     //#unroll
     for (var j = 0u; j < TN; j++) {
-        col[j] = min(col0 + j * WX, params.n - 1u);
+        col[j] = min(col0 + j, params.n - 1u);
     }
     var acc: array<f32, TM * TN>;
     let last = (params.k - 1u) / W_STEP;
     for (var k0 = 0u; k0 < params.k; k0 += STAGE) {
-        var held: array<vec4<f32>, TM>;
+        var held: array<mat2x4<f32>, TM>;
         //#unroll
         for (var i = 0u; i < TM; i++) {
             let base = params.in_offset + min(row0 + i, params.m - 1u) * params.ld_in;
-            held[i] = load_x4(base, k0 + 4u * lane.x, params.k);
+            held[i] = load_x8(base, k0 + 8u * lane.x, params.k);
         }
         //#unroll
         for (var b = 0u; b < BLOCKS; b++) {
             // Behind the last block the last one again, times activations that read as 0.
-            var block: array<WBlock, TN>;
-            //#unroll
-            for (var j = 0u; j < TN; j++) {
-                block[j] = load_w_block(col[j], min(k0 / W_STEP + b, last));
-            }
-            var sum: array<f32, TM * TN>;
+            let block = load_w_rows(col[0], min(k0 / W_STEP + b, last));
+            var taken: array<mat2x4<f32>, TM>;
             var x_sum: array<f32, TM>;
             //#unroll
+            for (var i = 0u; i < TM; i++) {
+                //#include "lib/taken_own.wgsl"
+                //#unroll
+                for (var l = b * HOLDERS; l < b * HOLDERS + HOLDERS; l++) {
+                    x_sum[i] += subgroupBroadcast(own_sum, l);
+                }
+            }
+            var sum: array<f32, TM * TN>;
+            //#unroll
             for (var part = 0u; part < PARTS; part++) {
-                const first = 2u * (b * PARTS + part);
+                const holder = b * HOLDERS + part * SPREAD;
                 var low: array<vec4<f32>, TM>;
                 var high: array<vec4<f32>, TM>;
                 //#unroll
                 for (var i = 0u; i < TM; i++) {
                     //#include "lib/handed_own.wgsl"
-                    x_sum[i] += dot(low[i] + high[i], vec4(1.0));
                 }
                 //#unroll
                 for (var j = 0u; j < TN; j++) {
-                    let weights = w_unscaled(block[j], part);
+                    let weights = w_raw(block[j], part);
                     //#unroll
                     for (var i = 0u; i < TM; i++) {
                         sum[i * TN + j] += dot(low[i], weights[0]) + dot(high[i], weights[1]);
@@ -67,7 +74,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             for (var j = 0u; j < TN; j++) {
                 //#unroll
                 for (var i = 0u; i < TM; i++) {
-                    acc[i * TN + j] += w_sum(sum[i * TN + j], x_sum[i], block[j]);
+                    acc[i * TN + j] += w_raw_sum(sum[i * TN + j], x_sum[i], block[j]);
                 }
             }
         }
@@ -78,8 +85,8 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     for (var i = 0u; i < TM; i++) {
         //#unroll
         for (var j = 0u; j < TN; j++) {
-            if row0 + i < params.m && col0 + j * WX < params.n {
-                store_y(row0 + i, col0 + j * WX, acc[i * TN + j]);
+            if row0 + i < params.m && col0 + j < params.n {
+                store_y(row0 + i, col0 + j, acc[i * TN + j]);
             }
         }
     }

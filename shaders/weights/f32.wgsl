@@ -6,6 +6,8 @@
 //! activations is multiplied, scaling every weight costs as much as the product: `w_unscaled` has
 //! the weights without scale, and `w_sum(sum, x_sum, block)` makes of their sum of products with
 //! activations, and of the sum of these, the block's part of the result.
+//! `w_raw` and `w_raw_sum` are the same with weights that have the factors `W_FACTORS` too much,
+//! by place in four, where the includer has divided the activations by them.
 //! The includer gives `w_rows()` and `w_cols()`, the shape of the matrix that is bound.
 
 @group(0) @binding(3) var<storage, read> w: array<vec4<f32>>;

@@ -11,7 +11,12 @@
 //! * scale: `w_scales`. `WScale`, `load_w_scale(n, block)`, `w_scaled(levels, scale)`,
 //!   `w_scaled_sum(sum, x_sum, scale)`, `W_HAS_MIN`, and `w_position_base()`, where positions
 //!   start.
-//! * part: `WBlock`, `load_w_block`, `w_part`, `w_unscaled`, `w_sum`.
+//! * part: `WBlock`, `load_w_block`, `w_part`, `w_unscaled`, `w_sum`, and `w_raw`, `w_raw_sum`,
+//!   which leave a value at its place in its word: a factor less to remove (`W_FACTORS`, by place
+//!   in four), because the includer divides the other factor by it, once for many weights.
+//!
+//! Loads are in files of their own (`load_*`, `block_*`): those that end in `_wide` load words of
+//! 64 bits, `ROWS` rows at once (`load_w_rows`).
 
 const W_STEP: u32 = 32u;
 

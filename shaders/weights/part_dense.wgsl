@@ -5,9 +5,7 @@ struct WBlock {
     scale: WScale,
 }
 
-fn load_w_block(n: u32, block: u32) -> WBlock {
-    return WBlock(load_w_words(n, block), load_w_scale(n, block));
-}
+//#include "weights/block_dense.wgsl"
 
 fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
     let levels = w_levels(block.words, part);
@@ -20,4 +18,14 @@ fn w_unscaled(block: WBlock, part: u32) -> mat2x4<f32> {
 
 fn w_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
     return w_scaled_sum(sum, x_sum, block.scale);
+}
+
+const W_FACTORS: vec4<f32> = W_PLACES;
+
+fn w_raw(block: WBlock, part: u32) -> mat2x4<f32> {
+    return w_raw_levels(block.words, part);
+}
+
+fn w_raw_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
+    return w_scaled_sum(sum - W_OFFSET * x_sum, x_sum, block.scale);
 }

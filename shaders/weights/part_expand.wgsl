@@ -9,10 +9,7 @@ struct WBlock {
     positions: u32,
 }
 
-fn load_w_block(n: u32, block: u32) -> WBlock {
-    let scale = load_w_scale(n, block);
-    return WBlock(load_w_words(n, block), scale, load_w_positions(n, block));
-}
+//#include "weights/block_sparse.wgsl"
 
 // Two values of four columns. The first is not in the last column, nor the second in the first.
 fn w_expand(two: vec2<f32>, positions: u32) -> vec4<f32> {
@@ -44,4 +41,15 @@ fn w_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
         return sum;
     }
     return w_scaled_sum(sum, x_sum, block.scale);
+}
+
+// The place of a value says nothing of its column.
+const W_FACTORS: vec4<f32> = vec4(1.0);
+
+fn w_raw(block: WBlock, part: u32) -> mat2x4<f32> {
+    return w_unscaled(block, part);
+}
+
+fn w_raw_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
+    return w_sum(sum, x_sum, block);
 }

@@ -10,10 +10,7 @@ struct WBlock {
     positions: u32,
 }
 
-fn load_w_block(n: u32, block: u32) -> WBlock {
-    let scale = load_w_scale(n, block);
-    return WBlock(load_w_words(n, block), scale, load_w_positions(n, block));
-}
+//#include "weights/block_gather.wgsl"
 
 fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
     let levels = w_levels(block.words, part);
@@ -26,4 +23,14 @@ fn w_unscaled(block: WBlock, part: u32) -> mat2x4<f32> {
 
 fn w_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
     return w_scaled_sum(sum, x_sum, block.scale);
+}
+
+const W_FACTORS: vec4<f32> = W_PLACES;
+
+fn w_raw(block: WBlock, part: u32) -> mat2x4<f32> {
+    return w_raw_levels(block.words, part);
+}
+
+fn w_raw_sum(sum: f32, x_sum: f32, block: WBlock) -> f32 {
+    return w_scaled_sum(sum - W_OFFSET * x_sum, x_sum, block.scale);
 }

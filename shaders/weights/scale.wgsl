@@ -3,18 +3,10 @@
 
 const GROUP: u32 = 32u;  //#spec 32 or 64 columns that share a scale
 
-@group(0) @binding(4) var<storage, read> w_scales: array<u32>;
-
 const W_HAS_MIN: bool = false;
 
 struct WScale {
     factor: f32,
-}
-
-fn load_w_scale(n: u32, block: u32) -> WScale {
-    let pair = w_scales[block / (GROUP / W_STEP) * ((w_rows() + 1u) / 2u) + n / 2u];
-    let scales = unpack2x16float(pair);
-    return WScale(select(scales.x, scales.y, (n & 1u) == 1u));
 }
 
 fn w_scaled(levels: vec4<f32>, scale: WScale) -> vec4<f32> {
@@ -28,3 +20,5 @@ fn w_scaled_sum(sum: f32, x_sum: f32, scale: WScale) -> f32 {
 fn w_position_base() -> u32 {
     return (w_cols() + GROUP - 1u) / GROUP * ((w_rows() + 1u) / 2u);
 }
+
+//#include "weights/load_scale.wgsl"

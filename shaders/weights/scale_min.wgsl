@@ -3,8 +3,6 @@
 
 const GROUP: u32 = 32u;  //#spec 32 or 64 columns that share a scale
 
-@group(0) @binding(4) var<storage, read> w_scales: array<u32>;
-
 const W_HAS_MIN: bool = true;
 
 struct WScale {
@@ -12,8 +10,9 @@ struct WScale {
     zero: f32,
 }
 
-fn load_w_scale(n: u32, block: u32) -> WScale {
-    let pair = unpack2x16float(w_scales[block / (GROUP / W_STEP) * w_rows() + n]);
+// A scale and a minimum, as they are stored.
+fn w_scale(bits: u32) -> WScale {
+    let pair = unpack2x16float(bits);
     // The weight of level 0, which is stored as W_OFFSET.
     return WScale(pair.x, pair.y + W_OFFSET * pair.x);
 }
@@ -29,3 +28,5 @@ fn w_scaled_sum(sum: f32, x_sum: f32, scale: WScale) -> f32 {
 fn w_position_base() -> u32 {
     return (w_cols() + GROUP - 1u) / GROUP * w_rows();
 }
+
+//#include "weights/load_scale_min.wgsl"

@@ -1,15 +1,11 @@
 //! Piece of `weights/packed.wgsl`: blocks of one word.
 
-@group(0) @binding(3) var<storage, read> w: array<u32>;
-
 struct WWords {
     one: u32,
-}
-
-fn load_w_words(n: u32, block: u32) -> WWords {
-    return WWords(w[block * w_rows() + n]);
 }
 
 fn w_word(words: WWords, i: u32) -> u32 {
     return words.one;
 }
+
+//#include "weights/load_1.wgsl"

@@ -1,13 +1,7 @@
 //! Piece of `weights/packed.wgsl`: blocks of four words.
 
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
-
 struct WWords {
     four: vec4<u32>,
-}
-
-fn load_w_words(n: u32, block: u32) -> WWords {
-    return WWords(w[block * w_rows() + n]);
 }
 
 fn w_word(words: WWords, i: u32) -> u32 {
@@ -17,3 +11,5 @@ fn w_word(words: WWords, i: u32) -> u32 {
 fn w_pair(words: WWords, i: u32) -> vec2<u32> {
     return select(words.four.xy, words.four.zw, i == 1u);
 }
+
+//#include "weights/load_4.wgsl"

@@ -1,15 +1,8 @@
 //! Piece of `weights/packed.wgsl`: blocks of eight words.
 
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
-
 struct WWords {
     low: vec4<u32>,
     high: vec4<u32>,
-}
-
-fn load_w_words(n: u32, block: u32) -> WWords {
-    let at = 2u * (block * w_rows() + n);
-    return WWords(w[at], w[at + 1u]);
 }
 
 fn w_pair(words: WWords, i: u32) -> vec2<u32> {
@@ -21,3 +14,5 @@ fn w_word(words: WWords, i: u32) -> u32 {
     let pair = w_pair(words, i / 2u);
     return select(pair.x, pair.y, (i & 1u) == 1u);
 }
+
+//#include "weights/load_8.wgsl"

@@ -49,7 +49,12 @@ fn shaders_match_references() {
 
 #[test]
 fn shaders_match_references_without_f16_and_subgroups() {
-    let options = Options { disable_f16: true, disable_subgroups: true, ..Options::default() };
+    let options = Options {
+        disable_f16: true,
+        disable_subgroups: true,
+        disable_int64: true,
+        ..Options::default()
+    };
     check_all(&options, Extent::EachOnce);
 }
 

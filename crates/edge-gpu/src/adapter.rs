@@ -108,6 +108,8 @@ pub struct DeviceInfo {
     pub f16: bool,
     /// Subgroup operations in shaders.
     pub subgroups: bool,
+    /// Shaders may use 64-bit integers.
+    pub int64: bool,
     /// Least lanes in a subgroup.
     pub subgroup_min: u32,
     /// Most lanes in a subgroup.
@@ -226,6 +228,7 @@ pub(crate) fn select(list: &[AdapterSummary], selector: &str) -> Result<usize, E
 pub(crate) fn features(adapter: &wgpu::Adapter, options: &Options) -> wgpu::Features {
     use wgpu::Features;
     let mut wanted = Features::TIMESTAMP_QUERY;
+    wanted.set(Features::SHADER_INT64, !options.disable_int64);
     wanted.set(Features::SHADER_F16, !options.disable_f16);
     wanted.set(Features::SUBGROUP, !options.disable_subgroups);
     let room = adapter.limits().max_immediate_size >= crate::pipeline::PARAMS_BYTES;
@@ -259,6 +262,7 @@ pub(crate) fn info(
         vendor: maker,
         f16: has(Features::SHADER_F16),
         subgroups: has(Features::SUBGROUP),
+        int64: has(Features::SHADER_INT64),
         subgroup_min: info.subgroup_min_size,
         subgroup_max: info.subgroup_max_size,
         timestamps: has(Features::TIMESTAMP_QUERY),
@@ -299,6 +303,7 @@ pub(crate) fn host_info(options: &Options) -> DeviceInfo {
         vendor: Vendor::Other,
         f16: false,
         subgroups: false,
+        int64: false,
         subgroup_min: 1,
         subgroup_max: 1,
         timestamps: false,

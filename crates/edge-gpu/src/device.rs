@@ -32,6 +32,8 @@ pub struct Options {
     pub disable_f16: bool,
     /// Open without subgroup operations.
     pub disable_subgroups: bool,
+    /// Open without 64-bit integers.
+    pub disable_int64: bool,
     /// Pass parameters through a uniform buffer even where immediates are available.
     pub disable_immediates: bool,
     /// Fill buffers through staging memory even where they could be mapped.

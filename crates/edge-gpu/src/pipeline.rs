@@ -40,6 +40,7 @@ pub(crate) struct Pipelines {
 pub(crate) fn satisfies(info: &DeviceInfo, needs: &Needs) -> bool {
     (info.f16 || !needs.f16)
         && (info.subgroups || !needs.subgroups)
+        && (info.int64 || !needs.int64)
         && (needs.subgroup_size == 0
             || [info.subgroup_min, info.subgroup_max] == [needs.subgroup_size; 2])
         && needs.invocations <= info.max_invocations

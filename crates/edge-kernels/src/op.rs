@@ -133,6 +133,8 @@ pub struct Needs {
     pub f16: bool,
     /// Subgroup operations, correct at any subgroup size.
     pub subgroups: bool,
+    /// 64-bit integers.
+    pub int64: bool,
     /// Lanes that every subgroup of the device must have (0: any number).
     pub subgroup_size: u32,
     /// Invocations in a workgroup (0: at most the portable 256).
@@ -217,6 +219,15 @@ impl Variant {
             self.fragments.push((path, instead));
         }
         self
+    }
+
+    /// Includes `instead` where the file, or the variant so far, includes `path`.
+    pub fn replace(mut self, path: &'static str, instead: &'static str) -> Self {
+        let mut found = false;
+        for (_, included) in self.fragments.iter_mut().filter(|(_, to)| *to == path) {
+            (*included, found) = (instead, true);
+        }
+        if found { self } else { self.fragment(path, instead) }
     }
 
     /// Puts `weights/packed.wgsl` together for a packing.

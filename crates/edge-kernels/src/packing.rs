@@ -270,6 +270,40 @@ impl Packing {
         ]
     }
 
+    /// What else of `weights/packed.wgsl` is to be included for loads of 64 bits, of several rows at
+    /// once: each piece and the one in place of it. The number of rows must be a multiple of 8.
+    pub fn wide_pieces(self) -> Vec<(&'static str, &'static str)> {
+        let words = match (self.bits, self.block_words()) {
+            (3, 2) => ("weights/load_3.wgsl", "weights/load_3_wide.wgsl"),
+            (3, _) => ("weights/load_3_half.wgsl", "weights/load_3_half_wide.wgsl"),
+            (_, 8) => ("weights/load_8.wgsl", "weights/load_8_wide.wgsl"),
+            (_, 4) => ("weights/load_4.wgsl", "weights/load_4_wide.wgsl"),
+            (_, 2) => ("weights/load_2.wgsl", "weights/load_2_wide.wgsl"),
+            _ => ("weights/load_1.wgsl", "weights/load_1_wide.wgsl"),
+        };
+        let scale = match (self.bits, self.zero_point) {
+            (16, _) => ("weights/load_scale_none.wgsl", "weights/load_scale_none_wide.wgsl"),
+            (_, true) => ("weights/load_scale_min.wgsl", "weights/load_scale_min_wide.wgsl"),
+            (_, false) => ("weights/load_scale.wgsl", "weights/load_scale_wide.wgsl"),
+        };
+        let positions = match self.sparsity {
+            Sparsity::RowGrouped => {
+                ("weights/positions_group.wgsl", "weights/positions_group_wide.wgsl")
+            }
+            _ => ("weights/positions_row.wgsl", "weights/positions_row_wide.wgsl"),
+        };
+        let (block, rows) = match self.sparsity {
+            Sparsity::Dense => ("weights/block_dense.wgsl", "weights/block_dense_wide.wgsl"),
+            Sparsity::TwoFour => ("weights/block_sparse.wgsl", "weights/block_sparse_wide.wgsl"),
+            Sparsity::RowGrouped => ("weights/block_gather.wgsl", "weights/block_gather_wide.wgsl"),
+        };
+        let mut pieces = vec![words, scale, (block, rows), ("weights/rows_each.wgsl", rows)];
+        if self.is_sparse() {
+            pieces.push(positions);
+        }
+        pieces
+    }
+
     /// The piece that gives dense weights as they are.
     pub const DENSE: &'static str = "weights/part_dense.wgsl";
 

@@ -88,6 +88,7 @@ fn parse(shader: &Shader<'_>) -> Result<(naga::Module, ModuleInfo), String> {
     let mut allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     allowed.set(Capabilities::SHADER_FLOAT16, shader.variant.needs.f16);
     allowed.set(Capabilities::SUBGROUP, shader.variant.needs.subgroups);
+    allowed.set(Capabilities::SHADER_INT64, shader.variant.needs.int64);
     allowed.set(Capabilities::IMMEDIATES, shader.immediates);
     let info =
         Validator::new(ValidationFlags::all(), allowed).validate(&module).map_err(|error| {

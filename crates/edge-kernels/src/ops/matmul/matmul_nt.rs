@@ -179,6 +179,7 @@ fn cases() -> Vec<Case> {
         // What packed formats share is tested with a few of them, the way from words to weights
         // with all, where no size is even.
         add("odd_17x39x69", format, Params { n: 39, k: 69, ..shard });
+        add("even_1x72x192", format, Params::dense(1, 72, 192));
         if format.packing().is_some_and(|packing| !packing.is_basic()) {
             continue;
         }
@@ -186,6 +187,7 @@ fn cases() -> Vec<Case> {
         add("shard_17x71x64", format, shard);
         add("5x39x31", format, Params::dense(5, 39, 31));
         add("1x67x96", format, Params::dense(1, 67, 96));
+        add("even_3x40x64", format, Params { ld_in: 72, in_offset: 8, ..Params::dense(3, 40, 64) });
     }
     for (m, n, k) in [(1, 1, 1), (2, 3, 8), (4, 5, 9), (33, 65, 40), (64, 8, 64), (9, 8, 264)] {
         add(&format!("{m}x{n}x{k}"), Format::F32, Params::dense(m, n, k));

@@ -80,18 +80,23 @@ fn is_row_grouped(format: Format) -> bool {
 /// When a workgroup owns channels of two groups: a mistake in the op's file.
 fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
     let gather = |variant: Variant| {
-        let channels = spec(&variant, "WX") * spec(&variant, "TN");
+        let channels = match variant.name {
+            "subgroup" | "subgroup_wide" => 4 * spec(&variant, "WX"),
+            _ => spec(&variant, "WX") * spec(&variant, "TN"),
+        };
         assert!(ROW_GROUP.is_multiple_of(channels), "'{}' owns {channels} channels", variant.name);
         let kept = |(path, instead): (&'static str, &'static str)| match path {
             Packing::DENSE => (path, "weights/part_gather.wgsl"),
             _ => (path, instead),
         };
         let fragments = variant.fragments.iter().copied().map(kept).collect();
-        let (own, gather) = match variant.name {
-            "subgroup" => ("lib/handed_own.wgsl", "lib/handed_gather.wgsl"),
-            _ => ("lib/held_own.wgsl", "lib/held_gather.wgsl"),
-        };
-        Variant { fragments, ..variant }.spec("SPREAD", 2).fragment(own, gather)
+        let variant = Variant { fragments, ..variant }.spec("SPREAD", 2);
+        match variant.name {
+            "subgroup" | "subgroup_wide" => variant
+                .fragment("lib/taken_own.wgsl", "lib/taken_gather.wgsl")
+                .fragment("lib/handed_own.wgsl", "lib/handed_gather.wgsl"),
+            _ => variant.fragment("lib/held_own.wgsl", "lib/held_gather.wgsl"),
+        }
     };
     variants.into_iter().map(gather).collect()
 }

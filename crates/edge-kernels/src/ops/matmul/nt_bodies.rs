@@ -81,9 +81,26 @@ impl Product {
     /// For drivers on the CPU: one load for the activations that eight lanes share.
     fn subgroup(&self) -> Variant {
         let needs = Needs { subgroups: true, subgroup_size: LANES, ..Needs::default() };
-        let variant = self.named("subgroup", 32).fragment(TILE, "lib/nt_subgroup.wgsl");
-        let variant = variant.spec("TM", self.m.next_power_of_two()).spec("TN", 4);
-        variant.spec("WX", LANES).needs(needs).suits(Hardware::Software)
+        let variant = self.named("subgroup", 64).fragment(TILE, "lib/nt_subgroup.wgsl");
+        let variant = variant.spec("TM", self.m.next_power_of_two()).spec("WX", LANES);
+        variant.needs(needs).suits(Hardware::Software)
+    }
+
+    /// The same with loads of 64 bits, of four rows of packed weights at once. There a load takes
+    /// as long as its loop over lanes, whatever its width.
+    fn subgroup_wide(&self) -> Option<Variant> {
+        let Self { n, k, ld_in, in_offset, .. } = *self;
+        if !(k.is_multiple_of(64) && [n, ld_in, in_offset].iter().all(|x| x.is_multiple_of(8))) {
+            return None;
+        }
+        let variant = Variant { name: "subgroup_wide", ..self.subgroup() };
+        let needs = Needs { int64: true, ..variant.needs };
+        Some(variant.replace("lib/x_vec4.wgsl", "lib/x_wide.wgsl").needs(needs))
+    }
+
+    /// Channels of a lane of it.
+    fn rows_at_once(&self) -> u32 {
+        if self.format.is_packed() && !is_row_grouped(self.format) { 8 } else { 4 }
     }
 
     /// Integer products of activations rounded to int8, for the formats whose integers fit.
@@ -114,6 +131,9 @@ impl Product {
             variants.extend(portable(tiles(&broadcast(variant).suits(Hardware::Software))));
         }
         if self.m <= 4 && self.n >= 8 {
+            let wide = self.subgroup_wide().into_iter().flat_map(|wide| tiles(&wide));
+            let wide = wide.map(|variant| wide_loads(variant, self.format));
+            variants.extend(portable(wide.collect()));
             variants.extend(portable(tiles(&self.subgroup())));
         }
         let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
@@ -146,7 +166,8 @@ impl Product {
     pub(crate) fn grid(&self, variant: &Variant) -> [u32; 3] {
         let (rows, channels) = match variant.name {
             "gemv" => (spec(variant, "TM"), spec(variant, "CHANNELS")),
-            "subgroup" => (spec(variant, "TM"), LANES * spec(variant, "TN")),
+            "subgroup" => (spec(variant, "TM"), LANES * 4),
+            "subgroup_wide" => (spec(variant, "TM"), LANES * self.rows_at_once()),
             "channel" | "int8" => (spec(variant, "TM"), 64),
             _ => (
                 spec(variant, "TM") * spec(variant, "WY"),
@@ -155,6 +176,20 @@ impl Product {
         };
         fold_grid(self.m.div_ceil(rows) * self.n.div_ceil(channels))
     }
+}
+
+/// A variant that loads weights 64 bits at a time.
+fn wide_loads(variant: Variant, format: Format) -> Variant {
+    let wide = match format {
+        Format::Packed(packing) => {
+            let pieces = packing.wide_pieces().into_iter();
+            return pieces.fold(variant, |variant, (path, wide)| variant.replace(path, wide));
+        }
+        Format::F16 => "weights/f16_wide.wgsl",
+        Format::Bf16 => "weights/bf16_wide.wgsl",
+        Format::F32 => "weights/f32_wide.wgsl",
+    };
+    variant.replace(format.fragment(), wide)
 }
 
 /// The body that the ops' files include, and variants replace.

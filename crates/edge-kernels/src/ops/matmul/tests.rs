@@ -217,6 +217,7 @@ fn every_variant_of_every_case_is_valid_wgsl() {
                 let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
                 capabilities.set(Capabilities::SHADER_FLOAT16, variant.needs.f16);
                 capabilities.set(Capabilities::SUBGROUP, variant.needs.subgroups);
+                capabilities.set(Capabilities::SHADER_INT64, variant.needs.int64);
                 let mut validator = Validator::new(ValidationFlags::all(), capabilities);
                 validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
                 validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());

@@ -1,0 +1,8 @@
+//! The words of `weights/words_8.wgsl`, a row at a time.
+
+@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;
+
+fn load_w_words(n: u32, block: u32) -> WWords {
+    let at = 2u * (block * w_rows() + n);
+    return WWords(w[at], w[at + 1u]);
+}
