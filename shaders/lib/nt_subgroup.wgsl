@@ -71,23 +71,17 @@ fn multiply(lane: vec2<u32>, tile: u32) {
                 }
             }
             //#unroll
-            for (var j = 0u; j < TN; j++) {
-                //#unroll
-                for (var i = 0u; i < TM; i++) {
-                    acc[i * TN + j] += w_raw_sum(sum[i * TN + j], x_sum[i], block[j]);
-                }
+            for (var at = 0u; at < TM * TN; at++) {
+                acc[at] += w_raw_sum(sum[at], x_sum[at / TN], block[at % TN]);
             }
         }
     }
     let tail_first = 0u;
     //#include "lib/tail_none.wgsl"
     //#unroll
-    for (var i = 0u; i < TM; i++) {
-        //#unroll
-        for (var j = 0u; j < TN; j++) {
-            if row0 + i < params.m && col0 + j < params.n {
-                store_y(row0 + i, col0 + j, acc[i * TN + j]);
-            }
+    for (var at = 0u; at < TM * TN; at++) {
+        if row0 + at / TN < params.m && col0 + at % TN < params.n {
+            store_y(row0 + at / TN, col0 + at % TN, acc[at]);
         }
     }
 }

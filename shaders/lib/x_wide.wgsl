@@ -1,5 +1,5 @@
-//! Elements of the activations `x`, whose rows all start at multiples of 8 and have lengths that are
-//! multiples of 8, loaded 64 bits at a time.
+//! Elements of the activations `x`, whose rows all start at multiples of 8 and have lengths that
+//! are multiples of 8, loaded 64 bits at a time.
 //!
 //! `load_x8` is that of `lib/x_vec4.wgsl`.
 

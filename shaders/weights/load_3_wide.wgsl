@@ -1,4 +1,4 @@
-//! The words of `weights/words_3.wgsl`, of four rows at once; the number of rows is a multiple of 8.
+//! The words of `weights/words_3.wgsl`, of four rows at once; there are a multiple of 8 rows.
 
 @group(0) @binding(3) var<storage, read> w: array<vec4<u64>>;
 

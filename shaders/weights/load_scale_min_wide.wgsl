@@ -1,4 +1,4 @@
-//! The scales of `weights/scale_min.wgsl`, of four rows at once; the number of rows is a multiple of 8.
+//! The scales of `weights/scale_min.wgsl`, of several rows at once; there are a multiple of 8 rows.
 
 @group(0) @binding(4) var<storage, read> w_scales: array<vec2<u64>>;
 

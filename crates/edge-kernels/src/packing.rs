@@ -270,8 +270,8 @@ impl Packing {
         ]
     }
 
-    /// What else of `weights/packed.wgsl` is to be included for loads of 64 bits, of several rows at
-    /// once: each piece and the one in place of it. The number of rows must be a multiple of 8.
+    /// What else of `weights/packed.wgsl` is to be included for loads of 64 bits, of several rows
+    /// at once: each piece and the one in place of it. There must be a multiple of 8 rows.
     pub fn wide_pieces(self) -> Vec<(&'static str, &'static str)> {
         let words = match (self.bits, self.block_words()) {
             (3, 2) => ("weights/load_3.wgsl", "weights/load_3_wide.wgsl"),
