@@ -1,4 +1,4 @@
-//! The scales of `weights/scale_none.wgsl`, of several rows at once; there are a multiple of 8 rows.
+//! The scales of `weights/scale_none.wgsl`, of several rows at once; there are 8, 16, … rows.
 
 @group(0) @binding(4) var<storage, read> w_scales: array<vec2<u64>>;
 
