@@ -13,4 +13,4 @@ pub mod shape;
 
 pub use params::{Entry, Group, Owner};
 pub use plan::{DeviceFacts, Job, Optimizer, Plan, PlannedBuffer, Trained};
-pub use shape::{ModelShape, Projection, Shard, Window};
+pub use shape::{BlockFormats, ModelShape, Projection, Shard, Window};

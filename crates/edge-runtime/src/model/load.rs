@@ -183,7 +183,10 @@ impl Loader<'_, '_> {
         let mut linears = Vec::with_capacity(7);
         for projection in Projection::ALL {
             let (n, k) = shape.projection(projection);
-            let format = if self.full() { Format::F32 } else { self.job.blocks[block as usize] };
+            let format = match self.full() {
+                true => Format::F32,
+                false => self.job.blocks[block as usize].get(projection),
+            };
             let shards = projection_shards(n, k, format, self.plan.max_shard_bytes);
             let name = weight_name(block as usize, projection);
             let owner = |shard| Owner::Weight(block, projection, shard);
