@@ -7,6 +7,7 @@
 //! * [`params`] — where trained parameters live: groups, arenas, offsets.
 //! * [`plan`] — every buffer of a run by name, category and size.
 
+pub mod allocate;
 pub mod params;
 pub mod plan;
 pub mod shape;
