@@ -1,6 +1,6 @@
 //! From a checkpoint to device memory, in the formats that the job names.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use edge_gpu::{Device, Slice};
 use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
@@ -15,6 +15,7 @@ use super::workspace::Pool;
 use super::{Block, Exit, GroupBuffers, Norm};
 use crate::adapter::weight_name;
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
+use crate::compress::layout::{scales_name, shards_of, table_shards_of, values_name};
 use crate::config::ModelConfig;
 
 /// Name of the embedding table in a checkpoint.
@@ -37,6 +38,25 @@ pub fn dense_format(dtype: Dtype) -> Format {
 pub fn norm_name(block: u32, post_attention: bool) -> String {
     let norm = if post_attention { "post_attention_layernorm" } else { "input_layernorm" };
     format!("model.layers.{block}.{norm}.weight")
+}
+
+fn table_or_projection(
+    config: &ModelConfig,
+    name: &str,
+    (rows, cols): (u32, u32),
+    format: Format,
+) -> Vec<Shard> {
+    match name {
+        EMBEDDING | HEAD => table_shards_of(&config.shape(), format),
+        _ => shards_of(rows, cols, format),
+    }
+}
+
+/// Copies little-endian words; a buffer has at least one.
+fn copy_words(bytes: &[u8], out: &mut [u32]) {
+    for (out, word) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *out = u32::from_le_bytes(*word);
+    }
 }
 
 /// Builds the parts of a model.
@@ -90,6 +110,9 @@ impl Loader<'_, '_> {
     ) -> Result<Matrix> {
         let full = self.full();
         let checkpoint = self.checkpoint;
+        if checkpoint.is_packed(name) {
+            return self.stored((name, label), (rows, cols), format, shards);
+        }
         self.tensor(name, rows, cols)?;
         let tensor = checkpoint.tensor(name)?;
         let mut parts = Vec::with_capacity(shards.len());
@@ -108,6 +131,61 @@ impl Loader<'_, '_> {
             parts.push(MatrixShard { shard, weight, grad: None });
         }
         Ok(Matrix { rows, cols, shards: parts })
+    }
+
+    /// A matrix of a compressed checkpoint: its words go from the map into device buffers.
+    fn stored(
+        &mut self,
+        (name, label): (&str, &str),
+        (rows, cols): (u32, u32),
+        format: Format,
+        shards: Vec<Shard>,
+    ) -> Result<Matrix> {
+        self.loaded += 1;
+        (self.progress)(self.loaded);
+        self.check_stored(name, (rows, cols), format, &shards)?;
+        let checkpoint = self.checkpoint;
+        let mut parts = Vec::with_capacity(shards.len());
+        for (index, shard) in shards.into_iter().enumerate() {
+            let values = checkpoint.stored(&values_name(name, index))?;
+            let label = format!("{label}.{index}");
+            let values = self.pool.filled(&label, |out| copy_words(values, out))?;
+            let scales = match format.is_packed() {
+                true => {
+                    let scales = checkpoint.stored(&scales_name(name, index))?;
+                    let label = format!("{label}.scales");
+                    Some(self.pool.filled(&label, |out| copy_words(scales, out))?)
+                }
+                false => None,
+            };
+            let weight = WeightBuffers { format, values, scales };
+            parts.push(MatrixShard { shard, weight, grad: None });
+        }
+        Ok(Matrix { rows, cols, shards: parts })
+    }
+
+    /// The file's shards must be those of the plan, which has smaller ones where a device binds
+    /// little.
+    fn check_stored(
+        &self,
+        name: &str,
+        (rows, cols): (u32, u32),
+        format: Format,
+        shards: &[Shard],
+    ) -> Result<()> {
+        let most = shards.iter().map(|shard| 4 * format.value_words(shard.rows, cols)).max();
+        let words = self.checkpoint.stored(&values_name(name, 0))?.len() as u64;
+        if table_or_projection(self.config, name, (rows, cols), format) == shards
+            && most == Some(words)
+        {
+            return Ok(());
+        }
+        bail!(
+            "tensor {name} of the compressed model is stored in parts of {words} bytes and {} \
+             binds {} at most: use --device cpu or the original model",
+            self.device.info().name,
+            self.plan.max_shard_bytes
+        )
     }
 
     fn upload(
@@ -155,6 +233,7 @@ impl Loader<'_, '_> {
 
     /// The embedding table, and the head where it is not tied.
     pub(super) fn tables(&mut self) -> Result<(Matrix, Option<Matrix>)> {
+        self.checkpoint.verify(0)?;
         let shape = self.config.shape();
         let size = (shape.vocab_size, shape.hidden_size);
         let max = self.plan.max_shard_bytes;
@@ -173,6 +252,7 @@ impl Loader<'_, '_> {
 
     /// A block: norms, projections, adapters.
     pub(super) fn block(&mut self, block: u32) -> Result<Block> {
+        self.checkpoint.verify(block as usize + 1)?;
         let shape = self.config.shape();
         let label = |what: &str| format!("block.{block}.{what}");
         let name = norm_name(block, false);

@@ -19,8 +19,7 @@ use crate::session::Source;
 /// # Errors
 /// More windows are asked for than the model has blocks; the checkpoint lacks its embedding.
 pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job> {
-    let group = options.group_size as u32;
-    let formats = source.formats(options.bits, group)?;
+    let formats = source.formats(options.bits, options.group_size)?;
     let mut job = source.job(formats, options.micro_batch as u32, seq_len as u32);
     job.training = true;
     job.optimizer = options.optimizer.into();
