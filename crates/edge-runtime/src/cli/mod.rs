@@ -7,6 +7,7 @@ pub mod args;
 mod devices;
 mod eval;
 mod generate;
+mod inspect;
 pub mod options;
 pub mod report;
 mod tune;
@@ -56,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args).map(|()| 0),
         Command::Generate(args) => generate::run(&args).map(|()| 0),
         Command::Devices(args) => devices::run(&args).map(|()| 0),
+        Command::Inspect(args) => inspect::run(&args).map(|()| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -12,3 +12,6 @@ pub mod policy_file;
 pub mod read;
 mod shard;
 pub mod write;
+
+#[cfg(test)]
+mod tests;
