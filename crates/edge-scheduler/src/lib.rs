@@ -7,9 +7,11 @@
 //! * [`params`] — where trained parameters live: groups, arenas, offsets.
 //! * [`plan`] — every buffer of a run by name, category and size.
 //! * [`policy`] — the format of each layer, and policies by name.
-//! * [`mod@allocate`] — the formats with the least error within a budget.
+//! * [`mod@allocate`] — the candidates with the least error within a budget.
+//! * [`mod@luc`] — the policy of measured errors within bits, bytes or time.
 
 pub mod allocate;
+pub mod luc;
 pub mod params;
 pub mod plan;
 pub mod policy;

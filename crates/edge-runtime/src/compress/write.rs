@@ -15,7 +15,7 @@ use super::{policy_file, shard};
 use crate::adapter::weight_name;
 use crate::checkpoint::Checkpoint;
 use crate::model::load::{EMBEDDING, HEAD, NORM, dense_format, norm_name};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, write_atomically};
 use crate::session::Source;
 use crate::tune::save::COMPANIONS;
 
@@ -179,8 +179,10 @@ impl<'a> Writer<'a> {
         for name in COMPANIONS {
             let (from, to) = (self.source.dir.join(name), dir.join(name));
             if from.is_file() {
+                let bytes =
+                    fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
                 self.leftovers.files.push(to.clone());
-                fs::copy(&from, &to).map_err(|error| failed(&to, &error))?;
+                write_atomically(&to, &bytes)?;
             }
         }
         // The folder counts as a compressed model from here on, when all else is in place.

@@ -1,3 +1,5 @@
+//! Allocations against all choices there are, and large ones against their bounds.
+
 use edge_kernels::util::SeededRng;
 use rand::{RngExt, SeedableRng};
 
