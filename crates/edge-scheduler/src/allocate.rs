@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// States of the dynamic programming in all layers together; 8 bytes each.
-pub const MAX_STATES: usize = 4_000_000;
+pub const MAX_STATES: usize = 1_000_000;
 
 /// Halvings of an interval of a multiplier.
 const HALVINGS: usize = 60;

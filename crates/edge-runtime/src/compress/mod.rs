@@ -3,7 +3,7 @@
 //! * [`policy_file`] — a policy as JSON that a person can edit.
 //! * [`header`] — what a compressed checkpoint says of itself.
 //! * [`layout`] — what is where in a compressed checkpoint.
-//! * [`write`] — a compressed model folder, block by block.
+//! * [`mod@write`] — a compressed model folder, block by block.
 //! * [`read`] — the same, mapped and checked.
 
 pub mod header;
