@@ -28,16 +28,16 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn demo(file: &str) -> String {
+pub(crate) fn demo(file: &str) -> String {
     root().join("crates/edge-runtime/demo").join(file).display().to_string()
 }
 
-fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     Command::new(program()).args(args).output().expect("the program starts")
 }
 
 /// Runs what must fail; returns its stderr.
-fn refused(args: &[&str], code: i32) -> String {
+pub(crate) fn refused(args: &[&str], code: i32) -> String {
     let output = run(args);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");

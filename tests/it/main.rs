@@ -1,6 +1,7 @@
 //! The one integration test binary: each further one would link everything again.
 
 mod commands;
+mod compressed;
 mod device;
 mod formats;
 mod golden;

@@ -200,7 +200,8 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(AdapterConfig, AdapterTe
     Ok((config, tensors))
 }
 
-fn load_config(dir: &Path) -> Result<AdapterConfig> {
+/// Reads the settings of an adapter.
+pub(crate) fn load_config(dir: &Path) -> Result<AdapterConfig> {
     let path = dir.join(CONFIG_FILE);
     let shown = path.display();
     let text = std::fs::read_to_string(&path).with_context(|| {

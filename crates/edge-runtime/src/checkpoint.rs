@@ -1,7 +1,7 @@
 //! Weights of a Hugging Face folder, memory-mapped: `model.safetensors`, or the shards that
 //! `model.safetensors.index.json` lists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -12,6 +12,8 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as FileDtype, SafeTensorError, TensorInfo};
 use serde::Deserialize;
+
+use crate::compress::read::Compressed;
 
 /// Number format of a tensor in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,22 +102,25 @@ fn convert(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     }
 }
 
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
+/// A safetensors file, mapped.
+pub(crate) struct Shard {
+    pub(crate) path: PathBuf,
+    pub(crate) map: Mmap,
     /// Where the tensors' bytes start.
-    data: usize,
-    tensors: BTreeMap<String, TensorInfo>,
+    pub(crate) data: usize,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+    /// The strings of `__metadata__`.
+    pub(crate) notes: HashMap<String, String>,
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Self> {
+    /// Maps a file; `remedy` is what helps where it is not whole.
+    pub(crate) fn open(path: PathBuf, remedy: &str) -> Result<Self> {
         let shown = path.display().to_string();
-        let file = File::open(&path).with_context(|| {
-            format!("cannot open {shown}: download the model's safetensors files again")
-        })?;
+        let file = File::open(&path)
+            .with_context(|| format!("cannot open {shown}: check its permissions, or {remedy}"))?;
         let bytes = file.metadata().with_context(|| format!("cannot read {shown}"))?.len();
-        ensure!(bytes >= 8, "{shown} is truncated ({bytes} bytes): download it again");
+        ensure!(bytes >= 8, "{shown} is truncated ({bytes} bytes): {remedy}");
         // SAFETY: the map is only read. Its contents change under us if another process writes
         // the file meanwhile, which would be a wrong weight, never a wrong length or index: all
         // offsets come from the header copied out below and are checked against the map's length.
@@ -123,11 +128,12 @@ impl Shard {
         let map = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {shown}"))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             let cause = describe(&error);
-            anyhow::anyhow!("{shown} is no whole safetensors file ({cause}): download it again")
+            anyhow::anyhow!("{shown} is no whole safetensors file ({cause}): {remedy}")
         })?;
         let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone()));
         let tensors = tensors.collect();
-        Ok(Self { path, map, data: 8 + header, tensors })
+        let notes = metadata.metadata().clone().unwrap_or_default();
+        Ok(Self { path, map, data: 8 + header, tensors, notes })
     }
 
     fn tensor(&self, name: &str) -> Option<Result<TensorView<'_>>> {
@@ -166,11 +172,16 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// What helps where a downloaded file is not whole.
+const DOWNLOAD: &str = "download it again";
+
 /// An open set of weights.
 pub struct Checkpoint {
-    shards: Vec<Shard>,
+    pub(crate) shards: Vec<Shard>,
     /// Tensor name to shard.
     places: BTreeMap<String, usize>,
+    /// What is known of it, where it is compressed.
+    pub(crate) compressed: Option<Compressed>,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -206,9 +217,13 @@ impl Checkpoint {
     /// # Errors
     /// It is absent, truncated or damaged.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let shard = Shard::open(path.to_owned())?;
+        Ok(Self::from_shard(Shard::open(path.to_owned(), DOWNLOAD)?))
+    }
+
+    /// All tensors of one file.
+    pub(crate) fn from_shard(shard: Shard) -> Self {
         let places = shard.tensors.keys().map(|name| (name.clone(), 0)).collect();
-        Ok(Self { shards: vec![shard], places })
+        Self { shards: vec![shard], places, compressed: None }
     }
 
     fn open_sharded(dir: &Path, index_path: &Path) -> Result<Self> {
@@ -233,7 +248,7 @@ impl Checkpoint {
             let place = match opened.get(&file) {
                 Some(place) => *place,
                 None => {
-                    shards.push(Shard::open(dir.join(&file))?);
+                    shards.push(Shard::open(dir.join(&file), DOWNLOAD)?);
                     opened.insert(file.clone(), shards.len() - 1);
                     shards.len() - 1
                 }
@@ -244,7 +259,7 @@ impl Checkpoint {
             );
             places.insert(name, place);
         }
-        Ok(Self { shards, places })
+        Ok(Self { shards, places, compressed: None })
     }
 
     /// Names of all tensors, sorted.

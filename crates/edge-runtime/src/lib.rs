@@ -2,7 +2,8 @@
 //!
 //! Input and output: [`config`], [`checkpoint`] and [`tokenizer`] read a Hugging Face folder,
 //! [`data`] reads texts and [`batch`] cuts them into windows, [`adapter`] and [`exits`] read and
-//! write what tuning makes, [`run_dir`] is the one place that is written to.
+//! write what tuning makes, [`compress`] reads and writes compressed models. [`run_dir`] is the one
+//! place that a run writes to.
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
 //! and [`generate`] use it, [`session`] opens what they need, [`autotune`] tests and measures the
@@ -14,6 +15,7 @@ pub mod autotune;
 pub mod batch;
 pub mod checkpoint;
 pub mod cli;
+pub mod compress;
 pub mod config;
 pub mod data;
 pub mod demo;

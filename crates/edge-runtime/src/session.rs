@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use edge_gpu::Device;
 use edge_kernels::{Format, Packing};
-use edge_scheduler::{Job, Optimizer, Plan, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Optimizer, Plan, Trained, Window};
 
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
 use crate::checkpoint::Checkpoint;
+use crate::cli::Usage;
 use crate::cli::args::{Bits, ByteSize};
 use crate::cli::options::TuneOptions;
+use crate::compress::read::is_compressed;
 use crate::config::ModelConfig;
 use crate::exits::Exits;
 use crate::model::load::{EMBEDDING, dense_format};
@@ -27,6 +29,17 @@ pub struct Source {
     pub checkpoint: Checkpoint,
     /// The tokenizer.
     pub tokenizer: Tokenizer,
+}
+
+/// How a model's weights are stored on the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Formats {
+    /// Projections, by block.
+    pub blocks: Vec<BlockFormats>,
+    /// Embedding table, and a tied head.
+    pub embedding: Format,
+    /// Untied head.
+    pub head: Format,
 }
 
 /// The bundled demo: model and texts.
@@ -60,30 +73,57 @@ impl Source {
         Ok(Self {
             dir: dir.to_path_buf(),
             tokenizer: Tokenizer::for_model(dir, &config)?,
-            checkpoint: Checkpoint::open(dir)?,
+            checkpoint: match is_compressed(dir) {
+                true => Checkpoint::open_compressed(dir, &config)?,
+                false => Checkpoint::open(dir)?,
+            },
             config,
         })
     }
 
-    /// Formats of blocks, embedding table and head. With `bits` 16 everything keeps the
+    /// Formats of blocks, embedding table and head: those of a compressed model, or with `bits` of
+    /// a value and columns in a `group`. With 16 bits, or none given, everything keeps the
     /// checkpoint's own numbers; packed blocks go with 16-bit tables.
     ///
     /// # Errors
-    /// The checkpoint has no embedding table.
-    pub fn formats(&self, bits: Bits, group: u32) -> Result<[Format; 3]> {
+    /// The checkpoint has no embedding table, or bits or group are given for a compressed model.
+    pub fn formats(&self, bits: Option<Bits>, group: Option<usize>) -> Result<Formats> {
+        if let Some(compressed) = self.checkpoint.compressed() {
+            refuse_formats(&self.dir, bits, group)?;
+            let about = &compressed.about;
+            let blocks = about.policy.formats();
+            return Ok(Formats { blocks, embedding: about.embedding, head: about.head });
+        }
+        let group = group.unwrap_or(32) as u32;
         let own = dense_format(self.checkpoint.tensor(EMBEDDING)?.dtype);
         let table = if own == Format::F32 { Format::F16 } else { own };
-        Ok(match u32::from(bits) {
-            16 => [own; 3],
-            bits => [Packing::new(bits).group_size(group).format(), table, table],
-        })
+        let (block, table) = match u32::from(bits.unwrap_or_default()) {
+            16 => (own, own),
+            bits => (Packing::new(bits).group_size(group).format(), table),
+        };
+        let blocks = vec![BlockFormats::uniform(block); self.config.num_hidden_layers];
+        Ok(Formats { blocks, embedding: table, head: table })
+    }
+
+    /// How the base is stored, for people: `8 bit`, or what a compressed model's policy comes to.
+    pub fn precision(&self, bits: Option<Bits>) -> String {
+        match self.checkpoint.compressed() {
+            Some(compressed) => {
+                let policy = &compressed.about.policy;
+                let averages = policy.averages(&self.config.shape());
+                let sparse = 100.0 * averages.sparsity;
+                format!("{:.2} bit, {sparse:.0} % sparse ({})", averages.bits, policy.name)
+            }
+            None => format!("{} bit", u32::from(bits.unwrap_or_default())),
+        }
     }
 
     /// A job without adapters that runs `batch` sequences of `seq_len` tokens.
-    pub fn job(&self, [blocks, embedding, head]: [Format; 3], batch: u32, seq_len: u32) -> Job {
+    pub fn job(&self, formats: Formats, batch: u32, seq_len: u32) -> Job {
         let num_blocks = self.config.num_hidden_layers;
+        let Formats { blocks, embedding, head } = formats;
         Job {
-            blocks: vec![blocks; num_blocks],
+            blocks,
             embedding,
             head,
             trained: Trained::Nothing,
@@ -98,6 +138,22 @@ impl Source {
             vote: false,
         }
     }
+}
+
+/// Refuses flags that say how the base is to be stored, for the compressed model in `dir`.
+///
+/// # Errors
+/// [`Usage`], if one is given.
+pub fn refuse_formats(dir: &Path, bits: Option<Bits>, group: Option<usize>) -> Result<()> {
+    let flag = match (bits, group) {
+        (Some(_), _) => "--bits",
+        (_, Some(_)) => "--group-size",
+        _ => return Ok(()),
+    };
+    Err(anyhow::Error::new(Usage(format!(
+        "{flag} does not go with {}, a compressed model in formats of its own: leave it out",
+        dir.display()
+    ))))
 }
 
 /// What tuning left behind, to be used with a model.

@@ -6,7 +6,7 @@ use edge_kernels::ops::optim::adamw_8bit;
 use edge_kernels::{Category, Format};
 
 use crate::params::Group;
-use crate::shape::{ModelShape, Projection, Shard, Window};
+use crate::shape::{BlockFormats, ModelShape, Projection, Shard, Window};
 
 /// What of a device decides sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ pub enum Optimizer {
 /// What is to be run, as far as memory is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Format of each block's projections.
-    pub blocks: Vec<Format>,
+    /// Formats of each block's projections.
+    pub blocks: Vec<BlockFormats>,
     /// Format of the embedding table (and of a tied head).
     pub embedding: Format,
     /// Format of an untied head.
@@ -241,8 +241,9 @@ impl Builder<'_> {
             let shards = table_shards(shape, job.head, max);
             self.matrix("lm_head", d, job.head, &shards);
         }
-        for (block, &format) in job.blocks.iter().enumerate() {
+        for (block, formats) in job.blocks.iter().enumerate() {
             for projection in Projection::ALL {
+                let format = formats.get(projection);
                 let (n, k) = shape.projection(projection);
                 let shards = projection_shards(n, k, format, max);
                 self.matrix(&format!("block.{block}.{}", projection.name()), k, format, &shards);

@@ -31,6 +31,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// List the devices with their limits and features
     Devices(DevicesArgs),
+    /// Show what is in a model folder, compressed or not, an adapter or a run directory
+    Inspect(InspectArgs),
 }
 
 /// What is trained.
@@ -387,6 +389,17 @@ pub struct GenerateArgs {
     pub quiet: bool,
 }
 
+/// Options of `inspect`.
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// Model folder, adapter folder or run directory
+    #[arg(value_name = "DIR")]
+    pub path: PathBuf,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Options of `devices`.
 #[derive(Clone, Debug, Args)]
 pub struct DevicesArgs {
@@ -428,7 +441,12 @@ mod tests {
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
         // clap would take the comment of a flattened struct, were it not for the variant's own.
-        for (name, about) in [("tune", "Adapt a model"), ("eval", "Measure"), ("devices", "List")] {
+        for (name, about) in [
+            ("tune", "Adapt a model"),
+            ("eval", "Measure"),
+            ("devices", "List"),
+            ("inspect", "Show"),
+        ] {
             let command = Cli::command();
             let found = command.find_subcommand(name).unwrap().get_about().unwrap().to_string();
             assert!(found.starts_with(about), "{name}: {found}");

@@ -3,11 +3,11 @@
 use anyhow::{Result, ensure};
 use edge_gpu::Options;
 
-use super::args::{Bits, EvalArgs};
+use super::args::EvalArgs;
 use super::report::{EvalReport, ExitLoss, Progress, VoteLoss, print_json};
 use crate::batch::check_seq_len;
 use crate::data::load_eval;
-use crate::session::{Source, Tuned, check_budget, demo_dir, mebibytes};
+use crate::session::{Formats, Source, Tuned, check_budget, demo_dir, mebibytes};
 
 /// Sequences that are evaluated at once.
 const BATCH: u32 = 4;
@@ -37,10 +37,12 @@ pub(super) fn open(
     Ok((source, tuned))
 }
 
-/// The precision of the base that a run was made with; the checkpoint's own without a run.
-pub(super) fn precision(tuned: &Tuned) -> (Bits, u32) {
-    let options = tuned.options.as_ref();
-    options.map_or((Bits::default(), 32), |o| (o.bits, o.group_size as u32))
+/// The formats of the base that a run was made with; the checkpoint's own without a run, or where
+/// the checkpoint is compressed.
+pub(super) fn formats(source: &Source, tuned: &Tuned) -> Result<Formats> {
+    let own = source.checkpoint.compressed().is_some();
+    let options = tuned.options.as_ref().filter(|_| !own);
+    source.formats(options.and_then(|o| o.bits), options.and_then(|o| o.group_size))
 }
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
@@ -55,8 +57,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     ensure!(!data.is_empty(), "there is nothing to evaluate: give --data a file or folder");
     let stream = load_eval(&data, &source.tokenizer)?;
     let device = super::open_device(&args.device, &Options::default())?;
-    let (bits, group) = precision(&tuned);
-    let mut job = source.job(source.formats(bits, group)?, BATCH, args.seq_len as u32);
+    let formats = formats(&source, &tuned)?;
+    let mut job = source.job(formats, BATCH, args.seq_len as u32);
     tuned.apply(&mut job);
     let plan = check_budget(&source, &job, &device, None)?;
     let tensors = 7 * job.blocks.len() as u64 + 1;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Options};
 
 use super::args::GenerateArgs;
-use super::eval::{open, precision};
+use super::eval::{formats, open};
 use crate::generate::{PREFILL_TOKENS, Sampling};
 use crate::session::{Source, Tuned};
 
@@ -40,9 +40,7 @@ pub(super) fn continue_text(
         "the prompt has {} tokens and the model's context is {context}: shorten --prompt",
         prompt.len()
     );
-    let (bits, group) = precision(tuned);
-    let formats = source.formats(bits, group)?;
-    let mut job = source.job(formats, 1, PREFILL_TOKENS.min(positions as u32));
+    let mut job = source.job(formats(source, tuned)?, 1, PREFILL_TOKENS.min(positions as u32));
     tuned.apply(&mut job);
     job.cache = Some(positions as u32);
     job.positions = positions as u32;

@@ -7,6 +7,7 @@ pub mod args;
 mod devices;
 mod eval;
 mod generate;
+mod inspect;
 pub mod options;
 pub mod report;
 mod tune;
@@ -29,8 +30,23 @@ fn open_device(selector: &str, options: &Options) -> Result<Device, edge_gpu::Er
     Ok(device)
 }
 
-/// Exit status of a command that failed; clap itself exits 2 for wrong usage.
+/// Exit status of a command that failed.
 pub const EXIT_FAILED: i32 = 1;
+
+/// Exit status of wrong usage, as clap has it.
+pub const EXIT_USAGE: i32 = 2;
+
+/// Flags that do not go with what they are given for, which clap cannot know.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
 
 /// Runs the program: parses the arguments, runs the command, prints what went wrong.
 pub fn main() -> ExitCode {
@@ -41,12 +57,14 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args).map(|()| 0),
         Command::Generate(args) => generate::run(&args).map(|()| 0),
         Command::Devices(args) => devices::run(&args).map(|()| 0),
+        Command::Inspect(args) => inspect::run(&args).map(|()| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(EXIT_FAILED as u8)
+            let usage = error.downcast_ref::<Usage>().is_some();
+            ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILED } as u8)
         }
     }
 }

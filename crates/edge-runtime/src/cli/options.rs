@@ -67,10 +67,12 @@ pub struct TuneOptions {
     pub window_order: WindowOrder,
     /// How exits are combined.
     pub vote: Vote,
-    /// Bits of the frozen weights.
-    pub bits: Bits,
-    /// Weights that share a scale.
-    pub group_size: usize,
+    /// Bits of the frozen weights; `None`: as the checkpoint stores them.
+    #[serde(default)]
+    pub bits: Option<Bits>,
+    /// Weights that share a scale; `None`: 32, or as a compressed checkpoint has it.
+    #[serde(default)]
+    pub group_size: Option<usize>,
     /// Steps between validations; 0: only before and after.
     pub eval_every: u64,
     /// Time each kernel.
@@ -172,8 +174,8 @@ impl TuneFlags {
             windows: self.windows.unwrap_or(3),
             window_order: self.window_order.unwrap_or_default(),
             vote: self.vote.unwrap_or_default(),
-            bits: self.bits.unwrap_or_default(),
-            group_size: self.group_size.unwrap_or(32),
+            bits: self.bits,
+            group_size: self.group_size,
             eval_every: self.eval_every.unwrap_or(0),
             profile: self.profile.unwrap_or(false),
         };
@@ -205,7 +207,8 @@ impl TuneOptions {
     }
 
     fn check(&self) -> Result<()> {
-        let TuneOptions { batch_size, micro_batch, rank, windows, group_size, .. } = *self;
+        let TuneOptions { batch_size, micro_batch, rank, windows, .. } = *self;
+        let group_size = self.group_size.unwrap_or(32);
         ensure!(
             self.steps.is_none() || self.epochs.is_none(),
             "both --steps and --epochs are given: keep one"
@@ -287,7 +290,10 @@ mod tests {
         assert_eq!((options.lr, options.rank, options.alpha), (0.5, 4, 8.0));
         assert_eq!((options.steps, options.epochs), (None, Some(2.0)));
         assert_eq!((options.valid, options.val_fraction), (None, 0.2));
-        assert_eq!((options.bits, options.memory_budget), (Bits::Four, Some(ByteSize(1 << 30))));
+        assert_eq!(
+            (options.bits, options.memory_budget),
+            (Some(Bits::Four), Some(ByteSize(1 << 30)))
+        );
         assert_eq!(options.targets.to_string(), "q_proj,v_proj");
         assert_eq!(options.optimizer, OptimizerName::AdamW8bit);
         assert_eq!((options.batch_size, options.micro_batch), (4, 4));

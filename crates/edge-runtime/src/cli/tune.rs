@@ -9,11 +9,12 @@ use super::args::{Method, TuneArgs, TuneFlags};
 use super::generate::{Request, continue_text};
 use super::options::TuneOptions;
 use super::report::{TuneReport, print_json};
+use crate::compress::read::is_compressed;
 use crate::exits::Vote;
 use crate::generate::Sampling;
 use crate::interrupt;
 use crate::run_dir::RunDir;
-use crate::session::{Source, Tuned, demo_dir, mebibytes};
+use crate::session::{Source, Tuned, demo_dir, mebibytes, refuse_formats};
 
 /// What the demo's samples start with: both styles can go on from it.
 const DEMO_PROMPT: &str = "The ";
@@ -50,7 +51,10 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     if let Some(path) = &args.config {
         flags = flags.or(TuneFlags::load(path)?);
     }
-    if flags.method != Some(Method::Full)
+    let compressed = flags.model.as_deref().filter(|model| is_compressed(model));
+    if let Some(model) = compressed {
+        refuse_formats(model, flags.bits, flags.group_size)?;
+    } else if flags.method != Some(Method::Full)
         && flags.method != Some(Method::Lora)
         && flags.bits.is_none()
     {

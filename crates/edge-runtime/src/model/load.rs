@@ -1,6 +1,6 @@
 //! From a checkpoint to device memory, in the formats that the job names.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Slice};
 use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
@@ -15,6 +15,7 @@ use super::workspace::Pool;
 use super::{Block, Exit, GroupBuffers, Norm};
 use crate::adapter::weight_name;
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
+use crate::compress::layout::{scales_name, shards_of, table_shards_of, values_name};
 use crate::config::ModelConfig;
 
 /// Name of the embedding table in a checkpoint.
@@ -37,6 +38,30 @@ pub fn dense_format(dtype: Dtype) -> Format {
 pub fn norm_name(block: u32, post_attention: bool) -> String {
     let norm = if post_attention { "post_attention_layernorm" } else { "input_layernorm" };
     format!("model.layers.{block}.{norm}.weight")
+}
+
+/// The parts of a matrix in a file must be the plan's shards, which are smaller where a device
+/// binds little.
+fn check_parts(
+    name: &str,
+    parts: &[Shard],
+    part_bytes: usize,
+    shards: &[Shard],
+    (device, max_bytes): (&str, u64),
+) -> Result<()> {
+    ensure!(
+        parts == shards,
+        "tensor {name} of the compressed model is stored in parts of {part_bytes} bytes and \
+         {device} binds {max_bytes} at most: use --device cpu or the original model"
+    );
+    Ok(())
+}
+
+/// Copies little-endian words; a buffer has at least one.
+fn copy_words(bytes: &[u8], out: &mut [u32]) {
+    for (out, word) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *out = u32::from_le_bytes(*word);
+    }
 }
 
 /// Builds the parts of a model.
@@ -90,6 +115,9 @@ impl Loader<'_, '_> {
     ) -> Result<Matrix> {
         let full = self.full();
         let checkpoint = self.checkpoint;
+        if checkpoint.is_packed(name) {
+            return self.stored((name, label), (rows, cols), format, shards);
+        }
         self.tensor(name, rows, cols)?;
         let tensor = checkpoint.tensor(name)?;
         let mut parts = Vec::with_capacity(shards.len());
@@ -105,6 +133,43 @@ impl Loader<'_, '_> {
             }
             let label = format!("{label}.{index}");
             let weight = self.upload(&label, &tensor, range, format, (shard.rows, cols))?;
+            parts.push(MatrixShard { shard, weight, grad: None });
+        }
+        Ok(Matrix { rows, cols, shards: parts })
+    }
+
+    /// A matrix of a compressed checkpoint: its words go from the map into device buffers.
+    fn stored(
+        &mut self,
+        (name, label): (&str, &str),
+        (rows, cols): (u32, u32),
+        format: Format,
+        shards: Vec<Shard>,
+    ) -> Result<Matrix> {
+        self.loaded += 1;
+        (self.progress)(self.loaded);
+        let checkpoint = self.checkpoint;
+        let parts = match name {
+            EMBEDDING | HEAD => table_shards_of(&self.config.shape(), format),
+            _ => shards_of(rows, cols, format),
+        };
+        let part_bytes = checkpoint.stored(&values_name(name, 0))?.len();
+        let limit = (self.device.info().name.as_str(), self.plan.max_shard_bytes);
+        check_parts(name, &parts, part_bytes, &shards, limit)?;
+        let mut parts = Vec::with_capacity(shards.len());
+        for (index, shard) in shards.into_iter().enumerate() {
+            let values = checkpoint.stored(&values_name(name, index))?;
+            let label = format!("{label}.{index}");
+            let values = self.pool.filled(&label, |out| copy_words(values, out))?;
+            let scales = match format.is_packed() {
+                true => {
+                    let scales = checkpoint.stored(&scales_name(name, index))?;
+                    let label = format!("{label}.scales");
+                    Some(self.pool.filled(&label, |out| copy_words(scales, out))?)
+                }
+                false => None,
+            };
+            let weight = WeightBuffers { format, values, scales };
             parts.push(MatrixShard { shard, weight, grad: None });
         }
         Ok(Matrix { rows, cols, shards: parts })
@@ -155,6 +220,7 @@ impl Loader<'_, '_> {
 
     /// The embedding table, and the head where it is not tied.
     pub(super) fn tables(&mut self) -> Result<(Matrix, Option<Matrix>)> {
+        self.checkpoint.verify(0)?;
         let shape = self.config.shape();
         let size = (shape.vocab_size, shape.hidden_size);
         let max = self.plan.max_shard_bytes;
@@ -173,6 +239,7 @@ impl Loader<'_, '_> {
 
     /// A block: norms, projections, adapters.
     pub(super) fn block(&mut self, block: u32) -> Result<Block> {
+        self.checkpoint.verify(block as usize + 1)?;
         let shape = self.config.shape();
         let label = |what: &str| format!("block.{block}.{what}");
         let name = norm_name(block, false);
@@ -183,7 +250,10 @@ impl Loader<'_, '_> {
         let mut linears = Vec::with_capacity(7);
         for projection in Projection::ALL {
             let (n, k) = shape.projection(projection);
-            let format = if self.full() { Format::F32 } else { self.job.blocks[block as usize] };
+            let format = match self.full() {
+                true => Format::F32,
+                false => self.job.blocks[block as usize].get(projection),
+            };
             let shards = projection_shards(n, k, format, self.plan.max_shard_bytes);
             let name = weight_name(block as usize, projection);
             let owner = |shard| Owner::Weight(block, projection, shard);
@@ -245,4 +315,24 @@ pub(super) fn init_adapters(blocks: &[Block], device: &Device, seed: u64) -> Res
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::message;
+
+    #[test]
+    fn a_device_that_binds_less_than_a_part_is_refused() {
+        // Gate of Llama 2 7B: 47.9 MB in 8 bits.
+        let name = weight_name(3, Projection::Gate);
+        let parts = shards_of(11008, 4096, Format::Q8);
+        let check = |max_bytes| {
+            let shards = projection_shards(11008, 4096, Format::Q8, max_bytes);
+            check_parts(&name, &parts, 45_088_768, &shards, ("a phone", max_bytes))
+        };
+        assert!(check(64 << 20).is_ok());
+        let error = message(check(32 << 20));
+        assert!(error.contains(&name) && error.contains("a phone binds 33554432"), "{error}");
+    }
 }

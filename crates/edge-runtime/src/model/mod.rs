@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice};
 use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
-use edge_scheduler::{DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Window};
+use edge_scheduler::{DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window};
 
 use self::block::{Geometry, Onward};
 use self::linear::{Linear, Matrix};
@@ -107,6 +107,23 @@ pub struct Model {
     pub workspace: Workspace,
 }
 
+/// A compressed checkpoint comes in formats of its own.
+fn check_formats(checkpoint: &Checkpoint, shape: &ModelShape, job: &Job) -> Result<()> {
+    let Some(compressed) = checkpoint.compressed() else { return Ok(()) };
+    let (about, shown) = (&compressed.about, compressed.path.display());
+    ensure!(
+        job.trained != Trained::Full,
+        "{shown} is compressed and its weights cannot be trained: give --model the original \
+         checkpoint, or use --method edge or lora"
+    );
+    let tables = job.embedding == about.embedding && (shape.tied_head || job.head == about.head);
+    ensure!(
+        tables && job.blocks == about.policy.formats(),
+        "{shown} is stored in other formats than were asked for: leave the choice to the model"
+    );
+    Ok(())
+}
+
 /// What a device contributes to a plan.
 pub fn device_facts(device: &Device) -> DeviceFacts {
     DeviceFacts {
@@ -130,6 +147,7 @@ impl Model {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
         let shape = config.shape();
+        check_formats(checkpoint, &shape, job)?;
         let plan = Plan::new(&shape, job, device_facts(device));
         let mut pool = Pool::new(device, &plan);
         let table = rope_table(
@@ -281,7 +299,7 @@ impl Model {
 
     /// Runs backward through a window from `d_x` at its exit.
     pub(crate) fn window_backward(&self, recorder: &mut Recorder, window: Window, g: Geometry) {
-        let full = self.job.trained == edge_scheduler::Trained::Full;
+        let full = self.job.trained == Trained::Full;
         for block in (window.first..window.end).rev() {
             let slot = self.slot((block - window.first) as usize);
             self.block_backward(recorder, block, slot, full || block > window.first, g);

@@ -7,7 +7,7 @@ pub mod trainer;
 use anyhow::{Result, ensure};
 use edge_kernels::Format;
 use edge_kernels::util::SeededRng;
-use edge_scheduler::{Job, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Trained, Window};
 use rand::{RngExt, SeedableRng};
 
 use crate::cli::args::{Method, WindowOrder};
@@ -19,8 +19,7 @@ use crate::session::Source;
 /// # Errors
 /// More windows are asked for than the model has blocks; the checkpoint lacks its embedding.
 pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job> {
-    let group = options.group_size as u32;
-    let formats = source.formats(options.bits, group)?;
+    let formats = source.formats(options.bits, options.group_size)?;
     let mut job = source.job(formats, options.micro_batch as u32, seq_len as u32);
     job.training = true;
     job.optimizer = options.optimizer.into();
@@ -31,7 +30,7 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     match options.method {
         Method::Full => {
             job.trained = Trained::Full;
-            job.blocks.fill(Format::F32);
+            job.blocks.fill(BlockFormats::uniform(Format::F32));
         }
         Method::Lora => job.trained = lora,
         Method::Edge => {

@@ -78,7 +78,7 @@ pub fn run(
         tokens: 0,
         times: Vec::new(),
     };
-    session.announce(mebibytes(plan.bytes()));
+    session.announce(source, mebibytes(plan.bytes()));
     let before = session.validate("validate before")?;
     device.take_profile();
     let started = Instant::now();
@@ -121,11 +121,11 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn announce(&self, planned: String) {
+    fn announce(&self, source: &Source, planned: String) {
         let (model, options) = (&self.trainer.model, self.options);
         let trained: u64 = model.plan.groups.iter().map(|group| group.parameters()).sum();
         self.say(&format!(
-            "{} on {}: {} blocks, {:.2} M parameters, {:.3} M trained, {} windows, {} bit; \
+            "{} on {}: {} blocks, {:.2} M parameters, {:.3} M trained, {} windows, {}; \
              {} steps of {} x {} tokens; {} of device memory planned",
             options.method.name(),
             model.device.info().name,
@@ -133,7 +133,7 @@ impl Session<'_> {
             model.shape.parameters() as f64 / 1e6,
             trained as f64 / 1e6,
             model.exits.len(),
-            u32::from(options.bits),
+            source.precision(options.bits),
             self.steps,
             options.batch_size,
             self.seq_len,

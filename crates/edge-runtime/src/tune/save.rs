@@ -19,7 +19,7 @@ use crate::run_dir::{ModelCard, RunDir};
 use crate::session::Source;
 
 /// Files of a model folder that go along with trained weights.
-const COMPANIONS: [&str; 6] = [
+pub(crate) const COMPANIONS: [&str; 6] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -65,7 +65,7 @@ pub fn results(
         facts: vec![
             ("rank".into(), options.rank.to_string()),
             ("alpha".into(), options.alpha.to_string()),
-            ("bits of the base".into(), u32::from(options.bits).to_string()),
+            ("base".into(), source.precision(options.bits)),
             ("learning rate".into(), options.lr.to_string()),
         ],
     })

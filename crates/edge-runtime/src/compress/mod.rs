@@ -1,0 +1,17 @@
+//! Layer-wise compression: from a checkpoint to packed weights.
+//!
+//! * [`policy_file`] — a policy as JSON that a person can edit.
+//! * [`header`] — what a compressed checkpoint says of itself.
+//! * [`layout`] — what is where in a compressed checkpoint.
+//! * [`mod@write`] — a compressed model folder, block by block.
+//! * [`read`] — the same, mapped and checked.
+
+pub mod header;
+pub mod layout;
+pub mod policy_file;
+pub mod read;
+mod shard;
+pub mod write;
+
+#[cfg(test)]
+mod tests;

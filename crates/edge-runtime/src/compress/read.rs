@@ -1,0 +1,145 @@
+//! Opens the weights of a compressed model folder: mapped, and checked before anything is used.
+//!
+//! Opening checks the header's checksum, and every tensor's place against what policy and
+//! `config.json` demand. The data of a section are checked by [`Checkpoint::verify`] when a model
+//! loads it: just before its pages are copied, so that they are read from the disk once.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+pub use super::header::About;
+use super::layout::{Layout, values_name};
+use super::{header, policy_file, write};
+use crate::checkpoint::{Checkpoint, Shard};
+use crate::config::ModelConfig;
+
+/// What is known of an open compressed checkpoint.
+#[derive(Clone, Debug)]
+pub struct Compressed {
+    /// The file.
+    pub path: PathBuf,
+    /// What it says of itself.
+    pub about: About,
+    /// What is where.
+    pub layout: Layout,
+    /// Bytes of the file.
+    pub bytes: u64,
+    checksums: Vec<u32>,
+}
+
+/// Whether a folder has a compressed model.
+pub fn is_compressed(dir: &Path) -> bool {
+    dir.join(write::FILE).exists()
+}
+
+impl Checkpoint {
+    /// Opens the compressed weights in a model folder.
+    ///
+    /// # Errors
+    /// The file is cut off, of another program or of a newer one, its header is damaged, or it
+    /// contradicts itself, `config.json` or `policy.json` beside it.
+    pub fn open_compressed(dir: &Path, config: &ModelConfig) -> Result<Self> {
+        let path = dir.join(write::FILE);
+        let shown = path.display().to_string();
+        for dense in ["model.safetensors", "model.safetensors.index.json"] {
+            ensure!(
+                !dir.join(dense).exists(),
+                "{} has both {dense} and {}: remove one of them",
+                dir.display(),
+                write::FILE
+            );
+        }
+        let shard = Shard::open(path.clone(), "copy or compress it again")?;
+        let shape = config.shape();
+        let text = &shard.map[8..shard.data];
+        let (about, checksums) = header::decode(&shown, text, &shard.notes, &shape)?;
+        let layout = Layout::new(&shape, &about.policy, [about.embedding, about.head]);
+        check_tensors(&shown, &shard, &layout)?;
+        let beside = dir.join(policy_file::FILE);
+        if beside.exists() {
+            let policy = policy_file::read(&beside, shape.num_blocks as usize)?;
+            ensure!(
+                policy == about.policy,
+                "{} says otherwise than {}, which it cannot change: remove it, or compress the \
+                 original model by it",
+                beside.display(),
+                write::FILE
+            );
+        }
+        let bytes = shard.map.len() as u64;
+        let mut checkpoint = Self::from_shard(shard);
+        checkpoint.compressed = Some(Compressed { path, about, layout, bytes, checksums });
+        Ok(checkpoint)
+    }
+
+    /// What is known of it, where it is compressed.
+    pub fn compressed(&self) -> Option<&Compressed> {
+        self.compressed.as_ref()
+    }
+
+    /// Whether a matrix is stored as words of its format, in shards.
+    pub fn is_packed(&self, name: &str) -> bool {
+        self.compressed.is_some() && self.contains(&values_name(name, 0))
+    }
+
+    /// Little-endian words of a stored tensor, as bytes of the map.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn stored(&self, name: &str) -> Result<&[u8]> {
+        let shard = &self.shards[0];
+        let info = shard.tensors.get(name).with_context(|| {
+            format!("{} has no tensor {name}: compress the model again", shard.path.display())
+        })?;
+        let (start, end) = info.data_offsets;
+        Ok(&shard.map[shard.data + start..shard.data + end])
+    }
+
+    /// Checks the data of a section of a compressed checkpoint: 0 the tables, then the blocks. Of
+    /// any other checkpoint nothing is known.
+    ///
+    /// # Errors
+    /// They are damaged.
+    pub fn verify(&self, section: usize) -> Result<()> {
+        let Some(compressed) = &self.compressed else { return Ok(()) };
+        let (shard, place) = (&self.shards[0], &compressed.layout.sections[section]);
+        let range = shard.data + place.start as usize..shard.data + place.end as usize;
+        ensure!(
+            crc32fast::hash(&shard.map[range]) == compressed.checksums[section],
+            "{} is damaged in {} (its checksum differs): copy or compress it again",
+            compressed.path.display(),
+            place.name
+        );
+        Ok(())
+    }
+}
+
+/// The tensors of the file must be those of the layout.
+fn check_tensors(shown: &str, shard: &Shard, layout: &Layout) -> Result<()> {
+    for tensor in &layout.tensors {
+        let name = &tensor.name;
+        let info = shard.tensors.get(name).with_context(|| {
+            format!("{shown} lacks tensor {name}, which its policy demands: compress it again")
+        })?;
+        ensure!(
+            info.dtype == tensor.dtype && info.shape == tensor.shape,
+            "tensor {name} in {shown} is {:?} {:?} instead of {:?} {:?}, which contradicts its \
+             policy: compress it again",
+            info.dtype,
+            info.shape,
+            tensor.dtype,
+            tensor.shape
+        );
+        ensure!(
+            info.data_offsets == (tensor.start as usize, tensor.end as usize),
+            "tensor {name} in {shown} is not at its place: compress it again"
+        );
+    }
+    if shard.tensors.len() > layout.tensors.len() {
+        let known = |name: &str| layout.tensors.iter().any(|tensor| tensor.name == name);
+        let further = shard.tensors.keys().find(|name| !known(name));
+        bail!("{shown} has tensor {further:?}, which its policy has not: compress it again");
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! Writes a compressed model folder, one block after the other.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use edge_kernels::Format;
+use edge_kernels::pack::{PackedHost, pack};
+use edge_scheduler::{ModelShape, Projection};
+
+use super::header::{self, About};
+use super::layout::{Layout, TABLE_FORMATS, scales_name, shards_of, table_shards_of, values_name};
+use super::{policy_file, shard};
+use crate::adapter::weight_name;
+use crate::checkpoint::Checkpoint;
+use crate::model::load::{EMBEDDING, HEAD, NORM, dense_format, norm_name};
+use crate::run_dir::{RunDir, write_atomically};
+use crate::session::Source;
+use crate::tune::save::COMPANIONS;
+
+/// Name of the weights in a compressed model folder.
+pub const FILE: &str = "compressed.safetensors";
+
+/// Rows of a table that are converted at once.
+const TABLE_ROWS: usize = 1024;
+
+/// Words that are turned to bytes at once.
+const WORDS: usize = 1 << 14;
+
+/// What a [`Writer`] leaves behind if it does not finish: nothing.
+struct Leftovers {
+    dir: PathBuf,
+    /// Whether the folder was not there before.
+    made: bool,
+    files: Vec<PathBuf>,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        // Nothing more can be done about what cannot be removed.
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+        if self.made {
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+}
+
+/// A compressed model folder that is being written.
+pub struct Writer<'a> {
+    source: &'a Source,
+    about: About,
+    shape: ModelShape,
+    layout: Layout,
+    leftovers: Leftovers,
+    temporary: PathBuf,
+    file: BufWriter<File>,
+    /// Bytes of data written.
+    position: u64,
+    /// Tensors written.
+    tensors: usize,
+    /// Of the section that is being written.
+    checksum: crc32fast::Hasher,
+    /// Of the sections before.
+    checksums: Vec<u32>,
+}
+
+impl<'a> Writer<'a> {
+    /// Creates the folder `out`, and in it, under a temporary name, a file with the tables. The
+    /// blocks of `about.policy` are then given to [`Writer::block`] in order.
+    ///
+    /// # Errors
+    /// `out` exists and is not empty, or cannot be written; the source is compressed itself, lacks
+    /// a tensor, or has another number of blocks; a table's format is none of [`TABLE_FORMATS`].
+    pub fn create(out: &Path, source: &'a Source, about: About) -> Result<Self> {
+        let shape = source.config.shape();
+        let given = about.policy.blocks.len();
+        ensure!(
+            given == shape.num_blocks as usize,
+            "the policy has {given} blocks and the model {}: use a policy of this model",
+            shape.num_blocks
+        );
+        for format in [about.embedding, about.head] {
+            ensure!(
+                TABLE_FORMATS.contains(&format),
+                "a table cannot be stored in {}: use f16, bf16 or q8",
+                format.name()
+            );
+        }
+        ensure!(
+            source.checkpoint.compressed().is_none(),
+            "{} is compressed already: give --model the original checkpoint",
+            source.dir.display()
+        );
+        RunDir::check(Some(out))?;
+        let layout = Layout::new(&shape, &about.policy, [about.embedding, about.head]);
+        let zeros = vec![0; layout.sections.len()];
+        let header = header::encode(&about, &shape, &layout, &zeros)?;
+        let mut leftovers = Leftovers { dir: out.to_owned(), made: !out.exists(), files: vec![] };
+        fs::create_dir_all(out)
+            .with_context(|| format!("cannot create {}: give another path", out.display()))?;
+        let temporary = out.join(format!("{FILE}.tmp"));
+        leftovers.files.push(temporary.clone());
+        let file = File::create(&temporary).map_err(|error| failed(&temporary, &error))?;
+        let mut writer = Self {
+            source,
+            about,
+            shape,
+            layout,
+            leftovers,
+            temporary,
+            file: BufWriter::with_capacity(1 << 20, file),
+            position: 0,
+            tensors: 0,
+            checksum: crc32fast::Hasher::new(),
+            checksums: Vec::new(),
+        };
+        writer.file.write_all(&header).map_err(|error| failed(&writer.temporary, &error))?;
+        writer.tables()?;
+        Ok(writer)
+    }
+
+    /// The number of the next block.
+    pub fn next_block(&self) -> usize {
+        self.checksums.len() - 1
+    }
+
+    /// Writes the next block: its norms, as the source has them, and its projections, by
+    /// [`Projection::index`], in the formats of the policy.
+    ///
+    /// # Errors
+    /// The disk is full, or the source lacks a norm.
+    ///
+    /// # Panics
+    /// When there is no further block, or a matrix has another shape or format than the policy
+    /// says.
+    pub fn block(&mut self, matrices: &[PackedHost]) -> Result<()> {
+        let block = self.next_block();
+        assert!(block < self.about.policy.blocks.len(), "block {block} of the policy");
+        assert_eq!(matrices.len(), Projection::ALL.len(), "a matrix for each projection");
+        for post_attention in [false, true] {
+            self.norm(&norm_name(block as u32, post_attention))?;
+        }
+        for (projection, matrix) in Projection::ALL.into_iter().zip(matrices) {
+            let (n, k) = self.shape.projection(projection);
+            let format = self.about.policy.blocks[block].get(projection);
+            let name = weight_name(block, projection);
+            let got = (matrix.rows, matrix.cols, matrix.format);
+            assert_eq!(got, (n, k, format), "shape and format of {name}");
+            for (index, part) in shards_of(n, k, format).into_iter().enumerate() {
+                if part.rows == n {
+                    self.packed(&name, index, matrix)?;
+                } else {
+                    self.packed(&name, index, &shard::rows(matrix, part))?;
+                }
+            }
+        }
+        self.close()
+    }
+
+    /// Completes the folder; returns the size of the weights' file in bytes.
+    ///
+    /// # Errors
+    /// A file cannot be written or copied.
+    ///
+    /// # Panics
+    /// When blocks are missing.
+    pub fn finish(mut self) -> Result<u64> {
+        let (written, wanted) = (self.checksums.len(), self.layout.sections.len());
+        assert_eq!(written, wanted, "sections of the file");
+        let header = header::encode(&self.about, &self.shape, &self.layout, &self.checksums)?;
+        self.rewrite(&header).map_err(|error| failed(&self.temporary, &error))?;
+        let dir = self.leftovers.dir.clone();
+        let policy = dir.join(policy_file::FILE);
+        self.leftovers.files.push(policy.clone());
+        policy_file::write(&policy, &self.about.policy)?;
+        for name in COMPANIONS {
+            let (from, to) = (self.source.dir.join(name), dir.join(name));
+            if from.is_file() {
+                let bytes =
+                    fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+                self.leftovers.files.push(to.clone());
+                write_atomically(&to, &bytes)?;
+            }
+        }
+        // The folder counts as a compressed model from here on, when all else is in place.
+        let place = dir.join(FILE);
+        fs::rename(&self.temporary, &place).map_err(|error| failed(&place, &error))?;
+        #[cfg(unix)]
+        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(|error| failed(&place, &error))?;
+        self.leftovers.files.clear();
+        self.leftovers.made = false;
+        Ok(header.len() as u64 + self.position)
+    }
+
+    fn rewrite(&mut self, header: &[u8]) -> std::io::Result<()> {
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(header)?;
+        self.file.flush()?;
+        self.file.get_ref().sync_all()
+    }
+
+    fn tables(&mut self) -> Result<()> {
+        self.norm(NORM)?;
+        self.table(EMBEDDING, self.about.embedding)?;
+        if !self.shape.tied_head {
+            self.table(HEAD, self.about.head)?;
+        }
+        self.close()
+    }
+
+    fn norm(&mut self, name: &str) -> Result<()> {
+        let checkpoint: &Checkpoint = &self.source.checkpoint;
+        let values = checkpoint.expect(name, &[self.shape.hidden_size as usize])?.to_f32();
+        self.begin(name);
+        self.words(bytemuck::cast_slice(&values))
+    }
+
+    fn table(&mut self, name: &str, format: Format) -> Result<()> {
+        let (rows, cols) = (self.shape.vocab_size as usize, self.shape.hidden_size as usize);
+        let tensor = self.source.checkpoint.expect(name, &[rows, cols])?;
+        if format.is_packed() {
+            for (index, part) in table_shards_of(&self.shape, format).into_iter().enumerate() {
+                let first = part.row0 as usize;
+                let values = tensor.rows_f32(first..first + part.rows as usize);
+                let packed = pack(format, part.rows, cols as u32, &values);
+                self.packed(name, index, &packed)?;
+            }
+            return Ok(());
+        }
+        self.begin(name);
+        for first in (0..rows).step_by(TABLE_ROWS) {
+            let range = first..rows.min(first + TABLE_ROWS);
+            if dense_format(tensor.dtype) == format {
+                self.bytes(&tensor.bytes[2 * range.start * cols..2 * range.end * cols])?;
+                continue;
+            }
+            let count = range.len() as u32;
+            let packed = pack(format, count, cols as u32, &tensor.rows_f32(range));
+            // Rows of an odd number of columns end in half a word, which the file has not.
+            for row in packed.values.chunks(cols.div_ceil(2)) {
+                let bytes: Vec<u8> = row.iter().flat_map(|word| word.to_le_bytes()).collect();
+                self.bytes(&bytes[..2 * cols])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn packed(&mut self, name: &str, shard: usize, matrix: &PackedHost) -> Result<()> {
+        self.begin(&values_name(name, shard));
+        self.words(&matrix.values)?;
+        if matrix.format.is_packed() {
+            self.begin(&scales_name(name, shard));
+            self.words(&matrix.scales)?;
+        }
+        Ok(())
+    }
+
+    /// The tensor that comes next must be this one, here.
+    fn begin(&mut self, name: &str) {
+        let next = &self.layout.tensors[self.tensors];
+        assert_eq!((next.name.as_str(), next.start), (name, self.position), "the next tensor");
+        self.tensors += 1;
+    }
+
+    fn words(&mut self, words: &[u32]) -> Result<()> {
+        for part in words.chunks(WORDS) {
+            let bytes: Vec<u8> = part.iter().flat_map(|word| word.to_le_bytes()).collect();
+            self.bytes(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| failed(&self.temporary, &error))?;
+        self.checksum.update(bytes);
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Ends a section: padding and checksum.
+    fn close(&mut self) -> Result<()> {
+        let end = self.layout.sections[self.checksums.len()].end;
+        if self.position < end {
+            self.begin(&format!("padding.{}", self.checksums.len()));
+            self.bytes(&vec![0; (end - self.position) as usize])?;
+        }
+        assert_eq!(self.position, end, "the end of a section");
+        let checksum = std::mem::take(&mut self.checksum);
+        self.checksums.push(checksum.finalize());
+        Ok(())
+    }
+}
+
+fn failed(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    anyhow::anyhow!("cannot write {} ({error}): check free space and permissions", path.display())
+}
