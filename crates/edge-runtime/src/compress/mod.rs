@@ -1,0 +1,3 @@
+//! Layer-wise compression: from a checkpoint to packed weights.
+
+pub mod solve;
