@@ -35,7 +35,7 @@ use crate::op::CaseBuffer;
 use crate::packing::Packing;
 use levels::Levels;
 pub use levels::Scale;
-pub use prune::magnitude_mask;
+pub use prune::{largest_two, magnitude_mask};
 
 /// Rows that a thread unpacks together: neighbouring rows share cache lines of packed values.
 const STRIP: usize = 16;

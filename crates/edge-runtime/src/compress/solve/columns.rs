@@ -5,19 +5,23 @@ use std::ops::Range;
 
 use edge_kernels::pack::{self, Scale};
 use edge_kernels::{Format, Packing};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, Par};
 
-use super::hessian::{DAMPING, Prepared, strided};
-use super::mask::{Costs, FOUR};
+use super::hessian::{DAMPING, Prepared};
+use super::linear::{self, Rows};
 use super::scale;
 
 /// Columns whose errors reach the columns behind them in one product of matrices. A multiple of
 /// every group.
 const BATCH: usize = 128;
 
+/// Columns of which 2:4 sparsity keeps two.
+const FOUR: usize = 4;
+
 /// Most columns that share a scale.
 const MAX_GROUP: usize = 64;
+
+/// What the damping of an input that is always 0 counts for.
+const DEAD: f32 = 1.0 / (1 << 20) as f32;
 
 /// What the solver knows of the inputs.
 pub(super) struct Curvature<'a> {
@@ -25,24 +29,17 @@ pub(super) struct Curvature<'a> {
     factor: Option<&'a [f32]>,
     /// `U[j, j]`.
     diagonal: Vec<f32>,
-    /// `1 / U[j, j]²`: what a squared error of column `j` costs.
+    /// `1 / U[j, j]²`: what a squared error of column `j` costs, with the least error that later
+    /// columns can leave of it.
     importance: Vec<f32>,
-    /// Of each four columns.
-    costs: Vec<Costs>,
 }
 
 impl<'a> Curvature<'a> {
     /// That of a Hessian.
     pub(super) fn of(prepared: &'a Prepared) -> Self {
-        let (k, factor) = (prepared.hessian().k, prepared.factor());
-        let diagonal = factor.iter().step_by(k + 1).copied().collect();
-        let above = |first: usize, row: usize, column: usize| {
-            f64::from(factor[(first + row) * k + first + column])
-        };
-        let inverse = |first: usize, a: usize, b: usize| {
-            (0..=a.min(b)).map(|i| above(first, i, a) * above(first, i, b)).sum()
-        };
-        Self { factor: Some(factor), ..Self::new(diagonal, inverse) }
+        let (hessian, factor) = (prepared.hessian(), prepared.factor());
+        let diagonal = factor.iter().step_by(hessian.k + 1).copied().collect();
+        Self { factor: Some(factor), ..Self::new(&hessian.diagonal(), diagonal) }
     }
 
     /// That of a diagonal Hessian, damped by [`DAMPING`].
@@ -50,26 +47,20 @@ impl<'a> Curvature<'a> {
         let sum: f64 = hessian.iter().map(|h| f64::from(*h)).sum();
         let inverse_mean = if sum > 0.0 { hessian.len() as f64 / sum } else { 0.0 };
         let damped = |h: &f32| (f64::from(*h) * inverse_mean) as f32 + DAMPING as f32;
-        let diagonal: Vec<f32> = hessian.iter().map(|h| damped(h).sqrt().recip()).collect();
-        let of = diagonal.clone();
-        Self::new(diagonal, |first, a, b| {
-            if a == b { f64::from(of[first + a]).powi(2) } else { 0.0 }
-        })
+        Self::new(hessian, hessian.iter().map(|h| damped(h).sqrt().recip()).collect())
     }
 
-    /// Of the diagonal of `U`, and the inverse Hessians of each four columns (the first of them,
-    /// then row and column) and all behind them.
-    fn new(diagonal: Vec<f32>, inverse: impl Fn(usize, usize, usize) -> f64) -> Self {
-        let k = diagonal.len();
-        let importance = diagonal.iter().map(|u| (u * u).recip()).collect();
-        let fours = (0..k).step_by(FOUR);
-        let costs = fours.map(|first| Costs::new(|a, b| inverse(first, a, b), k - first));
-        Self { factor: None, costs: costs.collect(), importance, diagonal }
+    /// Of the diagonals of the Hessian and of `U`.
+    fn new(hessian: &[f32], diagonal: Vec<f32>) -> Self {
+        let squares = hessian.iter().zip(&diagonal);
+        // Inputs that are always 0 decide nothing but where there are no others.
+        let importance = |(h, u): (&f32, &f32)| (u * u).recip() * if *h > 0.0 { 1.0 } else { DEAD };
+        Self { factor: None, importance: squares.map(importance).collect(), diagonal }
     }
 
     /// Bytes beside the factor, for `k` columns.
     pub(super) fn bytes(k: usize) -> u64 {
-        (2 * size_of::<f32>() * k + size_of::<Costs>() * k.div_ceil(FOUR)) as u64
+        (2 * size_of::<f32>() * k) as u64
     }
 }
 
@@ -154,16 +145,13 @@ impl Solver<'_> {
         let (cols, behind) = (self.cols, self.cols - columns.end);
         let Some(factor) = self.curvature.factor.filter(|_| behind > 0) else { return };
         let rows = weights.len() / cols;
-        // By columns and transposed: faer 0.24's view of strided rows mistakes one for the other.
-        let weights = &mut weights[columns.end..];
-        let target = MatMut::from_column_major_slice_with_stride_mut(weights, behind, rows, cols);
-        matmul(
-            target.transpose_mut(),
-            Accum::Add,
-            strided(errors, rows, columns.len(), BATCH),
-            strided(&factor[columns.start * cols + columns.end..], columns.len(), behind, cols),
+        let inner = columns.len();
+        let factor = &factor[columns.start * cols + columns.end..];
+        linear::add_product(
+            Rows { data: &mut weights[columns.end..], rows, cols: behind, stride: cols },
+            Rows { data: errors, rows, cols: inner, stride: BATCH },
+            Rows { data: factor, rows: inner, cols: behind, stride: cols },
             -1.0,
-            Par::Seq,
         );
     }
 
@@ -203,14 +191,16 @@ impl Solver<'_> {
         }
     }
 
-    /// The two of four columns from `j` that the rows of a band had best keep.
+    /// The two of four columns from `j` that the rows of a band had best keep. Pruning `w` costs
+    /// `w² / [H⁻¹]_jj`, where `H` is without the columns that are done with.
     fn keep(&self, band: &Band, j: usize) -> [usize; 2] {
-        let rows = band.weights.chunks_exact(self.cols);
-        self.curvature.costs[j / FOUR].keep(rows.map(|row| {
-            let mut four = [0.0; FOUR];
-            four.iter_mut().zip(&row[j..]).for_each(|(out, w)| *out = *w);
-            four
-        }))
+        let mut scores = [f64::NEG_INFINITY; FOUR];
+        for (i, score) in scores.iter_mut().enumerate().take(self.cols - j) {
+            let column = band.weights.iter().skip(j + i).step_by(self.cols);
+            let squares: f64 = column.fold(0.0, |sum, w| sum + f64::from(*w) * f64::from(*w));
+            *score = squares * f64::from(self.curvature.importance[j + i]);
+        }
+        pack::largest_two(&scores)
     }
 }
 

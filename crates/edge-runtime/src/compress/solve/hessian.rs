@@ -1,18 +1,15 @@
 //! The Hessian of a layer's inputs, and the factor of its inverse.
 
 use anyhow::{Result, bail, ensure};
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor as llt;
-use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Accum, MatMut, MatRef, Par, Spec};
 use rayon::prelude::*;
+
+use super::linear::{self, Rows};
 
 /// The share of the mean diagonal that is added to the diagonal, by default: GPTQ's.
 pub const DAMPING: f64 = 0.01;
 
 /// Columns of a product that are held at once.
-const TILE: usize = 256;
+pub(super) const TILE: usize = 256;
 
 /// Doublings of the damping after which a matrix is no sum of `x xᵀ`: 1 % has become 10^7 times
 /// the mean diagonal.
@@ -44,19 +41,20 @@ impl Hessian {
         for first in (0..k).step_by(TILE) {
             let width = TILE.min(k - first);
             let product = &mut product[..n * width];
+            product.fill(0.0);
             // The triangle beside a tile of the diagonal counts twice, for its mirror image.
-            for (columns, twice, accumulate) in
-                [(0..first, 2.0, Accum::Replace), (first..first + width, 1.0, Accum::Add)]
-            {
-                let left = strided(&rows[columns.start..], n, columns.len(), k);
-                let right = &self.sum[columns.start * k + first..];
-                matmul(
-                    MatMut::from_row_major_slice_mut(&mut *product, n, width),
-                    accumulate,
-                    left,
-                    strided(right, columns.len(), width, k),
-                    twice,
-                    Par::Seq,
+            for (columns, by) in [(0..first, 2.0), (first..first + width, 1.0)] {
+                let (start, inner) = (columns.start, columns.len());
+                linear::add_product(
+                    Rows { data: &mut *product, rows: n, cols: width, stride: width },
+                    Rows { data: &rows[start..], rows: n, cols: inner, stride: k },
+                    Rows {
+                        data: &self.sum[start * k + first..],
+                        rows: inner,
+                        cols: width,
+                        stride: k,
+                    },
+                    by,
                 );
             }
             for (product, row) in product.chunks_exact(width).zip(rows.chunks_exact(k)) {
@@ -68,18 +66,14 @@ impl Hessian {
     }
 }
 
-/// The `[rows, cols]` matrix that starts at `data` and has `stride` numbers from row to row.
-pub(super) fn strided(data: &[f32], rows: usize, cols: usize, stride: usize) -> MatRef<'_, f32> {
-    MatRef::from_row_major_slice_with_stride(data, rows, cols, stride)
-}
-
 /// A Hessian with the factor of its inverse, for all matrices that have the same inputs.
 ///
 /// The factor is `U`, upper triangular, with `UᵀU = (H / mean + damping I)⁻¹`, where `mean` is the
 /// mean of the diagonal. `U[j, j]²` is the diagonal of the inverse of `H` without the columns
 /// before `j`, which are done with, and `U[j, j..] / U[j, j]` is what the error of column `j` moves
 /// the columns from `j` by. An input that is always 0 has the damping for its curvature: its
-/// weights are rounded for themselves, and are the first to be pruned.
+/// weights are rounded for themselves, and are the first to be pruned, but are not made 0, since
+/// another text may need them.
 #[derive(Debug)]
 pub struct Prepared<'a> {
     hessian: &'a Hessian,
@@ -125,7 +119,7 @@ impl<'a> Prepared<'a> {
             // one that is wanted.
             work.extend(hessian.sum.iter().rev().map(|x| (f64::from(*x) * inverse_mean) as f32));
             work.iter_mut().step_by(k + 1).for_each(|x| *x += *damping as f32);
-            factorise(&mut work, k)
+            linear::factorise(&mut work, k)
         });
         let Some(damping) = used else {
             bail!(
@@ -134,7 +128,9 @@ impl<'a> Prepared<'a> {
                 hessian.tokens
             );
         };
-        Ok(Self { hessian, factor: inverse(&work, k), damping })
+        let mut factor = linear::invert(&work, k);
+        factor.reverse();
+        Ok(Self { hessian, factor, damping })
     }
 
     /// What was prepared.
@@ -151,25 +147,4 @@ impl<'a> Prepared<'a> {
     pub(super) fn factor(&self) -> &[f32] {
         &self.factor
     }
-}
-
-/// The Cholesky factor of `matrix [k, k]` in place, in the triangle that is lower by columns;
-/// false where there is none.
-fn factorise(matrix: &mut [f32], k: usize) -> bool {
-    let params = Spec::<llt::LltParams, f32>::default();
-    let scratch = llt::cholesky_in_place_scratch::<f32>(k, Par::Seq, params);
-    let mut memory = MemBuffer::new(scratch);
-    let lower = MatMut::from_column_major_slice_mut(&mut *matrix, k, k);
-    let stack = MemStack::new(&mut memory);
-    let done = llt::cholesky_in_place(lower, Default::default(), Par::Seq, stack, params).is_ok();
-    done && matrix.iter().step_by(k + 1).all(|x| x.is_finite() && *x > 0.0)
-}
-
-/// The inverse of a lower triangular matrix (by columns), by rows and turned round.
-fn inverse(lower: &[f32], k: usize) -> Vec<f32> {
-    let mut out = vec![0.0; k * k];
-    let lower = MatRef::from_column_major_slice(lower, k, k);
-    invert_lower_triangular(MatMut::from_row_major_slice_mut(&mut out, k, k), lower, Par::Seq);
-    out.reverse();
-    out
 }

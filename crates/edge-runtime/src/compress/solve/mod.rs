@@ -14,9 +14,11 @@
 
 mod columns;
 mod hessian;
-mod mask;
+mod linear;
 mod scale;
 
+#[cfg(test)]
+mod tests;
 
 use anyhow::{Result, ensure};
 use edge_kernels::Format;
@@ -54,9 +56,8 @@ pub struct Solved {
 ///
 /// Columns are taken in order. The scale (and minimum) of a group is searched when its first
 /// column is reached, on the weights as they are by then; of each four columns the two to keep are
-/// chosen when the first of them is reached, such that what the other two lose, after the best
-/// correction of all columns that follow, is least, in sum over the rows that share positions.
-/// (SparseGPT adds `w² / [H⁻¹]_jj` of the two, which leaves out that they are correlated.)
+/// chosen when the first of them is reached, those with the largest `w² / [H⁻¹]_jj` (SparseGPT's
+/// criterion) in sum over the rows that share positions.
 ///
 /// # Errors
 /// When a weight is not finite.
@@ -129,32 +130,27 @@ fn ratio(parts: Vec<[f64; 2]>) -> f64 {
 }
 
 /// The most bytes of host memory that [`Prepared::new`] and [`second_order`] of a weight
-/// `[rows, cols]` in this format take at once, with what they are given: the weight and the
-/// Hessian. Two matrices `[cols, cols]`, three while a Hessian is prepared; two
-/// `[rows, cols]`, the packed one, and what each of rayon's threads works with.
+/// `[rows, cols]` in this format take at once, with what they are given, the weight and the
+/// Hessian: two matrices `[cols, cols]` (three while a Hessian is prepared), two `[rows, cols]`,
+/// the packed one, and what rayon's threads and the calling one work with.
 pub fn solver_bytes(format: Format, rows: usize, cols: usize) -> u64 {
     let [n, k] = [rows, cols].map(|size| size as u64);
-    let prepare = 4 * (3 * k * k + n * k);
-    let packing = format.packing();
-    let mask = packing.filter(|packing| packing.is_sparse()).map_or(0, |_| n * k);
+    let sparse = format.packing().is_some_and(|packing| packing.is_sparse());
+    let mask = if sparse { n * k } else { 0 };
     let groups = format.group().map_or(0, |group| k.div_ceil(u64::from(group)));
-    // Scales by row, by group, and as they are stored.
-    let scales = 2 * size_of::<Scale>() as u64 * groups * n;
-    let packed = format.bytes(rows as u32, cols as u32);
-    let second_buffer = 4 * format.scale_words(rows as u32, cols as u32);
+    // By rows, then by groups too.
+    let scales = size_of::<Scale>() as u64 * groups * n;
+    let packed = format.bytes(rows as u32, cols as u32) + scales;
     let threads = rayon::current_num_threads() as u64;
-    let strips = threads * 4 * (2 * STRIP as u64 * k + (1 << 20));
-    let diagonals = Curvature::bytes(cols);
-    let held = 4 * (2 * k * k + 2 * n * k) + mask + scales + diagonals;
-    prepare.max(held + (packed + second_buffer).max(strips))
+    // Two matrices of a strip's rows: what rounding moved, and errors or a product.
+    let strips = threads * 4 * STRIP as u64 * (k + hessian::TILE as u64);
+    let solve = 4 * (2 * k * k + 2 * n * k) + mask + scales + packed.max(strips);
+    let prepare = 4 * (3 * k * k + n * k);
+    (threads + 1) * linear::THREAD_BYTES + Curvature::bytes(cols) + solve.max(prepare)
 }
 
 /// Solves; the packed matrix, and what it unpacks to.
-fn solve(
-    weight: Weight,
-    format: Format,
-    curvature: &Curvature,
-) -> Result<(PackedHost, Vec<f32>)> {
+fn solve(weight: Weight, format: Format, curvature: &Curvature) -> Result<(PackedHost, Vec<f32>)> {
     let Weight { rows, cols, data } = weight;
     assert_eq!(data.len(), rows * cols, "size of the weight");
     if let Some(i) = data.par_iter().position_first(|x| !x.is_finite()) {

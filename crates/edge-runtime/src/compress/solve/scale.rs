@@ -162,7 +162,8 @@ impl Group {
         }
         if !self.packing.has_zero_point() {
             let factor = lw / ll;
-            return (factor.is_finite() && factor != 0.0).then(|| Scale::rounded(factor as f32, 0.0));
+            return (factor.is_finite() && factor != 0.0)
+                .then(|| Scale::rounded(factor as f32, 0.0));
         }
         let factor = (n * lw - l * w) / (n * ll - l * l);
         let min = (w - factor * l) / n;
