@@ -8,6 +8,7 @@ use edge_kernels::ops::matmul::{matmul_nn, matmul_nt};
 use edge_kernels::pack::{PackedHost, pack};
 use edge_kernels::util::{SeededRng, uniform_vec};
 use edge_kernels::{Category, Dispatch, Format};
+use edge_runtime::compress::solve::{Weight, nearest};
 use edge_tests::gpu_with;
 use rand::SeedableRng;
 
@@ -69,9 +70,12 @@ fn products_are_those_of_the_packed_weights_and_adjoint() {
     let x = uniform_vec(&mut rng, m * k, -1.0, 1.0);
     let dy = uniform_vec(&mut rng, m * n, -1.0, 1.0);
     let data = uniform_vec(&mut rng, n * k, -1.0, 1.0);
-    for format in Format::TESTED {
-        let name = format.name();
-        let packed = pack(format, N, K, &data);
+    // The solver's scales have both signs, and it uses the lowest level too.
+    let weight = Weight { rows: n, cols: k, data: &data };
+    let solved = |format| nearest(weight, format, None).expect("finite weights").packed;
+    let packed = |format| [pack(format, N, K, &data), solved(format)];
+    for packed in Format::TESTED.into_iter().flat_map(packed) {
+        let name = packed.format.name();
         let w = packed.unpack();
         let y = run(&device, &packed, (&x, M * N), |w, [x, y]| {
             matmul_nt::dispatch(matmul_nt::Params::dense(M, N, K), w, x, y)

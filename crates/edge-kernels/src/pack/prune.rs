@@ -42,8 +42,9 @@ pub fn magnitude_mask(sparsity: Sparsity, rows: u32, cols: u32, data: &[f32]) ->
     mask
 }
 
-/// Places of the two largest scores, in ascending order; of equal ones the first.
-fn largest_two(scores: &[f64; FOUR]) -> [usize; 2] {
+/// Places of the two largest scores, in ascending order; of equal ones the first. They are what
+/// 2:4 sparsity keeps of four columns; one that is not there scores negative infinity.
+pub fn largest_two(scores: &[f64; FOUR]) -> [usize; 2] {
     let mut order = [0, 1, 2, 3];
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     let [a, b, ..] = order;

@@ -3,7 +3,7 @@
 use half::f16;
 use rand::SeedableRng;
 
-use super::{magnitude_mask, pack, pack_masked, unpack_rows};
+use super::{Scale, magnitude_mask, nearest, pack, pack_masked, pack_scaled, unpack_rows};
 use crate::format::{Format, Packing, Sparsity};
 use crate::util::{SeededRng, uniform_vec};
 
@@ -222,4 +222,85 @@ fn a_mask_decides_what_is_kept() {
             assert!(!mask[i] || (got - want).abs() < 0.51, "{} {i}: {got} {want}", format.name());
         }
     }
+}
+
+/// Groups of a packing, of a matrix with this many columns.
+fn groups(packing: Packing, cols: u32) -> u32 {
+    packing.group().map_or(0, |group| cols.div_ceil(group))
+}
+
+/// What a packing keeps by magnitude; empty for a dense one.
+fn mask(packing: Packing, rows: u32, cols: u32, data: &[f32]) -> Vec<bool> {
+    match packing.is_sparse() {
+        true => magnitude_mask(packing.kept(), rows, cols, data),
+        false => Vec::new(),
+    }
+}
+
+#[test]
+fn given_scales_that_fit_make_what_pack_makes() {
+    for packing in Packing::all() {
+        for (rows, cols) in SHAPES {
+            let data = matrix(rows, cols, 0.3);
+            let want = pack(packing.format(), rows, cols, &data);
+            let kept = pruned(packing.format(), rows, cols, &data);
+            let scale = |i: u32| {
+                let (group, row) = (i / rows, (i % rows * cols) as usize);
+                let first = (group * packing.group().unwrap_or(1)) as usize;
+                let last = (first + packing.group().unwrap_or(1) as usize).min(cols as usize);
+                Scale::of(packing, kept[row + first..row + last].iter().copied())
+            };
+            let scales: Vec<Scale> = (0..rows * groups(packing, cols)).map(scale).collect();
+            let mask = mask(packing, rows, cols, &data);
+            let got = pack_scaled(packing, rows, cols, &data, &mask, &scales);
+            assert_eq!(got.unpack(), want.unpack(), "{} {rows}x{cols}", packing.name());
+        }
+    }
+}
+
+#[test]
+fn given_scales_make_the_nearest_of_all_levels() {
+    for packing in Packing::all() {
+        let (rows, cols) = (37, 130);
+        let data = matrix(rows, cols, 1.0);
+        let mask = mask(packing, rows, cols, &data);
+        // Of both signs, and so small that the lowest and the highest level are reached.
+        let step = 1.5 / (1 << packing.bits().min(8)) as f32;
+        let scale = |i: u32| match packing.has_zero_point() {
+            true => Scale::rounded(step, -0.7),
+            false => Scale::rounded(if i.is_multiple_of(3) { -step } else { step }, 0.0),
+        };
+        let scales: Vec<Scale> = (0..rows * groups(packing, cols)).map(scale).collect();
+        let packed = pack_scaled(packing, rows, cols, &data, &mask, &scales);
+        let got = packed.unpack();
+        let mut levels = std::collections::HashSet::new();
+        for (i, (x, got)) in data.iter().zip(&got).enumerate() {
+            let group = packing.group().map_or(0, |group| i as u32 % cols / group * rows);
+            let scale = scales.get(group as usize + i / cols as usize);
+            let scale = scale.copied().unwrap_or_default();
+            let kept = mask.get(i).is_none_or(|kept| *kept);
+            let want = if kept { nearest(packing.format(), *x, scale) } else { 0.0 };
+            assert_eq!(got.to_bits(), want.to_bits(), "{} {i}", packing.name());
+            if kept && packing.bits() < 16 {
+                let (factor, zero) = scale.affine(packing);
+                levels.insert(((got - zero) / factor) as u32);
+                // No other level is nearer.
+                let top = ((1 << packing.bits()) - 1) as f32;
+                let near = ((x - zero) / factor).clamp(0.0, top).round() * factor + zero;
+                assert!((x - got).abs() <= (x - near).abs() + 1e-6, "{} {x}", packing.name());
+            }
+        }
+        // Sparsity leaves out small weights, and with them levels in the middle.
+        let ends = [0, (1 << packing.bits()) - 1];
+        let reached = packing.bits() == 16 || ends.iter().all(|level| levels.contains(level));
+        assert!(reached, "{} of {}", levels.len(), packing.name());
+        let again = pack_scaled(packing, rows, cols, &got, &mask, &scales);
+        assert_eq!(again, packed, "{}", packing.name());
+    }
+}
+
+#[test]
+#[should_panic(expected = "number of scales")]
+fn scales_of_another_size_are_refused() {
+    pack_scaled(Packing::new(4), 2, 64, &[0.0; 128], &[], &[Scale::default(); 3]);
 }

@@ -5,12 +5,14 @@
 //! * [`layout`] — what is where in a compressed checkpoint.
 //! * [`mod@write`] — a compressed model folder, block by block.
 //! * [`read`] — the same, mapped and checked.
+//! * [`solve`] — a weight matrix, pruned and quantised together.
 
 pub mod header;
 pub mod layout;
 pub mod policy_file;
 pub mod read;
 mod shard;
+pub mod solve;
 pub mod write;
 
 #[cfg(test)]
