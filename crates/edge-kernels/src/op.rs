@@ -383,7 +383,8 @@ pub trait Op: Sync + Send {
     fn shader(&self) -> &'static str;
 
     /// Storage bindings of a call: binding `i + 1` of group 0 is element `i` (binding 0 is
-    /// `params`). Depends on the call only where a weight format brings buffers of its own.
+    /// `params`). Depends on the call only where a weight format or an output that may be left out
+    /// brings buffers of its own.
     fn bindings(&self, call: &Call) -> Vec<Binding>;
 
     /// Fields of `Params`.
