@@ -93,7 +93,7 @@ pub const CALL_WORDS: usize = 16;
 
 /// One use of an op: its parameters and, for ops that read weights, the weight format. Everything
 /// that decides which shader text is needed and how many workgroups run, except the buffers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Call {
     /// Format of the weight binding; [`Format::F32`] for ops without one.
     pub format: Format,
