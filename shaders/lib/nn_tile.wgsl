@@ -4,6 +4,8 @@
 //! All bodies `lib/nn_*.wgsl` define the same names: `WX` and `WY`, the shape of a workgroup, and
 //! `multiply(lane, tile)`, which computes the outputs of one workgroup and hands each to
 //! `store_dx(row, col, product)`. The includer gives that, `load_dy4` and the weights.
+//!
+//! The walk is a file of its own, `lib/nn_walk.wgsl`, which another one may replace.
 
 const TM: u32 = 4u;  //#spec rows a thread
 const WX: u32 = 4u;  //#spec lanes along k
@@ -37,31 +39,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         base[h] = params.in_offset + row * params.ld_in;
     }
     var acc: array<mat2x4<f32>, TM * PARTS>;
-    for (var n0 = 0u; n0 < params.n; n0 += 4u) {
-        var grad: array<vec4<f32>, TM>;
-        //#unroll
-        for (var h = 0u; h < TM / SHARE; h++) {
-            let held = load_dy4(base[h], n0, params.n);
-            //#unroll
-            for (var s = 0u; s < SHARE; s++) {
-                //#include "lib/row_own.wgsl"
-                grad[h * SHARE + s] = row;
-            }
-        }
-        //#unroll
-        for (var step = 0u; step < 4u; step++) {
-            // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
-            let block = load_w_block(min(n0 + step, params.n - 1u), b_load);
-            //#unroll
-            for (var part = 0u; part < PARTS; part++) {
-                let weights = w_part(block, part);
-                //#unroll
-                for (var i = 0u; i < TM; i++) {
-                    acc[i * PARTS + part] += weights * grad[i][step];
-                }
-            }
-        }
-    }
+    //#include "lib/nn_walk.wgsl"
     //#unroll
     for (var i = 0u; i < TM; i++) {
         //#unroll

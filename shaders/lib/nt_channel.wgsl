@@ -6,7 +6,8 @@
 const TM: u32 = 8u;  //#spec rows a workgroup
 const WX: u32 = 64u;  //#spec lanes, each a channel
 const WY: u32 = 1u;
-const PARTS: u32 = W_STEP / 8u;
+const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
+const PARTS: u32 = W_STEP / (8u * SPREAD);
 const STAGE: u32 = 32u;
 const QUADS: u32 = STAGE / 4u;
 const TN: u32 = 1u;
@@ -40,12 +41,14 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             let block = load_w_block(col[0], min(k0 / W_STEP + b, last));
             for (var part = 0u; part < PARTS; part++) {
                 let weights = w_part(block, part);
-                let quad = 2u * (b * PARTS + part);
+                let quad = 2u * SPREAD * (b * PARTS + part);
                 //#unroll
                 for (var i = 0u; i < TM; i++) {
-                    let low = x_tile[i * QUADS + quad];
-                    let high = x_tile[i * QUADS + quad + 1u];
-                    acc[i] += dot(low, weights[0]) + dot(high, weights[1]);
+                    //#unroll
+                    for (var half = 0u; half < 2u; half++) {
+                        //#include "lib/staged_own.wgsl"
+                        acc[i] += dot(held, weights[half]);
+                    }
                 }
             }
         }

@@ -11,7 +11,8 @@ const SLICES: u32 = 4u;  //#spec parts of k
 const K_FAST: u32 = 0u;  //#spec 1: neighbouring lanes are neighbours along k, for rows of words
 const WX: u32 = CHANNELS * SLICES;
 const WY: u32 = 1u;
-const PARTS: u32 = W_STEP / 8u;
+const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
+const PARTS: u32 = W_STEP / (8u * SPREAD);
 const ROW_STEP: u32 = 1u;
 const TAIL_STEP: u32 = 4u * SLICES;
 const OUTPUTS: u32 = TM * TN * CHANNELS;
@@ -63,20 +64,22 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         var sum: array<f32, TM * TN>;
         var x_sum: array<f32, TM>;
         for (var part = 0u; part < PARTS; part++) {
-            let k0 = b * W_STEP + part * 8u;
+            let k0 = b * W_STEP + part * 8u * SPREAD;
             var weights: array<mat2x4<f32>, TN>;
             //#unroll
             for (var j = 0u; j < TN; j++) {
                 weights[j] = w_unscaled(block[j], part);
             }
             //#unroll
-            for (var i = 0u; i < TM; i++) {
-                let low = load_x4(base[i], k0, params.k);
-                let high = load_x4(base[i], k0 + 4u, params.k);
-                x_sum[i] += dot(low + high, vec4(1.0));
+            for (var h = 0u; h < TM; h++) {
                 //#unroll
-                for (var j = 0u; j < TN; j++) {
-                    sum[i * TN + j] += dot(low, weights[j][0]) + dot(high, weights[j][1]);
+                for (var half = 0u; half < 2u; half++) {
+                    //#include "lib/held_own.wgsl"
+                    x_sum[h] += dot(held, vec4(1.0));
+                    //#unroll
+                    for (var j = 0u; j < TN; j++) {
+                        sum[h * TN + j] += dot(held, weights[j][half]);
+                    }
                 }
             }
         }

@@ -10,11 +10,12 @@ const TM: u32 = 4u;  //#spec rows a thread
 const TN: u32 = 4u;  //#spec channels a thread
 const WX: u32 = 16u;  //#spec lanes along n
 const WY: u32 = 16u;  //#spec lanes along m
-const DEPTH: u32 = 16u;  //#spec columns staged at a time, a multiple of 8
+const DEPTH: u32 = 16u;  //#spec stored columns staged at a time, a multiple of 8
 const K_FAST: u32 = 0u;  //#spec 1: neighbouring lanes load neighbours along k, for rows of words
 const ROW_STEP: u32 = WY;
 const TAIL_STEP: u32 = 4u;
-const PARTS: u32 = W_STEP / 8u;
+const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
+const PARTS: u32 = W_STEP / (8u * SPREAD);
 const ROWS: u32 = TM * WY;
 const CHANNELS: u32 = TN * WX;
 const QUADS: u32 = DEPTH / 4u;
@@ -31,21 +32,19 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     let col0 = tile / tiles_m * CHANNELS;
     let last = (params.k - 1u) / W_STEP;
     var acc: array<f32, TM * TN>;
-    for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
+    for (var k0 = 0u; k0 < params.k; k0 += DEPTH * SPREAD) {
         // Rows and channels beyond the last are copies of the last and not stored.
         for (var t = index; t < ROWS * QUADS; t += WX * WY) {
             let row = min(tile_row0 + t / QUADS, params.m - 1u);
-            let col = k0 + 4u * (t % QUADS);
-            var quad = vec4<f32>();
-            if col < params.k {
-                quad = load_x4(params.in_offset + row * params.ld_in, col, params.k);
-            }
+            let base = params.in_offset + row * params.ld_in;
+            let q = t % QUADS;
+            //#include "lib/stage_own.wgsl"
             x_tile[t / QUADS * STRIDE + t % QUADS] = quad;
         }
         for (var t = index; t < CHANNELS * OCTETS; t += WX * WY) {
             let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
             let octet = select(t / CHANNELS, t % OCTETS, K_FAST == 1u);
-            let part = k0 / 8u + octet;
+            let part = k0 / (8u * SPREAD) + octet;
             // Behind the last block the last one again, times activations that are 0.
             let block = load_w_block(min(col0 + c, params.n - 1u), min(part / PARTS, last));
             let weights = w_part(block, part % PARTS);

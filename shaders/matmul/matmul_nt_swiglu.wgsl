@@ -4,8 +4,8 @@
 //! Grid: one workgroup a tile of outputs whose size the body chooses, m fastest, folded over y.
 //! Shared: up to 16 KiB, by body. Needs: as `matmul_nt`.
 //!
-//! How: the bodies of `matmul_nt`, with SwiGLU where they store: the up projection itself is never
-//! written, and nothing is read again.
+//! How: the bodies of `matmul_nt`, with SwiGLU where they store: nothing is read again, and the up
+//! projection itself is written only with `lib/up_kept.wgsl`.
 
 const X_BINDING: u32 = 1u;
 const GATE_BINDING: u32 = 4u;  //#spec the first binding behind those of the weights
@@ -18,6 +18,7 @@ struct Params {
     in_offset: u32,
     ld_out: u32,
     out_offset: u32,
+    keep_up: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -25,6 +26,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> hidden: array<f32>;
 //#include "weights/f32.wgsl"
 @group(0) @binding(GATE_BINDING) var<storage, read> gate: array<f32>;
+//#include "lib/up_dropped.wgsl"
 
 fn w_rows() -> u32 {
     return params.n;
@@ -42,6 +44,7 @@ fn store_y(row: u32, channel: u32, product: f32) {
     let small = exp(-abs(g));
     let sigmoid = select(small, 1.0, g >= 0.0) / (1.0 + small);
     hidden[at] = g * sigmoid * product;
+    keep_up(at, product);
 }
 
 //#include "lib/nt_tile.wgsl"

@@ -3,6 +3,7 @@
 //! `positions` says, the same ones in neighbouring rows: `lib/held_gather.wgsl`.
 
 //#include "weights/positions_row.wgsl"
+//#include "weights/expand.wgsl"
 
 struct WBlock {
     words: WWords,

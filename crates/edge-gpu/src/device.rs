@@ -10,6 +10,7 @@ use edge_kernels::{Call, Category, Op};
 
 use crate::adapter::{self, AdapterSummary, DeviceInfo};
 use crate::buffer::{Buffer, Slice, Storage, next_id};
+use crate::chosen::Choices;
 use crate::cpu::Cpu;
 use crate::error::{Error, one_line};
 use crate::gpu::Gpu;
@@ -65,6 +66,7 @@ pub(crate) struct Inner {
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) backend: Backend,
     pub(crate) tuning: OnceLock<Tuning>,
+    pub(crate) chosen: Choices,
 }
 
 pub(crate) enum Backend {
@@ -128,14 +130,17 @@ impl Device {
     fn new(info: DeviceInfo, options: &Options, ledger: Arc<Ledger>, backend: Backend) -> Self {
         let options = options.clone();
         let (id, profile) = (next_id(), Profile::default());
-        let tuning = OnceLock::new();
-        Self { inner: Arc::new(Inner { id, info, options, profile, ledger, backend, tuning }) }
+        let (tuning, chosen) = (OnceLock::new(), Choices::default());
+        let inner = Inner { id, info, options, profile, ledger, backend, tuning, chosen };
+        Self { inner: Arc::new(inner) }
     }
 
     /// From now on runs the variants that were chosen for this device. The first call counts: a
     /// run does not change its kernels half way.
     pub fn set_tuning(&self, tuning: Tuning) {
-        let _ = self.inner.tuning.set(tuning);
+        if self.inner.tuning.set(tuning).is_ok() {
+            self.inner.chosen.clear();
+        }
     }
 
     /// What the device is and what it allows.

@@ -9,6 +9,7 @@
 
 mod adapter;
 mod buffer;
+mod chosen;
 mod cpu;
 mod device;
 mod error;

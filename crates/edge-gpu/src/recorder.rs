@@ -1,12 +1,14 @@
 //! Recording: dispatches are checked, turned into pipelines and bind groups, and submitted in
 //! pieces of bounded GPU time.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use edge_kernels::Dispatch;
 use edge_kernels::op::{Binding, Variant};
+use edge_kernels::{Call, Dispatch, Op};
 
 use crate::buffer::Slice;
+use crate::chosen::Chosen;
 use crate::device::{Backend, Device, Inner};
 use crate::error::{Error, one_line};
 use crate::gpu::{Gpu, MAX_BATCH, MAX_TIMED, Prepared, SUBMISSION_SECONDS};
@@ -32,10 +34,7 @@ impl Recorder {
     /// fastest, or else the one that the device prefers. What is wrong with it is reported by
     /// [`Recorder::submit`], and ends the recording: nothing behind it runs.
     pub fn push(&mut self, dispatch: Dispatch<Slice>) {
-        self.guard(|recorder| {
-            let variant = recorder.choose(&dispatch)?;
-            recorder.add(&dispatch, variant.as_ref())
-        });
+        self.guard(|recorder| recorder.add(&dispatch, None));
     }
 
     /// As [`Recorder::push`], with this variant of the op. The `cpu` device has only the
@@ -61,44 +60,49 @@ impl Recorder {
         }
     }
 
-    /// The variant to run; `None` on the `cpu` device.
-    fn choose(&self, dispatch: &Dispatch<Slice>) -> Result<Option<Variant>, Error> {
-        let Inner { info, options, backend, tuning, .. } = &*self.device.inner;
-        if let Backend::Cpu(_) = backend {
-            return Ok(None);
-        }
-        let Dispatch { op, call, .. } = dispatch;
+    /// The variant to run where the caller named none.
+    fn choose(&self, op: &dyn Op, call: &Call) -> Result<Variant, Error> {
+        let Inner { info, options, tuning, .. } = &*self.device.inner;
         if let Some(name) = &options.variant {
             let fits = |variant: &Variant| variant.name == name && satisfies(info, &variant.needs);
             if let Some(named) = op.variants(call).into_iter().find(fits) {
-                return Ok(Some(named));
+                return Ok(named);
             }
         }
-        let mut variants = self.device.variants(*op, call);
+        let mut variants = self.device.variants(op, call);
         if variants.is_empty() {
             return Err(Error::NoVariant { op: op.name() });
         }
-        let measured = tuning.get().and_then(|tuning| tuning.get(*op, call));
+        let measured = tuning.get().and_then(|tuning| tuning.get(op, call));
         let measured =
             measured.and_then(|name| variants.iter().position(|variant| variant.name == name));
-        Ok(Some(variants.swap_remove(measured.unwrap_or(0))))
+        Ok(variants.swap_remove(measured.unwrap_or(0)))
     }
 
     fn add(&mut self, dispatch: &Dispatch<Slice>, variant: Option<&Variant>) -> Result<(), Error> {
         let device = self.device.clone();
-        let inner = &*device.inner;
-        let bindings = dispatch.op.bindings(&dispatch.call);
+        let (inner, call) = (&*device.inner, &dispatch.call);
+        let bindings = dispatch.op.bindings(call);
         self.check(dispatch, &bindings)?;
         let profile = inner.options.profile.then_some(&inner.profile);
         let gpu = match &inner.backend {
             Backend::Cpu(cpu) => return cpu.run(dispatch, &bindings, profile),
             Backend::Gpu(gpu) => gpu,
         };
-        let variant = variant.ok_or(Error::NoVariant { op: dispatch.op.name() })?;
+        let compile =
+            |variant: &_| gpu.pipelines.get(&gpu.device, dispatch.op, call, &bindings, variant);
+        let chosen = match variant {
+            Some(variant) => Chosen::new(variant.clone(), compile(variant)?),
+            None => inner.chosen.get(dispatch.op, call, || {
+                let variant = self.choose(dispatch.op, call)?;
+                let pipeline = compile(&variant)?;
+                Ok(Chosen::new(variant, pipeline))
+            })?,
+        };
         if inner.info.checked {
-            return self.run_checked(gpu, dispatch, &bindings, variant, profile);
+            return self.run_checked(gpu, dispatch, &chosen, profile);
         }
-        let prepared = self.prepare(gpu, dispatch, &bindings, variant)?;
+        let prepared = self.prepare(gpu, dispatch, &chosen)?;
         if profile.is_some() && !gpu.has_timers() {
             return run_by_clock(gpu, prepared, &inner.profile);
         }
@@ -138,25 +142,24 @@ impl Recorder {
         &self,
         gpu: &Gpu,
         dispatch: &Dispatch<Slice>,
-        bindings: &[Binding],
-        variant: &Variant,
+        chosen: &Chosen,
     ) -> Result<Prepared, Error> {
         let Dispatch { op, call, bindings: slices } = dispatch;
+        let Chosen { variant, pipeline } = chosen;
         let (grid, limit) = (op.grid(call, variant), self.device.info().max_grid);
         if grid.iter().any(|&count| count > limit) {
             return Err(Error::GridTooLarge { op: op.name(), grid, limit });
         }
-        let pipeline = gpu.pipelines.get(&gpu.device, *op, call, bindings, variant)?;
         let mut pairs = Vec::with_capacity(slices.len());
         for slice in slices {
             let buffer = slice.buffer().gpu();
             pairs.push((buffer.ok_or_else(|| slice.buffer().foreign(op.name()))?, slice));
         }
         let uniforms = gpu.uniforms.as_ref().map(|uniforms| &uniforms.buffer);
-        let group = gpu.groups.get(&gpu.device, &pipeline, uniforms, &pairs);
+        let group = gpu.groups.get(&gpu.device, pipeline, uniforms, &pairs);
         let timed = TimedOp { op: op.name(), variant: variant.name, format: call.format };
         let seconds = gpu.estimate(op.work(call));
-        Ok(Prepared { pipeline, group, call: *call, grid, timed, seconds })
+        Ok(Prepared { pipeline: Arc::clone(pipeline), group, call: *call, grid, timed, seconds })
     }
 
     /// Runs one dispatch to its end inside error scopes, so that what is wrong names its op.
@@ -164,12 +167,11 @@ impl Recorder {
         &mut self,
         gpu: &Gpu,
         dispatch: &Dispatch<Slice>,
-        bindings: &[Binding],
-        variant: &Variant,
+        chosen: &Chosen,
         profile: Option<&Profile>,
     ) -> Result<(), Error> {
         let (result, error) = scoped(&gpu.device, || {
-            let prepared = self.prepare(gpu, dispatch, bindings, variant)?;
+            let prepared = self.prepare(gpu, dispatch, chosen)?;
             if profile.is_some() && !gpu.has_timers() {
                 return run_by_clock(gpu, prepared, &self.device.inner.profile);
             }
@@ -178,7 +180,7 @@ impl Recorder {
         });
         let fail = |message: String| Error::Dispatch {
             op: dispatch.op.name(),
-            variant: variant.name,
+            variant: chosen.variant.name,
             message: one_line(&message),
         };
         match (result, error) {

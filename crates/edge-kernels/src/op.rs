@@ -93,7 +93,7 @@ pub const CALL_WORDS: usize = 16;
 
 /// One use of an op: its parameters and, for ops that read weights, the weight format. Everything
 /// that decides which shader text is needed and how many workgroups run, except the buffers.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Call {
     /// Format of the weight binding; [`Format::F32`] for ops without one.
     pub format: Format,
@@ -394,7 +394,8 @@ pub trait Op: Sync + Send {
     fn shader(&self) -> &'static str;
 
     /// Storage bindings of a call: binding `i + 1` of group 0 is element `i` (binding 0 is
-    /// `params`). Depends on the call only where a weight format brings buffers of its own.
+    /// `params`). Depends on the call only where a weight format or an output that may be left out
+    /// brings buffers of its own.
     fn bindings(&self, call: &Call) -> Vec<Binding>;
 
     /// Fields of `Params`.

@@ -201,8 +201,9 @@ impl Model {
         };
         linear(recorder, Projection::Gate, &ws.normed, Target::set(&slot.gate));
         let up = block.linear(Projection::Up);
-        if matches!(onward, Onward::InPlace) && (up.lora.is_none() || slot.lora.is_none()) {
-            up.matrix.forward_gated(recorder, rows, &ws.normed, &slot.gate, &ws.hidden);
+        if up.lora.is_none() || slot.lora.is_none() {
+            let kept = (!matches!(onward, Onward::InPlace)).then_some(&slot.up);
+            up.matrix.forward_gated(recorder, rows, &ws.normed, &slot.gate, &ws.hidden, kept);
         } else {
             linear(recorder, Projection::Up, &ws.normed, Target::set(&slot.up));
             self.swiglu(recorder, rows, slot);

@@ -137,7 +137,7 @@ impl Matrix {
         }
     }
 
-    /// `hidden[m, rows] = silu(gate) · X·Wᵀ`, for passes that keep nothing.
+    /// `hidden[m, rows] = silu(gate) · X·Wᵀ`, and `up[m, rows] = X·Wᵀ` where it is kept.
     pub fn forward_gated(
         &self,
         recorder: &mut Recorder,
@@ -145,13 +145,15 @@ impl Matrix {
         x: &Slice,
         gate: &Slice,
         hidden: &Slice,
+        up: Option<&Slice>,
     ) {
         for part in &self.shards {
             let mut params = matmul_nt_swiglu::Params::dense(m, part.shard.rows, self.cols);
             params.ld_out = self.rows;
             params.out_offset = part.shard.row0;
             let (weight, gate, hidden) = (part.weight.clone(), gate.clone(), hidden.clone());
-            recorder.push(matmul_nt_swiglu::dispatch(params, weight, x.clone(), gate, hidden));
+            let (x, up) = (x.clone(), up.cloned());
+            recorder.push(matmul_nt_swiglu::dispatch(params, weight, x, gate, hidden, up));
         }
     }
 

@@ -21,8 +21,8 @@ use crate::op::{
 };
 use crate::ops::matmul::product::{Layout, for_weight_rows, product};
 use crate::ops::matmul::{
-    LANES, broadcast, k_fast, portable, quads, spec, split_lanes, strided_input, strided_output,
-    weight_bindings, weight_buffers, weight_variants,
+    LANES, broadcast, is_row_grouped, k_fast, portable, quads, spec, split_lanes, strided_input,
+    strided_output, unexpanded, weight_bindings, weight_buffers, weight_variants,
 };
 use crate::util::{SeededRng, fold_grid};
 
@@ -125,7 +125,19 @@ impl Op for MatmulNn {
             _ if enough(most) => most,
             _ => 4,
         };
-        let weights = |variant: &Variant| weight_variants(variant, call.format, p.k);
+        let weights = |variant: &Variant| {
+            let variants = weight_variants(variant, call.format, p.k);
+            // Walks of one thread over all rows skip what row-grouped weights leave out; the
+            // other bodies expand it.
+            if is_row_grouped(call.format) && ["broadcast", "tile", "wide"].contains(&variant.name)
+            {
+                let walk = |v: Variant| {
+                    unexpanded(v).fragment("lib/nn_walk.wgsl", "lib/nn_walk_group.wgsl")
+                };
+                return variants.into_iter().map(walk).collect();
+            }
+            variants
+        };
         let mut variants = Vec::new();
         let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         if p.m >= 32 && blocks >= LANES {

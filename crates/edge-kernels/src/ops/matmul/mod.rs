@@ -68,7 +68,7 @@ fn weight_variants(variant: &Variant, format: Format, cols: u32) -> Vec<Variant>
     vec![portable, native]
 }
 
-/// Whether positions are shared by the channels of a workgroup of `matmul_nt`.
+/// Whether positions are shared by the channels of a workgroup.
 fn is_row_grouped(format: Format) -> bool {
     format.packing().is_some_and(|packing| packing.kept() == Sparsity::RowGrouped)
 }
@@ -77,28 +77,37 @@ fn is_row_grouped(format: Format) -> bool {
 /// multiply only those.
 ///
 /// # Panics
-/// When a workgroup owns channels of two groups: a mistake in the op's file.
+/// When channels of two groups share what is gathered: a mistake in the op's file.
 fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
     let gather = |variant: Variant| {
         let channels = match variant.name {
             "subgroup" | "subgroup_wide" => 4 * spec(&variant, "WX"),
+            // A lane gathers for the one channel that it owns.
+            "gemv" | "channel" => 1,
             _ => spec(&variant, "WX") * spec(&variant, "TN"),
         };
         assert!(ROW_GROUP.is_multiple_of(channels), "'{}' owns {channels} channels", variant.name);
-        let kept = |(path, instead): (&'static str, &'static str)| match path {
-            Packing::DENSE => (path, "weights/part_gather.wgsl"),
-            _ => (path, instead),
-        };
-        let fragments = variant.fragments.iter().copied().map(kept).collect();
-        let variant = Variant { fragments, ..variant }.spec("SPREAD", 2);
+        let variant = unexpanded(variant).spec("SPREAD", 2);
         match variant.name {
             "subgroup" | "subgroup_wide" => variant
                 .fragment("lib/taken_own.wgsl", "lib/taken_gather.wgsl")
                 .fragment("lib/handed_own.wgsl", "lib/handed_gather.wgsl"),
+            "channel" => variant.fragment("lib/staged_own.wgsl", "lib/staged_gather.wgsl"),
+            "shared" => variant.fragment("lib/stage_own.wgsl", "lib/stage_gather.wgsl"),
             _ => variant.fragment("lib/held_own.wgsl", "lib/held_gather.wgsl"),
         }
     };
     variants.into_iter().map(gather).collect()
+}
+
+/// A variant that takes the values of 2:4 weights as they are stored, without zeros between.
+fn unexpanded(variant: Variant) -> Variant {
+    let kept = |(path, instead): (&'static str, &'static str)| match path {
+        Packing::DENSE => (path, "weights/part_gather.wgsl"),
+        _ => (path, instead),
+    };
+    let fragments = variant.fragments.iter().copied().map(kept).collect();
+    Variant { fragments, ..variant }
 }
 
 /// Those that need no f16.

@@ -119,22 +119,21 @@ impl Product {
     /// All bodies that the call may use, the preferred first.
     pub(crate) fn variants(&self) -> Vec<Variant> {
         let grouped = is_row_grouped(self.format);
-        let weights = |variant: &Variant| weight_variants(variant, self.format, self.k);
-        // Tiles in registers skip what row-grouped weights leave out; the other bodies expand it.
-        let tiles = |variant: &Variant| match grouped {
-            true => gathering(weights(variant)),
-            false => weights(variant),
+        // All bodies skip what row-grouped weights leave out.
+        let weights = |variant: &Variant| {
+            let variants = weight_variants(variant, self.format, self.k);
+            if grouped { gathering(variants) } else { variants }
         };
         let mut variants = Vec::new();
         if self.m >= 32 && self.n >= 64 {
             let variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
-            variants.extend(portable(tiles(&broadcast(variant).suits(Hardware::Software))));
+            variants.extend(portable(weights(&broadcast(variant).suits(Hardware::Software))));
         }
         if self.m <= 4 && self.n >= 8 {
-            let wide = self.subgroup_wide().into_iter().flat_map(|wide| tiles(&wide));
+            let wide = self.subgroup_wide().into_iter().flat_map(|wide| weights(&wide));
             let wide = wide.map(|variant| wide_loads(variant, self.format));
             variants.extend(portable(wide.collect()));
-            variants.extend(portable(tiles(&self.subgroup())));
+            variants.extend(portable(weights(&self.subgroup())));
         }
         let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         if self.m <= 8 && self.n >= 8 || self.n <= 16 && self.k >= 256 {
@@ -145,19 +144,21 @@ impl Product {
             let rows = if self.m <= 8 { 8 } else { 16 };
             add(variant.spec("TM", rows).suits(Hardware::Gpu));
         }
-        if self.m >= 32 && self.n >= 32 && !grouped {
+        if self.m >= 32 && self.n >= 32 {
             let variant = self.named("shared", 4).fragment(TILE, "lib/nt_shared.wgsl");
-            let variant = variant.spec("TM", 4).spec("TN", 4).spec("WX", 16).spec("WY", 16);
+            // All channels of a workgroup keep the same columns of row-grouped weights.
+            let wide = if grouped { ROW_GROUP / 4 } else { 16 };
+            let variant = variant.spec("TM", 4).spec("TN", 4).spec("WX", wide).spec("WY", 16);
             add(k_fast(variant, self.format).suits(Hardware::Gpu));
         }
         if let Some(variant) = self.int8() {
             add(variant);
         }
         let tile = tile(self);
-        variants.extend(tiles(&self.sized("tile", tile, LANES).suits(Hardware::Software)));
+        variants.extend(weights(&self.sized("tile", tile, LANES).suits(Hardware::Software)));
         // Fewer registers, whole subgroups on any GPU.
         let lanes = if self.m <= 4 { 32 } else { 64 };
-        let wide = tiles(&self.sized("wide", (tile.0.min(4), 4), lanes));
+        let wide = weights(&self.sized("wide", (tile.0.min(4), 4), lanes));
         variants.extend(portable(wide));
         variants
     }

@@ -1,0 +1,26 @@
+//! The walk of `lib/nn_tile.wgsl` over the rows of W, four at a time, pasted behind `acc`.
+for (var n0 = 0u; n0 < params.n; n0 += 4u) {
+    var grad: array<vec4<f32>, TM>;
+    //#unroll
+    for (var h = 0u; h < TM / SHARE; h++) {
+        let held = load_dy4(base[h], n0, params.n);
+        //#unroll
+        for (var s = 0u; s < SHARE; s++) {
+            //#include "lib/row_own.wgsl"
+            grad[h * SHARE + s] = row;
+        }
+    }
+    //#unroll
+    for (var step = 0u; step < 4u; step++) {
+        // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
+        let block = load_w_block(min(n0 + step, params.n - 1u), b_load);
+        //#unroll
+        for (var part = 0u; part < PARTS; part++) {
+            let weights = w_part(block, part);
+            //#unroll
+            for (var i = 0u; i < TM; i++) {
+                acc[i * PARTS + part] += weights * grad[i][step];
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The walk of `lib/nn_tile.wgsl` over the rows of row-grouped weights, pasted behind `acc`: the
+//! rows of a group keep the same columns, so that a group is summed over the columns that it keeps,
+//! and the sums are put where they belong once a group: half the products, and no weight is
+//! expanded.
+const KEPT_PARTS: u32 = PARTS / 2u;
+for (var group0 = 0u; group0 < params.n; group0 += ROW_GROUP) {
+    var kept: array<mat2x4<f32>, TM * KEPT_PARTS>;
+    for (var n0 = group0; n0 < min(group0 + ROW_GROUP, params.n); n0 += 4u) {
+        var grad: array<vec4<f32>, TM>;
+        //#unroll
+        for (var h = 0u; h < TM / SHARE; h++) {
+            let held = load_dy4(base[h], n0, params.n);
+            //#unroll
+            for (var s = 0u; s < SHARE; s++) {
+                //#include "lib/row_own.wgsl"
+                grad[h * SHARE + s] = row;
+            }
+        }
+        //#unroll
+        for (var step = 0u; step < 4u; step++) {
+            // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
+            let block = load_w_block(min(n0 + step, params.n - 1u), b_load);
+            //#unroll
+            for (var part = 0u; part < KEPT_PARTS; part++) {
+                let weights = w_part(block, part);
+                //#unroll
+                for (var i = 0u; i < TM; i++) {
+                    kept[i * KEPT_PARTS + part] += weights * grad[i][step];
+                }
+            }
+        }
+    }
+    let positions = load_w_positions(group0, b_load);
+    //#unroll
+    for (var i = 0u; i < TM; i++) {
+        //#unroll
+        for (var part = 0u; part < KEPT_PARTS; part++) {
+            let sums = kept[i * KEPT_PARTS + part];
+            let shifted = positions >> (16u * part);
+            acc[i * PARTS + 2u * part] += mat2x4(
+                w_expand(sums[0].xy, shifted),
+                w_expand(sums[0].zw, shifted >> 4u),
+            );
+            acc[i * PARTS + 2u * part + 1u] += mat2x4(
+                w_expand(sums[1].xy, shifted >> 8u),
+                w_expand(sums[1].zw, shifted >> 12u),
+            );
+        }
+    }
+}
