@@ -5,12 +5,15 @@
 //!
 //! * [`shape`] — the shapes of a model, its projections, windows and exits.
 //! * [`params`] — where trained parameters live: groups, arenas, offsets.
+//! * [`calibrate`] — what calibration needs beside a forward pass.
 //! * [`plan`] — every buffer of a run by name, category and size.
 
+pub mod calibrate;
 pub mod params;
 pub mod plan;
 pub mod shape;
 
+pub use calibrate::{Calibration, MomentPart};
 pub use params::{Entry, Group, Owner};
 pub use plan::{DeviceFacts, Job, Optimizer, Plan, PlannedBuffer, Trained};
-pub use shape::{ModelShape, Projection, Shard, Window};
+pub use shape::{LinearInput, ModelShape, Projection, Shard, Window};
