@@ -98,6 +98,7 @@ impl Golden {
             cache: None,
             positions: 48,
             vote: false,
+            calibration: None,
         }
     }
 

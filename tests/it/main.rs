@@ -1,5 +1,6 @@
 //! The one integration test binary: each further one would link everything again.
 
+mod calibrate;
 mod commands;
 mod device;
 mod formats;

@@ -14,6 +14,7 @@ pub mod autotune;
 pub mod batch;
 pub mod checkpoint;
 pub mod cli;
+pub mod compress;
 pub mod config;
 pub mod data;
 pub mod demo;

@@ -96,6 +96,7 @@ impl Source {
             cache: None,
             positions: seq_len,
             vote: false,
+            calibration: None,
         }
     }
 }

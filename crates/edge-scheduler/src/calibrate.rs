@@ -36,11 +36,11 @@ impl MomentPart {
 }
 
 /// The second moments of an input `[tokens, k]`, cut into parts of whole rows of at most
-/// `max_bytes`; all but the last have a multiple of 64 rows (64 at least).
+/// `max_bytes`; all but the last have a multiple of 8 rows (8 at least).
 pub fn moment_parts(shape: &ModelShape, input: LinearInput, max_bytes: u64) -> Vec<MomentPart> {
     let cols = shape.input_cols(input);
-    let fitting = (max_bytes / (4 * u64::from(cols))) / 64 * 64;
-    let step = fitting.clamp(64, u64::from(cols.next_multiple_of(64))) as u32;
+    let fitting = (max_bytes / (4 * u64::from(cols))) / 8 * 8;
+    let step = fitting.clamp(8, u64::from(cols.next_multiple_of(8))) as u32;
     let starts = (0..cols).step_by(step as usize);
     starts.map(|row0| MomentPart { input, row0, rows: step.min(cols - row0), cols }).collect()
 }
@@ -85,8 +85,8 @@ mod tests {
                 let cols = shape().input_cols(input);
                 let mut next = 0;
                 for part in moment_parts(&shape(), input, max_bytes) {
-                    assert_eq!((part.row0, part.row0 % 64, part.cols), (next, 0, cols));
-                    assert!(4 * part.words() <= max_bytes.max(4 * 64 * u64::from(cols)));
+                    assert_eq!((part.row0, part.row0 % 8, part.cols), (next, 0, cols));
+                    assert!(4 * part.words() <= max_bytes.max(4 * 8 * u64::from(cols)));
                     next += part.rows;
                 }
                 assert_eq!(next, cols);

@@ -1,0 +1,492 @@
+//! Calibration on a small random checkpoint: streamed and whole models are the same to the bit,
+//! weights in place of others are what a model loaded with them has, and what is measured is what
+//! a computation in f64 on the host gives.
+
+use std::sync::Arc;
+
+use edge_gpu::{Device, Options};
+use edge_kernels::pack::{PackedHost, pack};
+use edge_kernels::{Category, Format};
+use edge_runtime::adapter::weight_name;
+use edge_runtime::batch::IGNORE;
+use edge_runtime::checkpoint::Checkpoint;
+use edge_runtime::compress::calibrate::{
+    CalibrationSet, Granularity, Hessian, Measure, Mode, Runner, RunnerOptions, Sensitivity, Spill,
+};
+use edge_runtime::config::ModelConfig;
+use edge_runtime::data::Stream;
+use edge_runtime::model::load::norm_name;
+use edge_runtime::model::{LoraInit, Model};
+use edge_scheduler::{Job, LinearInput, Optimizer, Projection, Trained, Window};
+use edge_tests::{gpu_with, tiny};
+use tempfile::TempDir;
+
+const SEQ_LEN: usize = 24;
+const SEQUENCES: usize = 3;
+const VOCAB: usize = 139;
+const D: usize = 48;
+const BLOCKS: u32 = 4;
+
+/// The formats of the blocks in tests of packed weights.
+const FORMATS: [Format; 4] = [Format::Q4, Format::Q8, Format::row_grouped(4), Format::two_four(16)];
+
+/// Bindings so small that head, projections and second moments are cut.
+const SMALL_BINDING_BYTES: u64 = 20 << 10;
+
+struct Tiny {
+    _dir: TempDir,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    set: CalibrationSet,
+}
+
+fn tiny() -> Tiny {
+    let dir = TempDir::new().expect("a temporary folder");
+    tiny::write(dir.path(), 11).expect("a checkpoint");
+    let ids = (0..SEQUENCES * SEQ_LEN + 5).map(|i| ((i * i * 7 + i * 13 + 5) % VOCAB) as u32);
+    let stream = Stream { ids: ids.collect(), source: "a.txt".to_owned() };
+    Tiny {
+        config: ModelConfig::load(dir.path()).expect("a config"),
+        checkpoint: Checkpoint::open(dir.path()).expect("weights"),
+        set: CalibrationSet::of_stream(&stream, SEQ_LEN, SEQUENCES, None).expect("a set"),
+        _dir: dir,
+    }
+}
+
+/// New devices, so that their peaks are of one test; with small bindings, too.
+fn devices() -> Vec<Device> {
+    let small = Options { max_binding_bytes: Some(SMALL_BINDING_BYTES), ..Options::default() };
+    let cpu = |options| Device::open("cpu", options).expect("the cpu device always opens");
+    let gpus = [gpu_with(&Options::default()), gpu_with(&small)].into_iter().flatten();
+    [cpu(&Options::default()), cpu(&small)].into_iter().chain(gpus).collect()
+}
+
+impl Tiny {
+    /// One sequence at a time; with everything on the device or with one block.
+    fn options(&self, device: &Device, streamed: bool) -> RunnerOptions {
+        let mut options = RunnerOptions::new(&FORMATS, &self.set);
+        options.sequences = 1;
+        let plan = |options: &RunnerOptions| {
+            Runner::plan(device, &self.checkpoint, &self.config, options).expect("a plan")
+        };
+        if streamed {
+            let mut bytes = plan(&options).1.bytes();
+            while plan(&options).0.blocks.len() > 1 {
+                bytes -= 4096;
+                options.budget_bytes = Some(bytes);
+            }
+        }
+        options
+    }
+
+    fn runner(&self, device: &Device, streamed: bool) -> Runner<'_> {
+        let options = self.options(device, streamed);
+        let runner = Runner::open(device, &self.checkpoint, &self.config, &options, &mut |_| ());
+        let runner = runner.expect("a runner");
+        assert_eq!(runner.is_resident(), !streamed);
+        runner
+    }
+
+    fn job(&self, blocks: &[Format]) -> Job {
+        Job {
+            blocks: blocks.to_vec(),
+            embedding: Format::F32,
+            head: Format::F32,
+            trained: Trained::Nothing,
+            optimizer: Optimizer::AdamW,
+            windows: vec![Window { first: 0, end: BLOCKS }],
+            exit_norms: false,
+            training: false,
+            batch: 1,
+            seq_len: SEQ_LEN as u32,
+            cache: None,
+            positions: SEQ_LEN as u32,
+            vote: false,
+            calibration: None,
+        }
+    }
+
+    /// A model as commands load it.
+    fn model(&self, device: &Device, blocks: &[Format]) -> Model {
+        let (checkpoint, job) = (&self.checkpoint, self.job(blocks));
+        let none = LoraInit::NONE;
+        Model::load(device, checkpoint, &self.config, &job, none, &mut |_| ()).expect("a model")
+    }
+
+    /// Logits and final hidden states of all sequences by [`Model`].
+    fn whole(&self, device: &Device, blocks: &[Format]) -> (Vec<f32>, Vec<f32>) {
+        let model = self.model(device, blocks);
+        let (mut logits, mut states) = (Vec::new(), Vec::new());
+        for sequence in 0..SEQUENCES {
+            logits.extend(model.all_logits(&self.set.batch(sequence, 1)).expect("logits"));
+            states.extend(device.read_f32(&model.workspace.slots[0].x).expect("states"));
+        }
+        (logits, states)
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        self.checkpoint.tensor(name).expect("a tensor").to_f32()
+    }
+
+    fn packed(&self, block: u32, projection: Projection, format: Format) -> Arc<PackedHost> {
+        let (n, k) = self.config.shape().projection(projection);
+        let weight = self.floats(&weight_name(block as usize, projection));
+        Arc::new(pack(format, n, k, &weight))
+    }
+
+    /// Replaces all projections of all blocks by those of [`FORMATS`].
+    fn compress(&self, runner: &mut Runner<'_>) {
+        for (block, format) in (0..).zip(FORMATS) {
+            for projection in Projection::ALL {
+                let weight = self.packed(block, projection, format);
+                runner.set_weight(block, projection, weight).expect("a weight");
+            }
+        }
+    }
+}
+
+/// All blocks one by one, as calibration does.
+fn last_states(runner: &mut Runner<'_>, set: &CalibrationSet) -> Vec<f32> {
+    let mut states = runner.embed(set).expect("embeddings");
+    for block in 0..BLOCKS {
+        states = runner.forward(block, &states).expect("hidden states");
+    }
+    states.to_vec().expect("hidden states")
+}
+
+fn bits(values: &[f32]) -> &[u32] {
+    bytemuck::cast_slice(values)
+}
+
+#[test]
+fn a_streamed_model_is_the_whole_one_to_the_bit() {
+    let tiny = tiny();
+    for device in devices() {
+        let (_, own) = tiny.whole(&device, &[Format::F32; 4]);
+        let (_, compressed) = tiny.whole(&device, &FORMATS);
+        assert_ne!(bits(&own), bits(&compressed));
+        for streamed in [false, true] {
+            let mut runner = tiny.runner(&device, streamed);
+            let got = last_states(&mut runner, &tiny.set);
+            assert!(bits(&got) == bits(&own), "own weights, streamed: {streamed}");
+            tiny.compress(&mut runner);
+            let got = last_states(&mut runner, &tiny.set);
+            assert!(bits(&got) == bits(&compressed), "packed weights, streamed: {streamed}");
+            let mut states = runner.embed(&tiny.set).expect("embeddings");
+            runner.advance(0..BLOCKS, &mut states).expect("hidden states");
+            assert!(bits(&states.to_vec().expect("states")) == bits(&compressed));
+            runner.restore_all();
+            let got = last_states(&mut runner, &tiny.set);
+            assert!(bits(&got) == bits(&own), "restored weights, streamed: {streamed}");
+        }
+    }
+}
+
+/// Packed weights of single projections, and taken back one by one.
+#[test]
+fn weights_are_replaced_one_by_one() {
+    let tiny = tiny();
+    let device = Device::open("cpu", &Options::default()).expect("the cpu device");
+    let mut runner = tiny.runner(&device, true);
+    let input = runner.embed(&tiny.set).expect("embeddings");
+    let own = runner.forward(1, &input).expect("states").to_vec().expect("states");
+    for projection in Projection::ALL {
+        let weight = tiny.packed(1, projection, Format::Q4);
+        runner.set_weight(1, projection, weight).expect("a weight");
+        let got = runner.forward(1, &input).expect("states").to_vec().expect("states");
+        assert!(bits(&got) != bits(&own), "{projection:?} changes nothing");
+        runner.restore(1, projection);
+        let got = runner.forward(1, &input).expect("states").to_vec().expect("states");
+        assert!(bits(&got) == bits(&own), "{projection:?} is not restored");
+    }
+    let message = |result: anyhow::Result<()>| format!("{:#}", result.expect_err("refused"));
+    let weight = tiny.packed(0, Projection::Q, Format::Q2);
+    assert!(message(runner.set_weight(0, Projection::Q, weight)).contains("q2"));
+    let weight = tiny.packed(0, Projection::K, Format::Q4);
+    assert!(message(runner.set_weight(0, Projection::Q, weight.clone())).contains("q_proj"));
+    assert!(message(runner.set_weight(9, Projection::K, weight)).contains("block 9"));
+}
+
+/// `[rows, n]` of `[rows, k]` and a weight `[n, k]`.
+fn linear(x: &[f64], k: usize, weight: &[f32]) -> Vec<f64> {
+    let dot =
+        |x: &[f64], w: &[f32]| -> f64 { x.iter().zip(w).map(|(x, w)| x * f64::from(*w)).sum() };
+    x.chunks(k).flat_map(|x| weight.chunks(k).map(move |w| dot(x, w))).collect()
+}
+
+fn rms_norm(x: &[f64], gamma: &[f32], eps: f64) -> Vec<f64> {
+    x.chunks(gamma.len())
+        .flat_map(|x| {
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+            let factor = 1.0 / (mean + eps).sqrt();
+            x.iter().zip(gamma).map(move |(x, g)| x * factor * f64::from(*g)).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// Rotates the halves of each head (RoPE), positions counted in each sequence.
+fn rope(x: &mut [f64], heads: usize, head_dim: usize) {
+    let half = head_dim / 2;
+    for (row, x) in x.chunks_mut(heads * head_dim).enumerate() {
+        let position = (row % SEQ_LEN) as f64;
+        for head in x.chunks_mut(head_dim) {
+            for i in 0..half {
+                let angle = position / 10000_f64.powf(2.0 * i as f64 / head_dim as f64);
+                let (a, b) = (head[i], head[i + half]);
+                head[i] = a * angle.cos() - b * angle.sin();
+                head[i + half] = b * angle.cos() + a * angle.sin();
+            }
+        }
+    }
+}
+
+/// Causal attention of one head over one sequence.
+fn attend(q: &[Vec<f64>], k: &[Vec<f64>], v: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let scale = (q[0].len() as f64).sqrt();
+    (0..q.len())
+        .map(|row| {
+            let scores: Vec<f64> = (0..=row).map(|col| dot(&q[row], &k[col]) / scale).collect();
+            let max = scores.iter().copied().fold(f64::MIN, f64::max);
+            let exp: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+            let sum: f64 = exp.iter().sum();
+            (0..v[0].len()).map(|i| (0..=row).map(|col| exp[col] / sum * v[col][i]).sum()).collect()
+        })
+        .collect()
+}
+
+/// The inputs of a block's linear layers in f64, in the order of [`LinearInput::ALL`].
+fn inputs(tiny: &Tiny, block: u32, x: &[f32]) -> [Vec<f64>; 4] {
+    let weight = |p: Projection| tiny.floats(&weight_name(block as usize, p));
+    let norm = |post| tiny.floats(&norm_name(block, post));
+    let eps = f64::from(tiny.config.rms_norm_eps);
+    let (heads, kv_heads, head_dim) = (6, 2, 8);
+    let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+    let normed = rms_norm(&x, &norm(false), eps);
+    let [mut q, mut k, v] =
+        [Projection::Q, Projection::K, Projection::V].map(|p| linear(&normed, D, &weight(p)));
+    rope(&mut q, heads, head_dim);
+    rope(&mut k, kv_heads, head_dim);
+    let mut attention = vec![0.0; x.len() / D * heads * head_dim];
+    for sequence in 0..x.len() / D / SEQ_LEN {
+        for head in 0..heads {
+            // Rows of the head, of as many heads as there are in `values`.
+            let rows = |values: &'_ [f64], count: usize, head: usize| -> Vec<Vec<f64>> {
+                let at = |row: usize| ((sequence * SEQ_LEN + row) * count + head) * head_dim;
+                (0..SEQ_LEN).map(|row| values[at(row)..][..head_dim].to_vec()).collect()
+            };
+            let kv = head / (heads / kv_heads);
+            let (q, k, v) = (rows(&q, heads, head), rows(&k, kv_heads, kv), rows(&v, kv_heads, kv));
+            for (row, out) in attend(&q, &k, &v).into_iter().enumerate() {
+                let at = ((sequence * SEQ_LEN + row) * heads + head) * head_dim;
+                attention[at..at + head_dim].copy_from_slice(&out);
+            }
+        }
+    }
+    let o = linear(&attention, heads * head_dim, &weight(Projection::O));
+    let mid: Vec<f64> = x.iter().zip(&o).map(|(x, o)| x + o).collect();
+    let mlp = rms_norm(&mid, &norm(true), eps);
+    let gate = linear(&mlp, D, &weight(Projection::Gate));
+    let up = linear(&mlp, D, &weight(Projection::Up));
+    let hidden = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+    [normed, attention, mlp, hidden]
+}
+
+/// `‖got - want‖ / ‖want‖` of `xᵀx`.
+fn distance(hessian: &Hessian, x: &[f64]) -> f64 {
+    let k = hessian.k as usize;
+    let mut want = vec![0.0; k * k];
+    for x in x.chunks(k) {
+        for (row, a) in want.chunks_mut(k).zip(x) {
+            row.iter_mut().zip(x).for_each(|(sum, b)| *sum += a * b);
+        }
+    }
+    let pairs = || hessian.sum.iter().zip(&want);
+    let error: f64 = pairs().map(|(&got, want)| (f64::from(got) - want).powi(2)).sum();
+    (error / want.iter().map(|want| want * want).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn second_moments_are_those_of_the_definition() {
+    let tiny = tiny();
+    for device in devices() {
+        for streamed in [false, true] {
+            let mut runner = tiny.runner(&device, streamed);
+            let mut states = runner.embed(&tiny.set).expect("embeddings");
+            runner.advance(0..2, &mut states).expect("hidden states");
+            let x = inputs(&tiny, 2, &states.to_vec().expect("states"));
+            let all = runner.hessians(2, &states, &LinearInput::ALL).expect("second moments");
+            assert_eq!(all.len(), 4);
+            for ((hessian, x), input) in all.iter().zip(&x).zip(LinearInput::ALL) {
+                assert_eq!(hessian.tokens, (SEQUENCES * SEQ_LEN) as u64);
+                let error = distance(hessian, x);
+                assert!(error < 1e-5, "{input:?}, streamed {streamed}: {error:e}");
+            }
+            let which = [LinearInput::Hidden, LinearInput::Attention];
+            let some = runner.hessians(2, &states, &which).expect("second moments");
+            assert_eq!(some, [all[3].clone(), all[0].clone()]);
+        }
+    }
+}
+
+fn log_softmax(row: &[f32]) -> Vec<f64> {
+    let max = row.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = row.iter().map(|&z| f64::from(z - max).exp()).sum();
+    row.iter().map(|&z| f64::from(z - max) - sum.ln()).collect()
+}
+
+#[test]
+fn divergence_and_losses_are_those_of_the_definition() {
+    let tiny = tiny();
+    for device in devices() {
+        let (p, _) = tiny.whole(&device, &[Format::F32; 4]);
+        let (q, _) = tiny.whole(&device, &FORMATS);
+        let targets = tiny.set.batch(0, SEQUENCES).targets;
+        let (mut kl, mut losses) = (0.0, [0.0; 2]);
+        for ((p, q), &target) in p.chunks(VOCAB).zip(q.chunks(VOCAB)).zip(&targets) {
+            let (p, q) = (log_softmax(p), log_softmax(q));
+            kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            if target != IGNORE {
+                losses[0] -= p[target as usize];
+                losses[1] -= q[target as usize];
+            }
+        }
+        let (positions, predicted) = (SEQUENCES * SEQ_LEN, SEQUENCES * (SEQ_LEN - 1));
+        for streamed in [false, true] {
+            let mut runner = tiny.runner(&device, streamed);
+            let mut reference = runner.embed(&tiny.set).expect("embeddings");
+            runner.advance(0..BLOCKS, &mut reference).expect("hidden states");
+            let same = runner.evaluate(&reference, &tiny.set).expect("a divergence");
+            assert_eq!((same.kl, same.loss), (0.0, same.reference_loss));
+            tiny.compress(&mut runner);
+            let got = runner.evaluate(&reference, &tiny.set).expect("a divergence");
+            let counts = (got.positions, got.predicted);
+            assert_eq!(counts, (positions as u64, predicted as u64));
+            let near = |got: f64, sum: f64, count: usize| {
+                let want = sum / count as f64;
+                assert!((got - want).abs() < 1e-6 + 1e-5 * want, "{got} for {want}");
+            };
+            assert!(got.kl > 1e-3, "{got:?}");
+            near(got.kl, kl, positions);
+            near(got.reference_loss, losses[0], predicted);
+            near(got.loss, losses[1], predicted);
+        }
+    }
+}
+
+fn measure(candidates: &[Format]) -> Measure {
+    Measure {
+        candidates: candidates.to_vec(),
+        mode: Mode::Loss,
+        granularity: Granularity::Projection,
+        hessians: true,
+        method: "nearest".to_owned(),
+    }
+}
+
+#[test]
+fn sensitivity_is_nothing_without_change_and_grows_with_fewer_bits() {
+    let tiny = tiny();
+    let device = Device::open("cpu", &Options::default()).expect("the cpu device");
+    let formats = [Format::F32, Format::Q8, Format::Q4];
+    let dir = TempDir::new().expect("a folder");
+    let path = dir.path().join("sensitivity.json");
+    let mut found: Vec<Sensitivity> = Vec::new();
+    for streamed in [false, true] {
+        let mut options = tiny.options(&device, streamed);
+        options.candidates = formats.to_vec();
+        let config = &tiny.config;
+        let runner = Runner::open(&device, &tiny.checkpoint, config, &options, &mut |_| ());
+        let mut runner = runner.expect("a runner");
+        let mut calls = 0;
+        let mut work = |path| {
+            let (runner, set) = (&mut runner, &tiny.set);
+            let measure = measure(&formats);
+            let result = Sensitivity::cached(
+                path,
+                (runner, set),
+                &measure,
+                "m",
+                &mut |layer, format| {
+                    calls += 1;
+                    let (n, k) = layer.shape;
+                    assert_eq!(layer.hessian.expect("second moments").k, k);
+                    Ok(pack(format, n, k, layer.weight))
+                },
+                &mut |_, _| Ok(()),
+            );
+            result.expect("a measurement")
+        };
+        let sensitivity = work(&path);
+        assert_eq!(work(&path), sensitivity, "from the file");
+        std::fs::write(&path, "{}").expect("damage");
+        assert_eq!(work(&path), sensitivity, "measured again");
+        std::fs::remove_file(&path).expect("removed");
+        assert_eq!(calls, 2 * 4 * 7 * formats.len());
+        found.push(sensitivity);
+    }
+    assert_eq!(found[0], found[1], "resident and streamed");
+    for block in 0..BLOCKS {
+        for projection in [None].into_iter().chain(Projection::ALL.map(Some)) {
+            let get = |format| found[0].get(block, projection, format).expect("an entry");
+            let (own, q8, q4) = (get(Format::F32), get(Format::Q8), get(Format::Q4));
+            assert_eq!((own.output_mse, own.relative_mse, own.kl), (0.0, 0.0, Some(0.0)));
+            assert!(q4.output_mse > 10.0 * q8.output_mse && q8.output_mse > 0.0, "{q8:?} {q4:?}");
+            assert!(q4.relative_mse > q8.relative_mse && q4.kl > q8.kl, "{q8:?} {q4:?}");
+            assert!(q4.relative_mse < 1.0, "{q4:?}");
+        }
+    }
+}
+
+#[test]
+fn the_peak_is_what_the_plan_says() {
+    let tiny = tiny();
+    for device in devices() {
+        for streamed in [false, true] {
+            // What was loaded before is gone with its model.
+            device.reset_peak();
+            let (_, plan) = {
+                let options = tiny.options(&device, streamed);
+                Runner::plan(&device, &tiny.checkpoint, &tiny.config, &options).expect("a plan")
+            };
+            let mut runner = tiny.runner(&device, streamed);
+            device.seal();
+            tiny.compress(&mut runner);
+            let input = runner.embed(&tiny.set).expect("embeddings");
+            runner.hessians(0, &input, &LinearInput::ALL).expect("second moments");
+            let reference = runner.copy(&input).expect("a copy");
+            runner.divergence(0, &input, &reference, &tiny.set).expect("a divergence");
+            device.unseal();
+            let (mut got, mut want) = (device.memory().peak, plan.bytes_by_category());
+            let staging = Category::Staging.index();
+            assert!(got[staging] <= want[staging]);
+            (got[staging], want[staging]) = (0, 0);
+            assert_eq!(got, want, "{}, streamed {streamed}", device.info().name);
+        }
+    }
+}
+
+#[test]
+fn hidden_states_go_to_a_file_where_memory_is_short() {
+    let tiny = tiny();
+    let device = Device::open("cpu", &Options::default()).expect("the cpu device");
+    let dir = TempDir::new().expect("a folder");
+    let mut options = tiny.options(&device, true);
+    let config = &tiny.config;
+    let mut peaks = Vec::new();
+    let mut states = Vec::new();
+    for above_bytes in [u64::MAX, 0] {
+        options.spill = Some(Spill { dir: dir.path().to_owned(), above_bytes });
+        let runner = Runner::open(&device, &tiny.checkpoint, config, &options, &mut |_| ());
+        let mut runner = runner.expect("a runner");
+        states.push(last_states(&mut runner, &tiny.set));
+        peaks.push(runner.host().peak_bytes());
+        assert_eq!(runner.host().current_bytes(), 0);
+    }
+    assert_eq!(states[0], states[1]);
+    assert_eq!(peaks, [2 * 4 * (SEQUENCES * SEQ_LEN * D) as u64, 0]);
+    options.budget_bytes = Some(10_000);
+    let refused = Runner::plan(&device, &tiny.checkpoint, config, &options);
+    let message = format!("{:#}", refused.err().expect("refused"));
+    assert!(message.contains("--memory-budget allows 0.0 MiB"), "{message}");
+}
