@@ -17,7 +17,7 @@ use edge_runtime::exits::Vote;
 use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
-use edge_scheduler::{Job, Optimizer, Owner, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Optimizer, Owner, Trained, Window};
 use edge_tests::{gpu, shared};
 
 struct Golden {
@@ -85,7 +85,7 @@ impl Golden {
     fn job(&self, trained: Trained) -> Job {
         let blocks = self.config.num_hidden_layers;
         Job {
-            blocks: vec![Format::F32; blocks],
+            blocks: vec![BlockFormats::uniform(Format::F32); blocks],
             embedding: Format::F32,
             head: Format::F32,
             trained,

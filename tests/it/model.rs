@@ -13,7 +13,7 @@ use edge_runtime::exits::Vote;
 use edge_runtime::generate::Sampling;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
-use edge_scheduler::{Job, Optimizer, Projection, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use edge_tests::{cpu, gpu, tiny};
 use tempfile::TempDir;
 
@@ -45,7 +45,7 @@ fn batch() -> Batch {
 impl Tiny {
     fn job(&self, blocks: Format, table: Format, trained: Trained, windows: u32) -> Job {
         Job {
-            blocks: vec![blocks; 4],
+            blocks: vec![BlockFormats::uniform(blocks); 4],
             embedding: table,
             head: table,
             trained,

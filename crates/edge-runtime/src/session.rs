@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use edge_gpu::Device;
 use edge_kernels::{Format, Packing};
-use edge_scheduler::{Job, Optimizer, Plan, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Optimizer, Plan, Trained, Window};
 
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
 use crate::checkpoint::Checkpoint;
@@ -27,6 +27,17 @@ pub struct Source {
     pub checkpoint: Checkpoint,
     /// The tokenizer.
     pub tokenizer: Tokenizer,
+}
+
+/// How a model's weights are stored on the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Formats {
+    /// Projections, by block.
+    pub blocks: Vec<BlockFormats>,
+    /// Embedding table, and a tied head.
+    pub embedding: Format,
+    /// Untied head.
+    pub head: Format,
 }
 
 /// The bundled demo: model and texts.
@@ -70,20 +81,23 @@ impl Source {
     ///
     /// # Errors
     /// The checkpoint has no embedding table.
-    pub fn formats(&self, bits: Bits, group: u32) -> Result<[Format; 3]> {
+    pub fn formats(&self, bits: Bits, group: u32) -> Result<Formats> {
         let own = dense_format(self.checkpoint.tensor(EMBEDDING)?.dtype);
         let table = if own == Format::F32 { Format::F16 } else { own };
-        Ok(match u32::from(bits) {
-            16 => [own; 3],
-            bits => [Packing::new(bits).group_size(group).format(), table, table],
-        })
+        let (block, table) = match u32::from(bits) {
+            16 => (own, own),
+            bits => (Packing::new(bits).group_size(group).format(), table),
+        };
+        let blocks = vec![BlockFormats::uniform(block); self.config.num_hidden_layers];
+        Ok(Formats { blocks, embedding: table, head: table })
     }
 
     /// A job without adapters that runs `batch` sequences of `seq_len` tokens.
-    pub fn job(&self, [blocks, embedding, head]: [Format; 3], batch: u32, seq_len: u32) -> Job {
+    pub fn job(&self, formats: Formats, batch: u32, seq_len: u32) -> Job {
         let num_blocks = self.config.num_hidden_layers;
+        let Formats { blocks, embedding, head } = formats;
         Job {
-            blocks: vec![blocks; num_blocks],
+            blocks,
             embedding,
             head,
             trained: Trained::Nothing,

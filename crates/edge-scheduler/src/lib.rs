@@ -16,4 +16,4 @@ pub mod shape;
 pub use calibrate::{Calibration, MomentPart};
 pub use params::{Entry, Group, Owner};
 pub use plan::{DeviceFacts, Job, Optimizer, Plan, PlannedBuffer, Trained};
-pub use shape::{LinearInput, ModelShape, Projection, Shard, Window};
+pub use shape::{BlockFormats, LinearInput, ModelShape, Projection, Shard, Window};

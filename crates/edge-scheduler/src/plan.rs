@@ -7,7 +7,7 @@ use edge_kernels::{Category, Format};
 
 use crate::calibrate::{Calibration, moment_buffers, widest};
 use crate::params::Group;
-use crate::shape::{ModelShape, Projection, Shard, Window};
+use crate::shape::{BlockFormats, ModelShape, Projection, Shard, Window};
 
 /// What of a device decides sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +63,8 @@ pub enum Optimizer {
 /// What is to be run, as far as memory is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Format of each block's projections.
-    pub blocks: Vec<Format>,
+    /// Formats of each block's projections.
+    pub blocks: Vec<BlockFormats>,
     /// Format of the embedding table (and of a tied head).
     pub embedding: Format,
     /// Format of an untied head.
@@ -95,9 +95,13 @@ pub struct Job {
 
 impl Job {
     /// The formats that the matrix of a projection of this block may be in, the first one first.
-    pub fn projection_formats(&self, block: u32, _: Projection) -> impl Iterator<Item = Format> {
+    pub fn projection_formats(
+        &self,
+        block: u32,
+        projection: Projection,
+    ) -> impl Iterator<Item = Format> {
         let others = self.calibration.iter().flat_map(|c| c.candidates.iter().copied());
-        std::iter::once(self.blocks[block as usize]).chain(others)
+        std::iter::once(self.blocks[block as usize].get(projection)).chain(others)
     }
 
     /// The shards of the matrix of a projection of this block: below the largest one in any of

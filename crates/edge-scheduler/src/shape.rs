@@ -96,6 +96,27 @@ impl LinearInput {
     }
 }
 
+/// Formats of a block's projections, by [`Projection::index`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockFormats(pub [Format; 7]);
+
+impl BlockFormats {
+    /// The same format for all projections.
+    pub const fn uniform(format: Format) -> Self {
+        Self([format; 7])
+    }
+
+    /// The format of a projection.
+    pub fn get(&self, projection: Projection) -> Format {
+        self.0[projection.index()]
+    }
+
+    /// Changes the format of a projection.
+    pub fn set(&mut self, projection: Projection, format: Format) {
+        self.0[projection.index()] = format;
+    }
+}
+
 /// The numbers of a Llama-like model that decide sizes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelShape {

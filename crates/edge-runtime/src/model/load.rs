@@ -185,7 +185,10 @@ impl Loader<'_, '_> {
         let mut linears = Vec::with_capacity(7);
         for projection in Projection::ALL {
             let (n, k) = shape.projection(projection);
-            let format = if self.full() { Format::F32 } else { self.job.blocks[block as usize] };
+            let format = match self.full() {
+                true => Format::F32,
+                false => self.job.blocks[block as usize].get(projection),
+            };
             let max = self.plan.max_shard_bytes;
             let shards = match self.full() {
                 true => projection_shards(n, k, format, max),

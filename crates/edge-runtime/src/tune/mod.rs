@@ -7,7 +7,7 @@ pub mod trainer;
 use anyhow::{Result, ensure};
 use edge_kernels::Format;
 use edge_kernels::util::SeededRng;
-use edge_scheduler::{Job, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Trained, Window};
 use rand::{RngExt, SeedableRng};
 
 use crate::cli::args::{Method, WindowOrder};
@@ -31,7 +31,7 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     match options.method {
         Method::Full => {
             job.trained = Trained::Full;
-            job.blocks.fill(Format::F32);
+            job.blocks.fill(BlockFormats::uniform(Format::F32));
         }
         Method::Lora => job.trained = lora,
         Method::Edge => {
