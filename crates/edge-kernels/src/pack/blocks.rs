@@ -1,9 +1,11 @@
 //! Blocks of packed matrices: where the bits of their levels lie.
 
+use std::borrow::Cow;
+
 use half::f16;
 use rayon::prelude::*;
 
-use super::levels::{self, Scale};
+use super::levels::{self, Levels, Scale};
 use super::{pair, prune};
 use crate::packing::{BLOCK, Packing};
 
@@ -19,13 +21,16 @@ pub(super) struct Blocks<'a> {
     pub scales: &'a [u32],
 }
 
-/// Weights that are packed: a row-major matrix, and the positions of what it keeps.
+/// Weights that are packed: a row-major matrix, what a mask (if there is one) keeps of it, and
+/// the positions of that.
 struct Source<'a> {
     packing: Packing,
     rows: usize,
     cols: usize,
     data: &'a [f32],
+    mask: &'a [bool],
     positions: Vec<u32>,
+    levels: Levels,
 }
 
 impl Source<'_> {
@@ -34,6 +39,10 @@ impl Source<'_> {
         let (first, mut all) = (block * WIDTH, [0.0; WIDTH]);
         let last = (first + WIDTH).min(self.cols);
         all[..last - first].copy_from_slice(&self.data[n * self.cols..][first..last]);
+        if let Some(mask) = self.mask.get(n * self.cols + first..n * self.cols + last) {
+            let left_out = all.iter_mut().zip(mask).filter(|(_, kept)| !**kept);
+            left_out.for_each(|(x, _)| *x = 0.0);
+        }
         if !self.packing.is_sparse() {
             return all;
         }
@@ -70,7 +79,7 @@ impl Source<'_> {
         let (mut words, mut high) = ([0; 8], 0);
         let stored = self.stored(block, n);
         for (v, x) in stored.into_iter().enumerate().take(self.packing.stored() as usize) {
-            let level = levels::level(self.packing, x, scale);
+            let level = levels::level(self.packing, x, scale, self.levels);
             let (word, shift) = place(self.packing.bits(), v);
             let low = if self.packing.bits() == 3 { level & 3 } else { level };
             words[word] |= low << shift;
@@ -97,13 +106,15 @@ fn high_shift(v: usize) -> usize {
     8 * (v % 4) + v / 4
 }
 
-/// Packs a matrix `[rows, cols]` whose mask keeps what a sparse packing stores: the values, and
-/// the buffer with scales, minima and positions.
+/// Packs a matrix `[rows, cols]` whose mask keeps what a sparse packing stores, and is empty where
+/// all is kept: the values, and the buffer with scales, minima and positions. The scales are
+/// `given [groups][rows]`, with all levels, or the largest weights' with balanced ones.
 pub(super) fn pack(
     packing: Packing,
     [rows, cols]: [usize; 2],
     data: &[f32],
     mask: &[bool],
+    given: Option<&[Scale]>,
 ) -> (Vec<u32>, Vec<u32>) {
     let mut values = vec![0; packing.value_words(rows as u32, cols as u32) as usize];
     if rows == 0 || cols == 0 {
@@ -113,8 +124,9 @@ pub(super) fn pack(
         true => prune::positions(packing, [rows, cols], mask),
         false => Vec::new(),
     };
-    let source = Source { packing, rows, cols, data, positions };
-    let scales = source.scales();
+    let levels = if given.is_some() { Levels::All } else { Levels::Balanced };
+    let source = Source { packing, rows, cols, data, mask, positions, levels };
+    let scales = given.map_or_else(|| Cow::Owned(source.scales()), Cow::Borrowed);
     let (words, blocks) = (packing.block_words() as usize, cols.div_ceil(WIDTH));
     let (low, high) = values.split_at_mut(blocks * rows * words);
     // Rows of the second plane a word: two, or one, or it is empty.
@@ -183,7 +195,7 @@ impl Blocks<'_> {
         let words = self.packing.block_words() as usize;
         let at = block * self.rows + n;
         let (low, high) = (&self.values[at * words..(at + 1) * words], self.high(block, n));
-        let (factor, zero) = levels::affine(self.packing, self.scale(block, n));
+        let (factor, zero) = self.scale(block, n).affine(self.packing);
         let value = |v: usize| {
             let (word, shift) = place(BITS, v);
             let bits = low[word] >> shift;

@@ -13,6 +13,10 @@
 //! `65504 * q_max` saturate. NaN packs as 0 in the symmetric formats (half a step in two bits)
 //! and as the group's minimum with a zero point.
 //!
+//! [`pack_scaled`] takes scales from the caller, and [`nearest`] says what a weight becomes with
+//! one. It uses all levels, the lowest one of 3, 4 and 8 symmetric bits too, which stands for
+//! `-4`, `-8` or `-128` scales; the scale may be negative.
+//!
 //! What a sparse format keeps is chosen apart from quantisation, by a mask: [`magnitude_mask`]
 //! where [`pack`] chooses, or the caller's with [`pack_masked`].
 
@@ -29,6 +33,9 @@ use rayon::prelude::*;
 
 use crate::format::{Format, WeightBuffers};
 use crate::op::CaseBuffer;
+use crate::packing::Packing;
+use levels::Levels;
+pub use levels::Scale;
 pub use prune::magnitude_mask;
 
 /// Rows that a thread unpacks together: neighbouring rows share cache lines of packed values.
@@ -74,7 +81,7 @@ impl PackedHost {
 pub fn pack(format: Format, rows: u32, cols: u32, data: &[f32]) -> PackedHost {
     let sparse = format.packing().filter(|packing| packing.is_sparse());
     let mask = sparse.map(|packing| magnitude_mask(packing.kept(), rows, cols, data));
-    pack_values(format, [rows, cols], data, mask.as_deref().unwrap_or_default())
+    pack_values(format, [rows, cols], data, mask.as_deref().unwrap_or_default(), None)
 }
 
 /// Packs the elements of `data [rows, cols]` that `mask [rows, cols]` keeps; the others are 0, in
@@ -92,12 +99,63 @@ pub fn pack_masked(
     mask: &[bool],
 ) -> PackedHost {
     assert_eq!(data.len(), mask.len(), "size of the mask");
+    if format.is_packed() {
+        return pack_values(format, [rows, cols], data, mask, None);
+    }
     let kept = data.iter().zip(mask).map(|(x, kept)| if *kept { *x } else { 0.0 });
-    pack_values(format, [rows, cols], &kept.collect::<Vec<f32>>(), mask)
+    pack_values(format, [rows, cols], &kept.collect::<Vec<f32>>(), &[], None)
 }
 
-/// Packs `data`, of which a sparse format stores what the mask keeps.
-fn pack_values(format: Format, shape: [u32; 2], data: &[f32], mask: &[bool]) -> PackedHost {
+/// Packs `data [rows, cols]` with given scales, `[ceil(cols / group), rows]`, and none in 16 bits.
+/// Levels are those of [`nearest`]. A sparse packing stores what `mask [rows, cols]` keeps, as
+/// [`pack_masked`] does; for a dense one the mask is empty.
+///
+/// # Panics
+/// When `data`, `mask` or `scales` have another size, or the mask keeps more than the packing does.
+pub fn pack_scaled(
+    packing: Packing,
+    rows: u32,
+    cols: u32,
+    data: &[f32],
+    mask: &[bool],
+    scales: &[Scale],
+) -> PackedHost {
+    let groups = packing.group().map_or(0, |group| cols.div_ceil(group));
+    assert_eq!(scales.len() as u64, u64::from(groups) * u64::from(rows), "number of scales");
+    let masked = if packing.is_sparse() { data.len() } else { 0 };
+    assert_eq!(mask.len(), masked, "size of the mask");
+    pack_values(packing.format(), [rows, cols], data, mask, Some(scales))
+}
+
+/// The number that kernels read where `x` is packed with this scale ([`pack_scaled`]), or in a
+/// format without scales, where the scale is ignored: the nearest one. Ties go away from zero in
+/// units of the scale (from the minimum, with a zero point), in two bits upwards, and in 16 bits
+/// to even.
+pub fn nearest(format: Format, x: f32, scale: Scale) -> f32 {
+    match format {
+        Format::F32 => x,
+        Format::Bf16 => bf16::from_bits(narrow_bf16(x)).to_f32(),
+        Format::F16 => f16::from_bits(narrow_f16(x)).to_f32(),
+        Format::Packed(packing) => {
+            let level = levels::level(packing, x, scale, Levels::All);
+            if packing.bits() == 16 {
+                return f16::from_bits(level as u16).to_f32();
+            }
+            let (factor, zero) = scale.affine(packing);
+            level as f32 * factor + zero
+        }
+    }
+}
+
+/// Packs `data`, of which a sparse format stores what the mask keeps; the mask is empty where all
+/// is kept. The scales are chosen where none are given.
+fn pack_values(
+    format: Format,
+    shape: [u32; 2],
+    data: &[f32],
+    mask: &[bool],
+    scales: Option<&[Scale]>,
+) -> PackedHost {
     let [rows, cols] = shape;
     assert_eq!(data.len() as u64, u64::from(rows) * u64::from(cols), "size of the matrix");
     let width = cols as usize;
@@ -105,13 +163,17 @@ fn pack_values(format: Format, shape: [u32; 2], data: &[f32], mask: &[bool]) -> 
     let (values, scales) = match format {
         Format::F32 => (bytemuck::cast_slice(data).to_vec(), Vec::new()),
         Format::F16 => (pack_halves(words, width, data, narrow_f16), Vec::new()),
-        Format::Bf16 => {
-            let narrow = |x| bf16::from_f32(saturate(x, bf16::MAX.to_f32())).to_bits();
-            (pack_halves(words, width, data, narrow), Vec::new())
+        Format::Bf16 => (pack_halves(words, width, data, narrow_bf16), Vec::new()),
+        Format::Packed(packing) => {
+            blocks::pack(packing, shape.map(|x| x as usize), data, mask, scales)
         }
-        Format::Packed(packing) => blocks::pack(packing, shape.map(|x| x as usize), data, mask),
     };
     PackedHost { format, rows, cols, values, scales }
+}
+
+/// The bits of a number as bf16; finite numbers stay finite.
+fn narrow_bf16(x: f32) -> u16 {
+    bf16::from_f32(saturate(x, bf16::MAX.to_f32())).to_bits()
 }
 
 /// The bits of a number as f16; finite numbers stay finite.

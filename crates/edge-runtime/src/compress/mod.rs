@@ -1,5 +1,7 @@
-//! Layer-wise compression (Edge-LLM, DAC 2024, section on layer-wise unified compression).
+//! Layer-wise compression: from a checkpoint to packed weights.
 //!
 //! * [`calibrate`] — a model run block by block on calibration text: inputs, errors, sensitivity.
+//! * [`solve`] — one weight matrix, pruned and quantised.
 
 pub mod calibrate;
+pub mod solve;

@@ -13,20 +13,8 @@ use rayon::prelude::*;
 use super::runner::Runner;
 use super::states::States;
 use super::text::CalibrationSet;
+use crate::compress::solve::Hessian;
 use crate::model::block::Geometry;
-
-/// Second moments of an input: what the error of a linear layer depends on, since
-/// `‖(W - Ŵ) x‖²` summed over tokens is `tr((W - Ŵ) H (W - Ŵ)ᵀ)` (Frantar and Alistarh, Optimal
-/// Brain Compression, 2022; up to a factor of 2 the Hessian of the squared error).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Hessian {
-    /// Columns of the input.
-    pub k: u32,
-    /// Sum over tokens of `x xᵀ`, `[k, k]`.
-    pub sum: Vec<f32>,
-    /// Tokens that were summed over.
-    pub tokens: u64,
-}
 
 /// Shown the inputs of linear layers in a pass of this geometry.
 type Tap<'a> = &'a mut dyn FnMut(&mut Recorder, LinearInput, &Slice, Geometry);
@@ -175,8 +163,8 @@ impl Runner<'_> {
     ) -> Result<Vec<Hessian>> {
         let tokens = input.sequences() as u64 * u64::from(self.model.job.seq_len);
         let empty = |&input: &LinearInput| {
-            let k = self.shape().input_cols(input);
-            Hessian { k, sum: vec![0.0; k as usize * k as usize], tokens }
+            let k = self.shape().input_cols(input) as usize;
+            Hessian { k, sum: vec![0.0; k * k], tokens }
         };
         let mut hessians: Vec<Hessian> = which.iter().map(empty).collect();
         for pass in self.moment_passes(which) {

@@ -17,7 +17,6 @@ pub mod states;
 pub mod text;
 
 pub use divergence::Divergence;
-pub use forward::Hessian;
 pub use runner::{Runner, RunnerOptions};
 pub use sensitivity::{Granularity, Measure, Mode, Sensitivity};
 pub use states::{HostMeter, Spill, States};

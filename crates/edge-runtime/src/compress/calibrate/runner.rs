@@ -10,7 +10,9 @@ use anyhow::{Result, ensure};
 use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
-use edge_scheduler::{Calibration, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window};
+use edge_scheduler::{
+    BlockFormats, Calibration, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window,
+};
 
 use super::states::{HostCharge, HostMeter, Spill, States};
 use super::text::CalibrationSet;
@@ -78,7 +80,7 @@ pub struct Runner<'a> {
     checkpoint: &'a Checkpoint,
     shape: ModelShape,
     pub(super) model: Model,
-    own: Format,
+    own: BlockFormats,
     spill: Option<Spill>,
     meter: HostMeter,
     resident: Vec<Resident>,
@@ -102,7 +104,7 @@ impl<'a> Runner<'a> {
         let shape = config.shape();
         let tokens = MICRO_BATCH_TOKENS / options.seq_len.max(1);
         let most = tokens.clamp(1, options.sequences.max(1)) as u32;
-        let own = own_format(checkpoint, &shape)?;
+        let own = own_formats(checkpoint, &shape)?;
         let tables = [EMBEDDING, if shape.tied_head { EMBEDDING } else { HEAD }];
         let mut table_formats = [Format::F32; 2];
         for (format, name) in table_formats.iter_mut().zip(tables) {
@@ -198,9 +200,9 @@ impl<'a> Runner<'a> {
         self.model.job.calibration.as_ref().is_some_and(|c| c.moments_together)
     }
 
-    /// The format of weights that are not replaced: the checkpoint's own numbers, or f32 where
-    /// it has several kinds.
-    pub fn own_format(&self) -> Format {
+    /// The formats of weights that are not replaced: the checkpoint's own numbers, or f32 where
+    /// blocks differ in them.
+    pub fn own_formats(&self) -> BlockFormats {
         self.own
     }
 
@@ -238,7 +240,7 @@ impl<'a> Runner<'a> {
         let calibration = self.model.job.calibration.as_ref();
         let planned = calibration.is_some_and(|c| c.candidates.contains(&weight.format));
         ensure!(
-            planned || weight.format == self.own,
+            planned || weight.format == self.own.get(projection),
             "a weight of format {} for {} is none of the candidates that the runner was opened \
              with",
             weight.format.name(),
@@ -308,7 +310,7 @@ impl<'a> Runner<'a> {
         let (n, k) = self.shape.projection(projection);
         let name = weight_name(block as usize, projection);
         let tensor = self.checkpoint.expect(&name, &[n as usize, k as usize])?;
-        let device = self.model.device.clone();
+        let (device, own) = (self.model.device.clone(), self.own.get(projection));
         let matrix = &mut self.model.blocks[slot as usize].linears[projection.index()].matrix;
         let whole = matrix.shards.len() == 1;
         for part in &mut matrix.shards {
@@ -319,30 +321,32 @@ impl<'a> Runner<'a> {
                     let rows = weight.take_rows(shard.row0..shard.row0 + shard.rows);
                     part.replace(&device, &rows)?;
                 }
-                None => part.replace(&device, &stored_rows(&tensor, shard, self.own))?,
+                None => part.replace(&device, &stored_rows(&tensor, shard, own))?,
             }
         }
         Ok(())
     }
 }
 
-/// The format that holds the projections of all blocks exactly: theirs where they agree.
-fn own_format(checkpoint: &Checkpoint, shape: &ModelShape) -> Result<Format> {
-    let mut own = None;
-    for block in 0..shape.num_blocks as usize {
-        for projection in Projection::ALL {
-            let format = dense_format(checkpoint.tensor(&weight_name(block, projection))?.dtype);
-            if own.is_some_and(|own| own != format) {
-                return Ok(Format::F32);
-            }
-            own = Some(format);
+/// For each projection the format that holds it exactly in all blocks: theirs where they agree.
+fn own_formats(checkpoint: &Checkpoint, shape: &ModelShape) -> Result<BlockFormats> {
+    let mut formats = BlockFormats::uniform(Format::F32);
+    for projection in Projection::ALL {
+        let mut found = Vec::new();
+        for block in 0..shape.num_blocks as usize {
+            let tensor = checkpoint.tensor(&weight_name(block, projection))?;
+            found.push(dense_format(tensor.dtype));
+        }
+        found.dedup();
+        if let [format] = found[..] {
+            formats.set(projection, format);
         }
     }
-    Ok(own.unwrap_or(Format::F32))
+    Ok(formats)
 }
 
 fn job(
-    own: Format,
+    own: BlockFormats,
     [embedding, head]: [Format; 2],
     blocks: u32,
     (batch, seq_len): (u32, u32),

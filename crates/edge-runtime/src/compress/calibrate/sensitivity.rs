@@ -15,11 +15,11 @@ use edge_kernels::pack::PackedHost;
 use edge_scheduler::{LinearInput, Projection};
 use serde::{Deserialize, Serialize};
 
-use super::forward::Hessian;
 use super::hash::Fnv;
 use super::runner::Runner;
 use super::states::States;
 use super::text::CalibrationSet;
+use crate::compress::solve::Hessian;
 use crate::run_dir::write_atomically;
 
 /// What is measured of a block that is compressed.
