@@ -2,6 +2,9 @@
 //! weights in place of others are what a model loaded with them has, and what is measured is what
 //! a computation in f64 on the host gives.
 
+// One test prints what another one reads.
+#![allow(clippy::print_stdout)]
+
 use std::sync::Arc;
 
 use edge_gpu::{Device, Options};
@@ -19,6 +22,8 @@ use edge_runtime::data::Stream;
 use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_scheduler::{BlockFormats, Job, LinearInput, Optimizer, Projection, Trained, Window};
+#[cfg(target_os = "linux")]
+use edge_tests::anonymous_bytes;
 use edge_tests::{gpu_with, tiny};
 use tempfile::TempDir;
 
@@ -28,8 +33,19 @@ const VOCAB: usize = 139;
 const D: usize = 48;
 const BLOCKS: u32 = 4;
 
-/// The formats of the blocks in tests of packed weights.
+/// The formats in tests of packed weights.
 const FORMATS: [Format; 4] = [Format::Q4, Format::Q8, Format::row_grouped(4), Format::two_four(16)];
+
+/// A policy that gives neighbouring projections different formats.
+fn mixed() -> Vec<BlockFormats> {
+    let block = |block: usize| BlockFormats(std::array::from_fn(|p| FORMATS[(block + p) % 4]));
+    (0..BLOCKS as usize).map(block).collect()
+}
+
+/// A policy that changes nothing.
+fn uncompressed() -> Vec<BlockFormats> {
+    vec![BlockFormats::uniform(Format::F32); BLOCKS as usize]
+}
 
 /// Bindings so small that head, projections and second moments are cut.
 const SMALL_BINDING_BYTES: u64 = 20 << 10;
@@ -88,9 +104,9 @@ impl Tiny {
         runner
     }
 
-    fn job(&self, blocks: &[Format]) -> Job {
+    fn job(&self, blocks: Vec<BlockFormats>) -> Job {
         Job {
-            blocks: blocks.iter().map(|format| BlockFormats::uniform(*format)).collect(),
+            blocks,
             embedding: Format::F32,
             head: Format::F32,
             trained: Trained::Nothing,
@@ -108,14 +124,14 @@ impl Tiny {
     }
 
     /// A model as commands load it.
-    fn model(&self, device: &Device, blocks: &[Format]) -> Model {
+    fn model(&self, device: &Device, blocks: Vec<BlockFormats>) -> Model {
         let (checkpoint, job) = (&self.checkpoint, self.job(blocks));
         let none = LoraInit::NONE;
         Model::load(device, checkpoint, &self.config, &job, none, &mut |_| ()).expect("a model")
     }
 
     /// Logits and final hidden states of all sequences by [`Model`].
-    fn whole(&self, device: &Device, blocks: &[Format]) -> (Vec<f32>, Vec<f32>) {
+    fn whole(&self, device: &Device, blocks: Vec<BlockFormats>) -> (Vec<f32>, Vec<f32>) {
         let model = self.model(device, blocks);
         let (mut logits, mut states) = (Vec::new(), Vec::new());
         for sequence in 0..SEQUENCES {
@@ -135,11 +151,11 @@ impl Tiny {
         Arc::new(pack(format, n, k, &weight))
     }
 
-    /// Replaces all projections of all blocks by those of [`FORMATS`].
+    /// Replaces all projections of all blocks as [`mixed`] says.
     fn compress(&self, runner: &mut Runner<'_>) {
-        for (block, format) in (0..).zip(FORMATS) {
+        for (block, formats) in (0..).zip(mixed()) {
             for projection in Projection::ALL {
-                let weight = self.packed(block, projection, format);
+                let weight = self.packed(block, projection, formats.get(projection));
                 runner.set_weight(block, projection, weight).expect("a weight");
             }
         }
@@ -163,8 +179,8 @@ fn bits(values: &[f32]) -> &[u32] {
 fn a_streamed_model_is_the_whole_one_to_the_bit() {
     let tiny = tiny();
     for device in devices() {
-        let (_, own) = tiny.whole(&device, &[Format::F32; 4]);
-        let (_, compressed) = tiny.whole(&device, &FORMATS);
+        let (_, own) = tiny.whole(&device, uncompressed());
+        let (_, compressed) = tiny.whole(&device, mixed());
         assert_ne!(bits(&own), bits(&compressed));
         for streamed in [false, true] {
             let mut runner = tiny.runner(&device, streamed);
@@ -341,8 +357,8 @@ fn log_softmax(row: &[f32]) -> Vec<f64> {
 fn divergence_and_losses_are_those_of_the_definition() {
     let tiny = tiny();
     for device in devices() {
-        let (p, _) = tiny.whole(&device, &[Format::F32; 4]);
-        let (q, _) = tiny.whole(&device, &FORMATS);
+        let (p, _) = tiny.whole(&device, uncompressed());
+        let (q, _) = tiny.whole(&device, mixed());
         let targets = tiny.set.batch(0, SEQUENCES).targets;
         let (mut kl, mut losses) = (0.0, [0.0; 2]);
         for ((p, q), &target) in p.chunks(VOCAB).zip(q.chunks(VOCAB)).zip(&targets) {
@@ -491,4 +507,56 @@ fn hidden_states_go_to_a_file_where_memory_is_short() {
     let refused = Runner::plan(&device, &tiny.checkpoint, config, &options);
     let message = format!("{:#}", refused.err().expect("refused"));
     assert!(message.contains("--memory-budget allows 0.0 MiB"), "{message}");
+}
+
+/// Many sequences, so that hidden states are most of what the process holds.
+#[cfg(target_os = "linux")]
+fn many_sequences() -> CalibrationSet {
+    let ids = (0..8192 * SEQ_LEN as u32).map(|i| (i * 7 + 3) % VOCAB as u32).collect();
+    let stream = Stream { ids, source: "a.txt".to_owned() };
+    CalibrationSet::of_stream(&stream, SEQ_LEN, 8192, None).expect("a set")
+}
+
+/// What [`anonymous_memory_is_what_the_runner_counts`] runs in a process of its own.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "measures its process: run by anonymous_memory_is_what_the_runner_counts"]
+fn hidden_states_in_a_process_of_their_own() {
+    let (tiny, set) = (tiny(), many_sequences());
+    let device = Device::open("cpu", &Options::default()).expect("the cpu device");
+    let dir = TempDir::new().expect("a folder");
+    for above_bytes in [0, u64::MAX] {
+        let mut options = RunnerOptions::new(&FORMATS, &set);
+        options.spill = Some(Spill { dir: dir.path().to_owned(), above_bytes });
+        let config = &tiny.config;
+        let runner = Runner::open(&device, &tiny.checkpoint, config, &options, &mut |_| ());
+        let mut runner = runner.expect("a runner");
+        // Once before, so that the allocator has what a pass needs.
+        drop(runner.embed(&tiny.set).expect("embeddings"));
+        let before = anonymous_bytes();
+        let states = runner.embed(&set).expect("embeddings");
+        let after = anonymous_bytes();
+        println!("{} {}", runner.host().current_bytes(), after.saturating_sub(before));
+        drop(states);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn anonymous_memory_is_what_the_runner_counts() {
+    let name = "calibrate::hidden_states_in_a_process_of_their_own";
+    let program = std::env::current_exe().expect("the test's program");
+    let args = ["--exact", name, "--ignored", "--nocapture"];
+    let output = std::process::Command::new(program).args(args).output().expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let number = |word: &str| word.parse::<u64>().ok();
+    let pair = |line: &str| line.split_once(' ').and_then(|(a, b)| number(a).zip(number(b)));
+    let found: Vec<(u64, u64)> = text.lines().filter_map(pair).collect();
+    let bytes = 4 * (8192 * SEQ_LEN * D) as u64;
+    let [(in_file, grown), (in_memory, grown_by)] = found[..] else { panic!("{text}") };
+    assert_eq!((in_file, in_memory), (0, bytes));
+    assert!(grown < bytes / 8, "hidden states in a file take {grown} bytes of memory");
+    let difference = grown_by.abs_diff(bytes);
+    assert!(difference < bytes / 8, "{bytes} bytes are counted, and {grown_by} taken");
 }
