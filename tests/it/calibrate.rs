@@ -457,6 +457,61 @@ fn sensitivity_is_nothing_without_change_and_grows_with_fewer_bits() {
 }
 
 #[test]
+fn output_errors_are_those_of_the_definition() {
+    let tiny = tiny();
+    for device in devices() {
+        let mut runner = tiny.runner(&device, true);
+        let mut input = runner.embed(&tiny.set).expect("embeddings");
+        runner.advance(0..1, &mut input).expect("hidden states");
+        let output = runner.forward(1, &input).expect("hidden states");
+        tiny.compress(&mut runner);
+        let moved = runner.forward(1, &input).expect("hidden states");
+        let [x, y, z] = [&input, &output, &moved].map(|states| states.to_vec().expect("states"));
+        let difference = |a: &[f32], b: &[f32]| -> Vec<f64> {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect()
+        };
+        let mean = |values: &mut dyn Iterator<Item = f64>| -> f64 {
+            let values: Vec<f64> = values.collect();
+            values.iter().sum::<f64>() / values.len() as f64
+        };
+        let want = mean(&mut difference(&z, &y).iter().map(|error| error * error));
+        let got = runner.output_mse(1, &input, &output).expect("an error");
+        assert!((got / want - 1.0).abs() < 1e-12, "{got} for {want}");
+        let added = difference(&y, &x);
+        let channel = |channel: usize| added.iter().copied().skip(channel).step_by(D);
+        let variance = mean(&mut (0..D).map(|i| {
+            let middle = mean(&mut channel(i));
+            mean(&mut channel(i).map(|added| (added - middle).powi(2)))
+        }));
+        let got = runner.contribution_variance(&input, &output).expect("a variance");
+        assert!((got / variance - 1.0).abs() < 1e-9, "{got} for {variance}");
+    }
+}
+
+#[test]
+fn a_measurement_that_is_ended_leaves_the_weights_alone() {
+    let tiny = tiny();
+    let device = Device::open("cpu", &Options::default()).expect("the cpu device");
+    let mut runner = tiny.runner(&device, false);
+    let mut reference = runner.embed(&tiny.set).expect("embeddings");
+    runner.advance(0..BLOCKS, &mut reference).expect("hidden states");
+    let ended = Sensitivity::measure(
+        (&mut runner, &tiny.set),
+        &measure(&[Format::Q4]),
+        "m",
+        &mut |layer, format| Ok(pack(format, layer.shape.0, layer.shape.1, layer.weight)),
+        &mut |done, count| {
+            assert_eq!(count, 4 * 8);
+            anyhow::ensure!(done < 13, "that is enough");
+            Ok(())
+        },
+    );
+    assert!(format!("{:#}", ended.expect_err("ended")).contains("that is enough"));
+    let same = runner.evaluate(&reference, &tiny.set).expect("a divergence");
+    assert_eq!(same.kl, 0.0);
+}
+
+#[test]
 fn the_peak_is_what_the_plan_says() {
     let tiny = tiny();
     for device in devices() {
@@ -505,7 +560,7 @@ fn hidden_states_go_to_a_file_where_memory_is_short() {
     assert_eq!(peaks, [2 * 4 * (SEQUENCES * SEQ_LEN * D) as u64, 0]);
     options.budget_bytes = Some(10_000);
     let refused = Runner::plan(&device, &tiny.checkpoint, config, &options);
-    let message = format!("{:#}", refused.err().expect("refused"));
+    let message = format!("{:#}", refused.expect_err("refused"));
     assert!(message.contains("--memory-budget allows 0.0 MiB"), "{message}");
 }
 
