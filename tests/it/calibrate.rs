@@ -19,13 +19,14 @@ use edge_runtime::compress::calibrate::{
 use edge_runtime::compress::solve::Hessian;
 use edge_runtime::config::ModelConfig;
 use edge_runtime::data::Stream;
-use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_scheduler::{BlockFormats, Job, LinearInput, Optimizer, Projection, Trained, Window};
 #[cfg(target_os = "linux")]
 use edge_tests::anonymous_bytes;
 use edge_tests::{gpu_with, tiny};
 use tempfile::TempDir;
+
+use crate::block_f64;
 
 const SEQ_LEN: usize = 24;
 const SEQUENCES: usize = 3;
@@ -224,91 +225,6 @@ fn weights_are_replaced_one_by_one() {
     assert!(message(runner.set_weight(9, Projection::K, weight)).contains("block 9"));
 }
 
-/// `[rows, n]` of `[rows, k]` and a weight `[n, k]`.
-fn linear(x: &[f64], k: usize, weight: &[f32]) -> Vec<f64> {
-    let dot =
-        |x: &[f64], w: &[f32]| -> f64 { x.iter().zip(w).map(|(x, w)| x * f64::from(*w)).sum() };
-    x.chunks(k).flat_map(|x| weight.chunks(k).map(move |w| dot(x, w))).collect()
-}
-
-fn rms_norm(x: &[f64], gamma: &[f32], eps: f64) -> Vec<f64> {
-    x.chunks(gamma.len())
-        .flat_map(|x| {
-            let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-            let factor = 1.0 / (mean + eps).sqrt();
-            x.iter().zip(gamma).map(move |(x, g)| x * factor * f64::from(*g)).collect::<Vec<_>>()
-        })
-        .collect()
-}
-
-/// Rotates the halves of each head (RoPE), positions counted in each sequence.
-fn rope(x: &mut [f64], heads: usize, head_dim: usize) {
-    let half = head_dim / 2;
-    for (row, x) in x.chunks_mut(heads * head_dim).enumerate() {
-        let position = (row % SEQ_LEN) as f64;
-        for head in x.chunks_mut(head_dim) {
-            for i in 0..half {
-                let angle = position / 10000_f64.powf(2.0 * i as f64 / head_dim as f64);
-                let (a, b) = (head[i], head[i + half]);
-                head[i] = a * angle.cos() - b * angle.sin();
-                head[i + half] = b * angle.cos() + a * angle.sin();
-            }
-        }
-    }
-}
-
-/// Causal attention of one head over one sequence.
-fn attend(q: &[Vec<f64>], k: &[Vec<f64>], v: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
-    let scale = (q[0].len() as f64).sqrt();
-    (0..q.len())
-        .map(|row| {
-            let scores: Vec<f64> = (0..=row).map(|col| dot(&q[row], &k[col]) / scale).collect();
-            let max = scores.iter().copied().fold(f64::MIN, f64::max);
-            let exp: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-            let sum: f64 = exp.iter().sum();
-            (0..v[0].len()).map(|i| (0..=row).map(|col| exp[col] / sum * v[col][i]).sum()).collect()
-        })
-        .collect()
-}
-
-/// The inputs of a block's linear layers in f64, in the order of [`LinearInput::ALL`].
-fn inputs(tiny: &Tiny, block: u32, x: &[f32]) -> [Vec<f64>; 4] {
-    let weight = |p: Projection| tiny.floats(&weight_name(block as usize, p));
-    let norm = |post| tiny.floats(&norm_name(block, post));
-    let eps = f64::from(tiny.config.rms_norm_eps);
-    let (heads, kv_heads, head_dim) = (6, 2, 8);
-    let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-    let normed = rms_norm(&x, &norm(false), eps);
-    let [mut q, mut k, v] =
-        [Projection::Q, Projection::K, Projection::V].map(|p| linear(&normed, D, &weight(p)));
-    rope(&mut q, heads, head_dim);
-    rope(&mut k, kv_heads, head_dim);
-    let mut attention = vec![0.0; x.len() / D * heads * head_dim];
-    for sequence in 0..x.len() / D / SEQ_LEN {
-        for head in 0..heads {
-            // Rows of the head, of as many heads as there are in `values`.
-            let rows = |values: &'_ [f64], count: usize, head: usize| -> Vec<Vec<f64>> {
-                let at = |row: usize| ((sequence * SEQ_LEN + row) * count + head) * head_dim;
-                (0..SEQ_LEN).map(|row| values[at(row)..][..head_dim].to_vec()).collect()
-            };
-            let kv = head / (heads / kv_heads);
-            let (q, k, v) = (rows(&q, heads, head), rows(&k, kv_heads, kv), rows(&v, kv_heads, kv));
-            for (row, out) in attend(&q, &k, &v).into_iter().enumerate() {
-                let at = ((sequence * SEQ_LEN + row) * heads + head) * head_dim;
-                attention[at..at + head_dim].copy_from_slice(&out);
-            }
-        }
-    }
-    let o = linear(&attention, heads * head_dim, &weight(Projection::O));
-    let mid: Vec<f64> = x.iter().zip(&o).map(|(x, o)| x + o).collect();
-    let mlp = rms_norm(&mid, &norm(true), eps);
-    let gate = linear(&mlp, D, &weight(Projection::Gate));
-    let up = linear(&mlp, D, &weight(Projection::Up));
-    let hidden = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-    [normed, attention, mlp, hidden]
-}
-
 /// `‖got - want‖ / ‖want‖` of `xᵀx`.
 fn distance(hessian: &Hessian, x: &[f64]) -> f64 {
     let k = hessian.k;
@@ -323,28 +239,52 @@ fn distance(hessian: &Hessian, x: &[f64]) -> f64 {
     (error / want.iter().map(|want| want * want).sum::<f64>()).sqrt()
 }
 
+/// Second moments of block 2 with these options.
+fn check_moments(tiny: &Tiny, device: &Device, options: &RunnerOptions) {
+    let config = &tiny.config;
+    let runner = Runner::open(device, &tiny.checkpoint, config, options, &mut |_| ());
+    let mut runner = runner.expect("a runner");
+    let mut states = runner.embed(&tiny.set).expect("embeddings");
+    runner.advance(0..2, &mut states).expect("hidden states");
+    let x = states.to_vec().expect("states");
+    let x = block_f64::inputs(config, &tiny.checkpoint, 2, SEQ_LEN, &x);
+    let all = runner.hessians(2, &states, &LinearInput::ALL).expect("second moments");
+    assert_eq!(all.len(), 4);
+    for ((hessian, x), input) in all.iter().zip(&x).zip(LinearInput::ALL) {
+        assert_eq!(hessian.tokens, (SEQUENCES * SEQ_LEN) as u64);
+        let error = distance(hessian, x);
+        assert!(error < 1e-5, "{input:?}: {error:e}");
+    }
+    let which = [LinearInput::Hidden, LinearInput::Attention];
+    let some = runner.hessians(2, &states, &which).expect("second moments");
+    let sums = [&all[3], &all[0]].map(|hessian| hessian.sum.clone());
+    assert!(some.iter().map(|hessian| &hessian.sum).eq(&sums));
+}
+
+/// With room for all parts at once, and with less and less.
 #[test]
 fn second_moments_are_those_of_the_definition() {
     let tiny = tiny();
+    let mut several = false;
     for device in devices() {
-        for streamed in [false, true] {
-            let mut runner = tiny.runner(&device, streamed);
-            let mut states = runner.embed(&tiny.set).expect("embeddings");
-            runner.advance(0..2, &mut states).expect("hidden states");
-            let x = inputs(&tiny, 2, &states.to_vec().expect("states"));
-            let all = runner.hessians(2, &states, &LinearInput::ALL).expect("second moments");
-            assert_eq!(all.len(), 4);
-            for ((hessian, x), input) in all.iter().zip(&x).zip(LinearInput::ALL) {
-                assert_eq!(hessian.tokens, (SEQUENCES * SEQ_LEN) as u64);
-                let error = distance(hessian, x);
-                assert!(error < 1e-5, "{input:?}, streamed {streamed}: {error:e}");
+        check_moments(&tiny, &device, &tiny.options(&device, false));
+        let mut options = tiny.options(&device, true);
+        let mut counts = Vec::new();
+        let plan = |options: &RunnerOptions| {
+            Runner::plan(&device, &tiny.checkpoint, &tiny.config, options)
+        };
+        while let Ok((job, plan)) = plan(&options) {
+            let buffers = job.calibration.expect("calibration").moment_buffers;
+            if counts.last() != Some(&buffers) {
+                check_moments(&tiny, &device, &options);
+                counts.push(buffers);
             }
-            let which = [LinearInput::Hidden, LinearInput::Attention];
-            let some = runner.hessians(2, &states, &which).expect("second moments");
-            let sums = [&all[3], &all[0]].map(|hessian| hessian.sum.clone());
-            assert!(some.iter().map(|hessian| &hessian.sum).eq(&sums));
+            options.budget_bytes = Some(plan.bytes() - 1);
         }
+        assert!(counts.len() > 1 && counts.last() == Some(&1), "{counts:?}");
+        several |= counts.iter().any(|count| (2..counts[0]).contains(count));
     }
+    assert!(several, "no device has several parts in one of several passes");
 }
 
 fn log_softmax(row: &[f32]) -> Vec<f64> {

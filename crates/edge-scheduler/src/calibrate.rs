@@ -10,9 +10,9 @@ use crate::shape::{LinearInput, ModelShape};
 pub struct Calibration {
     /// Formats that a projection's matrix is replaced by; its buffers have room for each.
     pub candidates: Vec<Format>,
-    /// Whether the second moments of all inputs are summed in one pass, or part by part in one
-    /// buffer, with a pass for each.
-    pub moments_together: bool,
+    /// Buffers for parts of second moments, at least 1. With one for each part all inputs are
+    /// summed in one pass over the text; with fewer there are more passes.
+    pub moment_buffers: u32,
 }
 
 /// Rows of the second moments `xᵀx [k, k]` of an input.
@@ -45,13 +45,20 @@ pub fn moment_parts(shape: &ModelShape, input: LinearInput, max_bytes: u64) -> V
     starts.map(|row0| MomentPart { input, row0, rows: step.min(cols - row0), cols }).collect()
 }
 
-/// Words of each buffer of second moments that a plan has.
-pub(crate) fn moment_buffers(shape: &ModelShape, together: bool, max_bytes: u64) -> Vec<u64> {
-    let parts = LinearInput::ALL.into_iter().flat_map(|i| moment_parts(shape, i, max_bytes));
-    let words: Vec<u64> = parts.map(|part| part.words()).collect();
-    match together {
-        true => words,
-        false => vec![words.into_iter().max().unwrap_or(0)],
+/// The second moments of all inputs in parts.
+pub fn all_moment_parts(shape: &ModelShape, max_bytes: u64) -> Vec<MomentPart> {
+    let parts = |input| moment_parts(shape, input, max_bytes);
+    LinearInput::ALL.into_iter().flat_map(parts).collect()
+}
+
+/// Words of each of `count` buffers: those of each part where that is one for each, else those of
+/// the largest part.
+pub(crate) fn moment_buffers(shape: &ModelShape, count: u32, max_bytes: u64) -> Vec<u64> {
+    let parts = all_moment_parts(shape, max_bytes);
+    let words: Vec<u64> = parts.iter().map(MomentPart::words).collect();
+    match count as usize {
+        count if count >= words.len() => words,
+        count => vec![words.into_iter().max().unwrap_or(0); count.max(1)],
     }
 }
 
@@ -93,8 +100,10 @@ mod tests {
             }
         }
         assert_eq!(shape().input_cols(LinearInput::AttentionOutput), 256);
-        assert_eq!(moment_buffers(&shape(), true, 1 << 20).len(), 4);
-        assert_eq!(moment_buffers(&shape(), false, 1 << 20), [344 * 344]);
+        let words = |count| moment_buffers(&shape(), count, 1 << 20);
+        assert_eq!(words(9), [200 * 200, 256 * 256, 200 * 200, 344 * 344]);
+        assert_eq!(words(4), words(9));
+        assert_eq!((words(2), words(0)), (vec![344 * 344; 2], vec![344 * 344]));
     }
 
     #[test]

@@ -148,7 +148,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a job.
     pub fn new(shape: &ModelShape, job: &Job, facts: DeviceFacts) -> Self {
-        let max_shard_bytes = MAX_SHARD_BYTES.min(facts.max_binding_bytes);
+        let max_shard_bytes = max_shard_bytes(facts);
         let mut builder = Builder { shape, job, max_shard_bytes, buffers: Vec::new() };
         let groups = builder.groups();
         builder.weights();
@@ -189,6 +189,11 @@ impl Plan {
     pub fn words(&self, name: &str) -> Option<u64> {
         self.buffers.iter().find(|buffer| buffer.name == name).map(|buffer| buffer.words)
     }
+}
+
+/// The most bytes of a shard on a device.
+pub fn max_shard_bytes(facts: DeviceFacts) -> u64 {
+    MAX_SHARD_BYTES.min(facts.max_binding_bytes)
 }
 
 /// The shards of a projection's weight.
@@ -449,7 +454,7 @@ impl Builder<'_> {
         self.add("reference.logits", Category::Logits, logits);
         self.add("reference.stats", Category::Logits, 3 * rows);
         self.add("kl", Category::Logits, rows);
-        let moments = moment_buffers(shape, calibration.moments_together, self.max_shard_bytes);
+        let moments = moment_buffers(shape, calibration.moment_buffers, self.max_shard_bytes);
         for (index, words) in moments.into_iter().enumerate() {
             self.add(format!("moments.{index}"), Category::Activations, words);
         }

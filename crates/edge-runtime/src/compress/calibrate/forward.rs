@@ -7,7 +7,7 @@ use edge_gpu::{Recorder, Slice};
 use edge_kernels::ops::matmul::matmul_tn;
 use edge_kernels::ops::memory::fill;
 use edge_scheduler::LinearInput;
-use edge_scheduler::calibrate::{MomentPart, moment_parts};
+use edge_scheduler::calibrate::{MomentPart, all_moment_parts};
 use rayon::prelude::*;
 
 use super::runner::Runner;
@@ -151,7 +151,7 @@ impl Runner<'_> {
 
     /// Second moments of what some linear layers of a block read, with the weights that are set,
     /// in the order of `which`. They are summed in one pass over the sequences where the plan has
-    /// room for all at once, else in one pass for each part that fits.
+    /// room for all at once, else in as many as it takes.
     ///
     /// # Errors
     /// As [`Runner::forward`].
@@ -184,16 +184,17 @@ impl Runner<'_> {
 
     /// Parts of second moments with the buffer that each is summed in, by pass.
     fn moment_passes(&self, which: &[LinearInput]) -> Vec<Vec<(MomentPart, Slice)>> {
-        let max_bytes = self.model.plan.max_shard_bytes;
         let buffers = self.model.workspace.calibration.as_ref().map(|c| &c.moments[..]);
         let buffers = buffers.unwrap_or_default();
-        let parts = |input| moment_parts(self.shape(), input, max_bytes);
-        let all = LinearInput::ALL.into_iter().flat_map(parts).enumerate();
-        let wanted = all.filter(|(_, part)| which.contains(&part.input));
-        match self.sums_moments_together() {
-            true => vec![wanted.map(|(index, part)| (part, buffers[index].clone())).collect()],
-            false => wanted.map(|(_, part)| vec![(part, buffers[0].clone())]).collect(),
+        let all = all_moment_parts(self.shape(), self.model.plan.max_shard_bytes);
+        let wanted = |part: &MomentPart| which.contains(&part.input);
+        if buffers.len() == all.len() {
+            let pairs = all.into_iter().zip(buffers.iter().cloned());
+            return vec![pairs.filter(|(part, _)| wanted(part)).collect()];
         }
+        let parts: Vec<MomentPart> = all.into_iter().filter(wanted).collect();
+        let passes = parts.chunks(buffers.len().max(1));
+        passes.map(|pass| pass.iter().copied().zip(buffers.iter().cloned()).collect()).collect()
     }
 
     fn sum_moments(

@@ -10,6 +10,8 @@ use anyhow::{Result, ensure};
 use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
+use edge_scheduler::calibrate::all_moment_parts;
+use edge_scheduler::plan::max_shard_bytes;
 use edge_scheduler::{
     BlockFormats, Calibration, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window,
 };
@@ -110,17 +112,18 @@ impl<'a> Runner<'a> {
         for (format, name) in table_formats.iter_mut().zip(tables) {
             *format = dense_format(checkpoint.tensor(name)?.dtype);
         }
+        let facts = device_facts(device);
+        let parts = all_moment_parts(&shape, max_shard_bytes(facts)).len() as u32;
         let mut smallest = u64::MAX;
         for blocks in [shape.num_blocks, 1] {
-            let halves = std::iter::successors(Some(most), |batch| Some(batch / 2));
-            for batch in halves.take_while(|batch| *batch > 0) {
-                for moments_together in [true, false] {
+            for batch in halves(most) {
+                for moment_buffers in (1..=parts).rev() {
                     let candidates = options.candidates.clone();
-                    let calibration = Calibration { candidates, moments_together };
+                    let calibration = Calibration { candidates, moment_buffers };
                     let seq_len = options.seq_len as u32;
                     let job = job(own, table_formats, blocks, (batch, seq_len), calibration);
                     let shape = ModelShape { num_blocks: blocks, ..shape.clone() };
-                    let plan = Plan::new(&shape, &job, device_facts(device));
+                    let plan = Plan::new(&shape, &job, facts);
                     if options.budget_bytes.is_none_or(|budget| plan.bytes() <= budget) {
                         return Ok((job, plan));
                     }
@@ -195,9 +198,11 @@ impl<'a> Runner<'a> {
         &self.meter
     }
 
-    /// Whether [`Runner::hessians`] needs one pass for all inputs, and not one for each.
+    /// Whether [`Runner::hessians`] needs one pass for all inputs.
     pub fn sums_moments_together(&self) -> bool {
-        self.model.job.calibration.as_ref().is_some_and(|c| c.moments_together)
+        let parts = all_moment_parts(&self.shape, self.model.plan.max_shard_bytes);
+        let buffers = self.model.workspace.calibration.as_ref().map(|c| c.moments.len());
+        buffers == Some(parts.len())
     }
 
     /// The formats of weights that are not replaced: the checkpoint's own numbers, or f32 where
@@ -326,6 +331,12 @@ impl<'a> Runner<'a> {
         }
         Ok(())
     }
+}
+
+/// A number, its half, and so on down to 1.
+fn halves(number: u32) -> impl Iterator<Item = u32> {
+    let next = |number: &u32| Some(number / 2).filter(|half| *half > 0);
+    std::iter::successors(Some(number.max(1)), next)
 }
 
 /// For each projection the format that holds it exactly in all blocks: theirs where they agree.
