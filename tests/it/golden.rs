@@ -9,15 +9,19 @@ use std::path::{Path, PathBuf};
 
 use edge_gpu::{Device, Options};
 use edge_kernels::Format;
+use edge_kernels::pack::pack;
 use edge_runtime::adapter::{self, tensor_name, weight_name};
 use edge_runtime::batch::{Batch, IGNORE};
 use edge_runtime::checkpoint::Checkpoint;
+use edge_runtime::cli::args::Bits;
+use edge_runtime::compress::calibrate::{CalibrationSet, Runner, RunnerOptions};
 use edge_runtime::config::ModelConfig;
 use edge_runtime::exits::Vote;
 use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
+use edge_runtime::session::Source;
 use edge_runtime::tune::trainer::{AdamW, Trainer};
-use edge_scheduler::{BlockFormats, Job, Optimizer, Owner, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Optimizer, Owner, Projection, Trained, Window};
 use edge_tests::{gpu, shared};
 
 struct Golden {
@@ -98,6 +102,7 @@ impl Golden {
             cache: None,
             positions: 48,
             vote: false,
+            calibration: None,
         }
     }
 
@@ -225,4 +230,58 @@ fn mistral() {
 #[test]
 fn stories260k() {
     check_on_both("stories260K");
+}
+
+/// A trained model of twelve blocks in bf16: the runner's loss is the model's, fewer bits move the
+/// distribution further, by a factor of ten and more.
+#[test]
+fn calibration_of_mini12() {
+    let Some(shared) = shared() else { return };
+    let Some(device) = gpu() else { return };
+    let dir = shared.join("assets/models/mini12");
+    let source = Source::open(&dir).expect("a model");
+    let text = shared.join("assets/datasets/calibration/calibration_datav3.txt");
+    let set = CalibrationSet::new(&source.tokenizer, &[text], 128, 4, None).expect("a set");
+    let formats = [Format::Q8, Format::Q4, Format::Q2];
+    let options = RunnerOptions::new(&formats, &set);
+    let (checkpoint, config) = (&source.checkpoint, &source.config);
+    let runner = Runner::open(&device, checkpoint, config, &options, &mut |_| ());
+    let mut runner = runner.expect("a runner");
+    let input = runner.embed(&set).expect("embeddings");
+    let mut reference = runner.copy(&input).expect("a copy");
+    runner.advance(0..12, &mut reference).expect("hidden states");
+    let own = runner.divergence(12, &reference, &reference, &set).expect("a divergence");
+    let dense = source.formats(Some(Bits::default()), Some(32)).expect("formats");
+    let job = source.job(dense, 4, 128);
+    let model = Model::load(&device, checkpoint, config, &job, LoraInit::NONE, &mut |_| ());
+    let evaluated =
+        model.expect("a model").evaluate([set.batch(0, 4)].into_iter(), Vote::Last, |_| ());
+    let want = evaluated.expect("losses").last();
+    assert!((own.loss - want).abs() < 1e-5, "{} for {want}", own.loss);
+    let mut moved = Vec::new();
+    for format in formats {
+        let started = std::time::Instant::now();
+        for block in 0..12 {
+            for projection in Projection::ALL {
+                let (n, k) = runner.shape().projection(projection);
+                let weight = runner.own_weight(block, projection).expect("a weight");
+                let packed = pack(format, n, k, &weight);
+                runner.set_weight(block, projection, packed).expect("room");
+            }
+        }
+        let found = runner.divergence(0, &input, &reference, &set).expect("a divergence");
+        println!(
+            "mini12 {}: KL {:.3e}, perplexity {:.2} from {:.2}, {:.2} s",
+            format.name(),
+            found.kl,
+            found.perplexity(),
+            found.reference_perplexity(),
+            started.elapsed().as_secs_f64()
+        );
+        moved.push(found.kl);
+    }
+    assert!(
+        moved[0] > 0.0 && 10.0 * moved[0] < moved[1] && 10.0 * moved[1] < moved[2],
+        "{moved:?}"
+    );
 }

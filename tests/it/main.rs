@@ -1,5 +1,7 @@
 //! The one integration test binary: each further one would link everything again.
 
+mod block_f64;
+mod calibrate;
 mod commands;
 mod compressed;
 mod device;

@@ -58,6 +58,7 @@ impl Tiny {
             cache: None,
             positions: SEQ_LEN as u32,
             vote: windows > 1,
+            calibration: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! * [`gpu`], [`gpu_with`] — the adapter that tests run on.
 //! * [`compare`] — got against wanted, with the first few differences.
 //! * [`parity`] — an op's shaders against its reference, between guard zones.
+//! * `anonymous_bytes` — memory of the process without its cached files, on Linux.
 //! * [`shared`] — reference data beside the repository.
 
 pub mod parity;
@@ -75,6 +76,20 @@ pub fn shared() -> Option<PathBuf> {
     }
     eprintln!("skipped: no ../shared");
     None
+}
+
+/// Memory of this process that no file stands behind, in bytes: `RssAnon` of
+/// `/proc/self/status`. What the system caches of mapped checkpoints is not in it.
+///
+/// # Panics
+/// When the file has no such line.
+#[cfg(target_os = "linux")]
+pub fn anonymous_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc/self/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let words = line.and_then(|line| line.split_whitespace().next());
+    let kib = words.and_then(|word| word.parse::<u64>().ok());
+    1024 * kib.expect("RssAnon in KiB")
 }
 
 /// Compares floats: `|got - want| <= abs + rel * |want|`, and never NaN.

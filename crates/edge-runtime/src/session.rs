@@ -136,6 +136,7 @@ impl Source {
             cache: None,
             positions: seq_len,
             vote: false,
+            calibration: None,
         }
     }
 }

@@ -5,19 +5,22 @@
 //!
 //! * [`shape`] — the shapes of a model, its projections, windows and exits.
 //! * [`params`] — where trained parameters live: groups, arenas, offsets.
+//! * [`calibrate`] — what calibration needs beside a forward pass.
 //! * [`plan`] — every buffer of a run by name, category and size.
 //! * [`policy`] — the format of each layer, and policies by name.
 //! * [`mod@allocate`] — the candidates with the least error within a budget.
 //! * [`mod@luc`] — the policy of measured errors within bits, bytes or time.
 
 pub mod allocate;
+pub mod calibrate;
 pub mod luc;
 pub mod params;
 pub mod plan;
 pub mod policy;
 pub mod shape;
 
+pub use calibrate::{Calibration, MomentPart};
 pub use params::{Entry, Group, Owner};
 pub use plan::{DeviceFacts, Job, Optimizer, Plan, PlannedBuffer, Trained};
 pub use policy::{BlockPolicy, Layer, Policy};
-pub use shape::{BlockFormats, ModelShape, Projection, Shard, Window};
+pub use shape::{BlockFormats, LinearInput, ModelShape, Projection, Shard, Window};

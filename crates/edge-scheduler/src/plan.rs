@@ -5,6 +5,7 @@ use edge_kernels::ops::matmul::matmul_tn;
 use edge_kernels::ops::optim::adamw_8bit;
 use edge_kernels::{Category, Format};
 
+use crate::calibrate::{Calibration, moment_buffers, widest};
 use crate::params::Group;
 use crate::shape::{BlockFormats, ModelShape, Projection, Shard, Window};
 
@@ -88,6 +89,34 @@ pub struct Job {
     pub positions: u32,
     /// Whether exits are compared or vote.
     pub vote: bool,
+    /// What calibration needs, where the job is one.
+    pub calibration: Option<Calibration>,
+}
+
+impl Job {
+    /// The formats that the matrix of a projection of this block may be in, the first one first.
+    pub fn projection_formats(
+        &self,
+        block: u32,
+        projection: Projection,
+    ) -> impl Iterator<Item = Format> {
+        let others = self.calibration.iter().flat_map(|c| c.candidates.iter().copied());
+        std::iter::once(self.blocks[block as usize].get(projection)).chain(others)
+    }
+
+    /// The shards of the matrix of a projection of this block: below the largest one in any of
+    /// its formats.
+    pub fn projection_shards(
+        &self,
+        shape: &ModelShape,
+        block: u32,
+        projection: Projection,
+        max_shard_bytes: u64,
+    ) -> Vec<Shard> {
+        let (n, k) = shape.projection(projection);
+        let format = widest(self.projection_formats(block, projection), k);
+        Shard::split(n, k, format, max_shard_bytes, u32::MAX)
+    }
 }
 
 /// A buffer that the runtime will allocate.
@@ -119,7 +148,7 @@ pub struct Plan {
 impl Plan {
     /// The plan of a job.
     pub fn new(shape: &ModelShape, job: &Job, facts: DeviceFacts) -> Self {
-        let max_shard_bytes = MAX_SHARD_BYTES.min(facts.max_binding_bytes);
+        let max_shard_bytes = max_shard_bytes(facts);
         let mut builder = Builder { shape, job, max_shard_bytes, buffers: Vec::new() };
         let groups = builder.groups();
         builder.weights();
@@ -128,6 +157,9 @@ impl Plan {
         builder.activations();
         if job.training {
             builder.backward(&groups, token_chunk);
+        }
+        if let Some(calibration) = &job.calibration {
+            builder.calibration(calibration, token_chunk);
         }
         Self {
             buffers: builder.buffers,
@@ -157,6 +189,11 @@ impl Plan {
     pub fn words(&self, name: &str) -> Option<u64> {
         self.buffers.iter().find(|buffer| buffer.name == name).map(|buffer| buffer.words)
     }
+}
+
+/// The most bytes of a shard on a device.
+pub fn max_shard_bytes(facts: DeviceFacts) -> u64 {
+    MAX_SHARD_BYTES.min(facts.max_binding_bytes)
 }
 
 /// The shards of a projection's weight.
@@ -215,12 +252,15 @@ impl Builder<'_> {
         }
     }
 
-    fn matrix(&mut self, name: &str, cols: u32, format: Format, shards: &[Shard]) {
+    /// A matrix that may be in any of these formats.
+    fn matrix(&mut self, name: &str, cols: u32, formats: &[Format], shards: &[Shard]) {
         for (index, shard) in shards.iter().enumerate() {
-            let values = format.value_words(shard.rows, cols);
-            self.add(format!("{name}.{index}"), Category::Weights, values);
-            if format.is_packed() {
-                let scales = format.scale_words(shard.rows, cols);
+            let most = |words: fn(Format, u32, u32) -> u64| {
+                formats.iter().map(|&format| words(format, shard.rows, cols)).max().unwrap_or(0)
+            };
+            self.add(format!("{name}.{index}"), Category::Weights, most(Format::value_words));
+            if formats.iter().any(|format| format.is_packed()) {
+                let scales = most(Format::scale_words);
                 self.add(format!("{name}.{index}.scales"), Category::Weights, scales);
             }
         }
@@ -236,17 +276,17 @@ impl Builder<'_> {
             return;
         }
         let shards = table_shards(shape, job.embedding, max);
-        self.matrix("embed_tokens", d, job.embedding, &shards);
+        self.matrix("embed_tokens", d, &[job.embedding], &shards);
         if !shape.tied_head {
             let shards = table_shards(shape, job.head, max);
-            self.matrix("lm_head", d, job.head, &shards);
+            self.matrix("lm_head", d, &[job.head], &shards);
         }
-        for (block, formats) in job.blocks.iter().enumerate() {
+        for block in 0..job.blocks.len() as u32 {
             for projection in Projection::ALL {
-                let format = formats.get(projection);
-                let (n, k) = shape.projection(projection);
-                let shards = projection_shards(n, k, format, max);
-                self.matrix(&format!("block.{block}.{}", projection.name()), k, format, &shards);
+                let (_, k) = shape.projection(projection);
+                let formats: Vec<Format> = job.projection_formats(block, projection).collect();
+                let shards = job.projection_shards(shape, block, projection, max);
+                self.matrix(&format!("block.{block}.{}", projection.name()), k, &formats, &shards);
             }
             let norms = ["input_layernorm", "post_attention_layernorm"];
             for norm in norms {
@@ -402,6 +442,22 @@ impl Builder<'_> {
         let arenas = groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0) as u64;
         self.add("norm_partials", act, arenas * u64::from(NORM_PARTS));
         self.add("clip", act, 2);
+    }
+
+    /// A second distribution beside the first, and second moments.
+    fn calibration(&mut self, calibration: &Calibration, token_chunk: u32) {
+        let (rows, shape) = (self.rows(), self.shape);
+        let chunk = VOCAB_CHUNK.min(shape.vocab_size.next_multiple_of(64));
+        let logits = u64::from(token_chunk) * u64::from(chunk);
+        let d = u64::from(shape.hidden_size);
+        self.add("reference.normed", Category::Activations, rows * d);
+        self.add("reference.logits", Category::Logits, logits);
+        self.add("reference.stats", Category::Logits, 3 * rows);
+        self.add("kl", Category::Logits, rows);
+        let moments = moment_buffers(shape, calibration.moment_buffers, self.max_shard_bytes);
+        for (index, words) in moments.into_iter().enumerate() {
+            self.add(format!("moments.{index}"), Category::Activations, words);
+        }
     }
 
     /// Words of the largest set of partial sums.

@@ -61,6 +61,39 @@ impl Projection {
     pub fn index(self) -> usize {
         self as usize
     }
+
+    /// What it reads.
+    pub fn input(self) -> LinearInput {
+        match self {
+            Self::Q | Self::K | Self::V => LinearInput::Attention,
+            Self::O => LinearInput::AttentionOutput,
+            Self::Gate | Self::Up => LinearInput::Mlp,
+            Self::Down => LinearInput::Hidden,
+        }
+    }
+}
+
+/// What the linear layers of a block read. Those that read the same share its statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LinearInput {
+    /// The normed residual stream before attention: q, k and v.
+    Attention,
+    /// The output of attention: o.
+    AttentionOutput,
+    /// The normed residual stream before the MLP: gate and up.
+    Mlp,
+    /// `silu(gate) · up`: down.
+    Hidden,
+}
+
+impl LinearInput {
+    /// All inputs, in the order in which a forward pass makes them.
+    pub const ALL: [Self; 4] = [Self::Attention, Self::AttentionOutput, Self::Mlp, Self::Hidden];
+
+    /// The projections that read it.
+    pub fn projections(self) -> impl Iterator<Item = Projection> {
+        Projection::ALL.into_iter().filter(move |projection| projection.input() == self)
+    }
 }
 
 /// Formats of a block's projections, by [`Projection::index`].
@@ -125,6 +158,15 @@ impl ModelShape {
             Projection::O => (d, self.q_dim()),
             Projection::Gate | Projection::Up => (inner, d),
             Projection::Down => (d, inner),
+        }
+    }
+
+    /// Columns `K` of an input, which are those of the weights that read it.
+    pub fn input_cols(&self, input: LinearInput) -> u32 {
+        match input {
+            LinearInput::Attention | LinearInput::Mlp => self.hidden_size,
+            LinearInput::AttentionOutput => self.q_dim(),
+            LinearInput::Hidden => self.intermediate_size,
         }
     }
 
@@ -219,6 +261,25 @@ mod tests {
                 assert!(windows.iter().all(|w| w.depth() >= 1));
             }
         }
+    }
+
+    #[test]
+    fn inputs_have_the_columns_of_the_weights_that_read_them() {
+        let shape = ModelShape {
+            vocab_size: 512,
+            hidden_size: 64,
+            intermediate_size: 172,
+            num_blocks: 5,
+            num_heads: 8,
+            num_kv_heads: 4,
+            head_dim: 10,
+            tied_head: true,
+        };
+        let all = LinearInput::ALL.map(|input| {
+            let projections = input.projections();
+            projections.map(|p| assert_eq!(shape.projection(p).1, shape.input_cols(input))).count()
+        });
+        assert_eq!(all, [3, 1, 2, 1]);
     }
 
     #[test]

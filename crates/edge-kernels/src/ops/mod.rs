@@ -40,6 +40,7 @@ pub static OPS: &[&dyn Op] = &[
     &loss::cross_entropy_forward::CrossEntropyForward,
     &loss::cross_entropy_backward::CrossEntropyBackward,
     &loss::cross_entropy_loss::CrossEntropyLoss,
+    &loss::kl_divergence::KlDivergence,
     &loss::vote_combine::VoteCombine,
     &loss::vote_reduce::VoteReduce,
     &optim::sum_squares::SumSquares,

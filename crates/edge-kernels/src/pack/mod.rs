@@ -23,6 +23,7 @@
 mod blocks;
 mod levels;
 mod prune;
+mod rows;
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Layer-wise compression: from a checkpoint to packed weights.
 //!
+//! * [`calibrate`] — a model run block by block on calibration text: inputs, errors, sensitivity.
 //! * [`policy_file`] — a policy as JSON that a person can edit.
 //! * [`header`] — what a compressed checkpoint says of itself.
 //! * [`layout`] — what is where in a compressed checkpoint.
@@ -7,11 +8,11 @@
 //! * [`read`] — the same, mapped and checked.
 //! * [`solve`] — a weight matrix, pruned and quantised together.
 
+pub mod calibrate;
 pub mod header;
 pub mod layout;
 pub mod policy_file;
 pub mod read;
-mod shard;
 pub mod solve;
 pub mod write;
 

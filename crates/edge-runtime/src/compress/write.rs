@@ -11,7 +11,7 @@ use edge_scheduler::{ModelShape, Projection};
 
 use super::header::{self, About};
 use super::layout::{Layout, TABLE_FORMATS, scales_name, shards_of, table_shards_of, values_name};
-use super::{policy_file, shard};
+use super::policy_file;
 use crate::adapter::weight_name;
 use crate::checkpoint::Checkpoint;
 use crate::model::load::{EMBEDDING, HEAD, NORM, dense_format, norm_name};
@@ -153,7 +153,7 @@ impl<'a> Writer<'a> {
                 if part.rows == n {
                     self.packed(&name, index, matrix)?;
                 } else {
-                    self.packed(&name, index, &shard::rows(matrix, part))?;
+                    self.packed(&name, index, &matrix.take_rows(part.row0..part.row0 + part.rows))?;
                 }
             }
         }

@@ -8,6 +8,8 @@
 //! block of the trunk keeps nothing and updates the residual stream in place. Where the stream is
 //! kept anyway, a branch goes to the workspace's `normed` first, and `residual_rms_norm` makes the
 //! next residual stream and the next norm's output of it in one pass.
+//!
+//! Calibration taps the same pass: it is shown what each linear layer is about to read.
 
 use edge_gpu::{Recorder, Slice};
 use edge_kernels::ops::activation::{swiglu_backward, swiglu_forward};
@@ -18,8 +20,8 @@ use edge_kernels::ops::matmul::sum_partials;
 use edge_kernels::ops::memory::copy;
 use edge_kernels::ops::norm::residual_rms_norm;
 use edge_kernels::ops::norm::{rms_norm_backward, rms_norm_forward, rms_norm_grad};
-use edge_scheduler::Projection;
 use edge_scheduler::plan::NORM_GRAD_PARTS;
+use edge_scheduler::{LinearInput, Projection};
 
 use super::linear::{LinearScratch, Target};
 use super::workspace::Slot;
@@ -48,6 +50,9 @@ impl Geometry {
     }
 }
 
+/// Called with the input of linear layers that are about to be recorded.
+pub(crate) type Tap<'a> = &'a mut dyn FnMut(&mut Recorder, LinearInput, &Slice);
+
 /// Where the residual stream of a block goes on.
 #[derive(Clone, Copy)]
 pub(super) enum Onward<'a> {
@@ -62,6 +67,18 @@ pub(super) enum Onward<'a> {
 impl Model {
     /// Normalises `x` into the workspace's `normed`, with `rstd` beside it.
     pub(super) fn norm(&self, recorder: &mut Recorder, rows: u32, x: &Slice, norm: &Norm) {
+        self.norm_into(recorder, rows, x, norm, &self.workspace.normed);
+    }
+
+    /// Normalises `x [rows, d]` into `out`, with `rstd` in the workspace.
+    pub(super) fn norm_into(
+        &self,
+        recorder: &mut Recorder,
+        rows: u32,
+        x: &Slice,
+        norm: &Norm,
+        out: &Slice,
+    ) {
         let (ws, eps) = (&self.workspace, self.config.rms_norm_eps);
         recorder.push(rms_norm_forward::dispatch(
             rows,
@@ -69,7 +86,7 @@ impl Model {
             eps,
             x.clone(),
             norm.weight.clone(),
-            ws.normed.clone(),
+            out.clone(),
             ws.rstd.clone(),
         ));
     }
@@ -159,34 +176,33 @@ impl Model {
         normed: bool,
         g: Geometry,
     ) {
-        let (ws, shape, rows) = (&self.workspace, &self.shape, g.rows());
+        self.block_forward_tapped(recorder, index, slot, onward, normed, g, &mut |_, _, _| {});
+    }
+
+    /// As [`Model::block_forward`]; `tap` is called with the inputs of the linear layers, as
+    /// `[rows, k]` each, before these are recorded.
+    pub(super) fn block_forward_tapped(
+        &self,
+        recorder: &mut Recorder,
+        index: u32,
+        slot: &Slot,
+        onward: Onward<'_>,
+        normed: bool,
+        g: Geometry,
+        tap: Tap<'_>,
+    ) {
+        let (ws, rows) = (&self.workspace, g.rows());
         let block = &self.blocks[index as usize];
         let inner = |p: Projection| slot.lora.as_ref().map(|all| &all[p.index()]);
-        let (k, v, at) = match (ws.cache.get(index as usize), &slot.k, &slot.v) {
-            (Some((k, v)), ..) => (k, v, g.position0 * shape.kv_dim()),
-            (None, Some(k), Some(v)) => (k, v, 0),
-            _ => unreachable!("a slot has keys and values where there is no cache"),
-        };
         let linear = |recorder: &mut Recorder, p: Projection, x: &Slice, y: Target<'_>| {
             block.linear(p).forward(recorder, rows, x, y, inner(p));
         };
-        let into_cache = |slice| Target { slice, offset: at, accumulate: false };
         if !normed {
             self.norm(recorder, rows, &slot.x, &block.input_norm);
         }
-        linear(recorder, Projection::Q, &ws.normed, Target::set(&slot.q));
-        linear(recorder, Projection::K, &ws.normed, into_cache(k));
-        linear(recorder, Projection::V, &ws.normed, into_cache(v));
-        self.rope(recorder, g, shape.num_heads, (&slot.q, 0), false);
-        self.rope(recorder, g, shape.num_kv_heads, (k, at), false);
-        recorder.push(attention_forward::dispatch(
-            self.attention_params(g),
-            slot.q.clone(),
-            k.clone(),
-            v.clone(),
-            slot.attention.clone(),
-            slot.lse.clone(),
-        ));
+        tap(recorder, LinearInput::Attention, &ws.normed);
+        self.attention(recorder, index, slot, g);
+        tap(recorder, LinearInput::AttentionOutput, &slot.attention);
         let mid = match (onward, &slot.x_mid) {
             (Onward::InPlace, _) | (_, None) => {
                 linear(recorder, Projection::O, &slot.attention, Target::add(&slot.x));
@@ -199,6 +215,7 @@ impl Model {
                 mid
             }
         };
+        tap(recorder, LinearInput::Mlp, &ws.normed);
         linear(recorder, Projection::Gate, &ws.normed, Target::set(&slot.gate));
         let up = block.linear(Projection::Up);
         if up.lora.is_none() || slot.lora.is_none() {
@@ -208,6 +225,7 @@ impl Model {
             linear(recorder, Projection::Up, &ws.normed, Target::set(&slot.up));
             self.swiglu(recorder, rows, slot);
         }
+        tap(recorder, LinearInput::Hidden, &ws.hidden);
         match onward {
             Onward::InPlace => linear(recorder, Projection::Down, &ws.hidden, Target::add(mid)),
             Onward::Kept(out) => {
@@ -219,6 +237,33 @@ impl Model {
                 self.add_and_norm(recorder, rows, mid, out, norm);
             }
         }
+    }
+
+    /// Queries, keys and values of the workspace's `normed`, and the attention output.
+    fn attention(&self, recorder: &mut Recorder, index: u32, slot: &Slot, g: Geometry) {
+        let (ws, shape, rows) = (&self.workspace, &self.shape, g.rows());
+        let block = &self.blocks[index as usize];
+        let (k, v, at) = match (ws.cache.get(index as usize), &slot.k, &slot.v) {
+            (Some((k, v)), ..) => (k, v, g.position0 * shape.kv_dim()),
+            (None, Some(k), Some(v)) => (k, v, 0),
+            _ => unreachable!("a slot has keys and values where there is no cache"),
+        };
+        let into_cache = |slice| Target { slice, offset: at, accumulate: false };
+        let targets = [Target::set(&slot.q), into_cache(k), into_cache(v)];
+        for (p, y) in [Projection::Q, Projection::K, Projection::V].into_iter().zip(targets) {
+            let inner = slot.lora.as_ref().map(|all| &all[p.index()]);
+            block.linear(p).forward(recorder, rows, &ws.normed, y, inner);
+        }
+        self.rope(recorder, g, shape.num_heads, (&slot.q, 0), false);
+        self.rope(recorder, g, shape.num_kv_heads, (k, at), false);
+        recorder.push(attention_forward::dispatch(
+            self.attention_params(g),
+            slot.q.clone(),
+            k.clone(),
+            v.clone(),
+            slot.attention.clone(),
+            slot.lse.clone(),
+        ));
     }
 
     fn copy_rows(&self, recorder: &mut Recorder, rows: u32, from: &Slice, to: &Slice) {

@@ -8,12 +8,14 @@
 use anyhow::{Context, Result};
 use edge_gpu::{Recorder, Slice};
 use edge_kernels::ops::loss::{
-    cross_entropy_backward, cross_entropy_forward, cross_entropy_loss, vote_combine, vote_reduce,
+    cross_entropy_backward, cross_entropy_forward, cross_entropy_loss, kl_divergence, vote_combine,
+    vote_reduce,
 };
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
 
 use super::block::Geometry;
 use super::linear::{MatrixShard, weight_gradient};
+use super::workspace::CalibrationBuffers;
 use super::{Exit, Model};
 use crate::exits::Vote;
 
@@ -33,17 +35,38 @@ impl Model {
         })
     }
 
-    /// `logits = normed[rows] · shardᵀ`.
+    /// `logits = normed[rows] · shardᵀ`, of and to the workspace.
     fn logits(&self, recorder: &mut Recorder, rows: Rows, part: &MatrixShard) {
+        let ws = &self.workspace;
+        self.logits_of(recorder, rows, part, (&ws.normed, &ws.logits));
+    }
+
+    /// `logits = normed[rows] · shardᵀ`.
+    fn logits_of(
+        &self,
+        recorder: &mut Recorder,
+        rows: Rows,
+        part: &MatrixShard,
+        (normed, logits): (&Slice, &Slice),
+    ) {
         let d = self.shape.hidden_size;
         let mut params = matmul_nt::Params::dense(rows.count, part.shard.rows, d);
         params.in_offset = rows.first * d;
-        let ws = &self.workspace;
-        let (normed, logits) = (ws.normed.clone(), ws.logits.clone());
+        let (normed, logits) = (normed.clone(), logits.clone());
         recorder.push(matmul_nt::dispatch(params, part.weight.clone(), normed, logits));
     }
 
     fn statistics(&self, recorder: &mut Recorder, rows: Rows, part: &MatrixShard, stats: &Slice) {
+        self.statistics_of(recorder, rows, part, (&self.workspace.logits, stats));
+    }
+
+    fn statistics_of(
+        &self,
+        recorder: &mut Recorder,
+        rows: Rows,
+        part: &MatrixShard,
+        (logits, stats): (&Slice, &Slice),
+    ) {
         let params = cross_entropy_forward::Params {
             rows: rows.count,
             cols: part.shard.rows,
@@ -52,8 +75,7 @@ impl Model {
             col0: part.shard.row0,
             first: (part.shard.row0 == 0).into(),
         };
-        let ws = &self.workspace;
-        let (logits, targets) = (ws.logits.clone(), ws.targets.clone());
+        let (logits, targets) = (logits.clone(), self.workspace.targets.clone());
         recorder.push(cross_entropy_forward::dispatch(params, logits, targets, stats.clone()));
     }
 
@@ -145,6 +167,74 @@ impl Model {
         self.add_loss(recorder, g.rows(), &ws.stats[0]);
         self.norm_backward(recorder, g.rows(), x, &exit.norm, false);
         Ok(())
+    }
+
+    /// Takes `x [rows, d]` at the last exit for the distribution that others are compared with.
+    ///
+    /// # Errors
+    /// The model was not built for calibration.
+    pub(crate) fn set_reference(
+        &self,
+        recorder: &mut Recorder,
+        x: &Slice,
+        rows: u32,
+    ) -> Result<()> {
+        let buffers = self.calibration_buffers()?;
+        self.norm_into(recorder, rows, x, &self.last_exit().norm, &buffers.normed);
+        Ok(())
+    }
+
+    /// Takes `x [rows, d]` at the last exit for the distribution that is compared.
+    pub(crate) fn set_compared(&self, recorder: &mut Recorder, x: &Slice, rows: u32) {
+        self.norm(recorder, rows, x, &self.last_exit().norm);
+    }
+
+    /// Row statistics of both distributions, in the workspace's `calibration.stats` and
+    /// `stats[0]`, and the divergence of each row in `calibration.kl`.
+    ///
+    /// # Errors
+    /// The model was not built for calibration.
+    pub(crate) fn divergence(&self, recorder: &mut Recorder, rows: u32) -> Result<()> {
+        let (ws, reference) = (&self.workspace, self.calibration_buffers()?);
+        let stats = [&reference.stats, &ws.stats[0]];
+        let logits = [(&reference.normed, &reference.logits), (&ws.normed, &ws.logits)];
+        let shards = &self.head_matrix().shards;
+        for rows in self.row_chunks(rows) {
+            for part in shards {
+                for (pair, stats) in logits.iter().zip(stats) {
+                    self.logits_of(recorder, rows, part, *pair);
+                    self.statistics_of(recorder, rows, part, (pair.1, stats));
+                }
+            }
+            for part in shards {
+                if shards.len() > 1 {
+                    logits.iter().for_each(|pair| self.logits_of(recorder, rows, part, *pair));
+                }
+                let params = kl_divergence::Params {
+                    rows: rows.count,
+                    cols: part.shard.rows,
+                    ld: part.shard.rows,
+                    row0: rows.first,
+                    first: (part.shard.row0 == 0).into(),
+                };
+                recorder.push(kl_divergence::dispatch(
+                    params,
+                    logits.map(|(_, logits)| logits.clone()),
+                    stats.map(Slice::clone),
+                    reference.kl.clone(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn last_exit(&self) -> &Exit {
+        &self.exits[self.exits.len() - 1]
+    }
+
+    pub(crate) fn calibration_buffers(&self) -> Result<&CalibrationBuffers> {
+        let buffers = self.workspace.calibration.as_ref();
+        buffers.context("the model was not built for calibration")
     }
 
     /// Adds the loss of the exits' vote to the workspace's `loss`. Needs the residual streams in

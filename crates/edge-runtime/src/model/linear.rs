@@ -3,12 +3,14 @@
 //! `y = x·Wᵀ + scale · (x·Aᵀ)·Bᵀ`, W \[N, K\], A \[r, K\], B \[N, r\]
 //! (LoRA, Hu et al. 2021, eq. 3).
 
-use edge_gpu::{Recorder, Slice};
+use anyhow::{Context, Result, ensure};
+use edge_gpu::{Buffer, Device, Recorder, Slice};
 use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
 use edge_kernels::ops::matmul::{
     matmul_nn, matmul_nt, matmul_nt_lora, matmul_nt_swiglu, matmul_tn, sum_partials,
 };
+use edge_kernels::pack::PackedHost;
 use edge_scheduler::Shard;
 
 /// A tensor that may be trained.
@@ -29,6 +31,8 @@ pub struct MatrixShard {
     pub weight: WeightBuffers<Slice>,
     /// Where the gradient accumulates, f32, with method `full`.
     pub grad: Option<Slice>,
+    /// Room for scales and positions, also while the format has none.
+    pub scales: Option<Slice>,
 }
 
 /// A matrix `[rows, cols]` in shards below the binding limit.
@@ -122,6 +126,40 @@ pub fn weight_gradient(
     recorder.push(matmul_tn::dispatch(params, dy.clone(), x.clone(), partials.clone()));
     let sum = sum_partials::Params { parts, len, accumulate: 1, alpha: 1.0 };
     recorder.push(sum_partials::dispatch(sum, partials.clone(), grad.clone()));
+}
+
+impl MatrixShard {
+    /// Puts other rows into the place of these, in the buffers that they have.
+    ///
+    /// # Errors
+    /// The buffers have no room for them, or the device fails.
+    pub(crate) fn replace(&mut self, device: &Device, rows: &PackedHost) -> Result<()> {
+        let put = |buffer: &Buffer, words: &[u32]| {
+            let (len, room) = (words.len() as u64, buffer.words());
+            ensure!(
+                len <= room,
+                "{len} words of format {} do not fit '{}', which the plan gave {room} words",
+                rows.format.name(),
+                buffer.label()
+            );
+            let slice = buffer.slice(0, len);
+            device.write(&slice, words)?;
+            Ok(slice)
+        };
+        let values = put(self.weight.values.buffer(), &rows.values)?;
+        let scales = match rows.format.is_packed() {
+            true => {
+                let room = self.scales.as_ref().with_context(|| {
+                    let (format, label) = (rows.format.name(), values.buffer().label());
+                    format!("the plan gave '{label}' no room for the scales of {format}")
+                })?;
+                Some(put(room.buffer(), &rows.scales)?)
+            }
+            false => None,
+        };
+        self.weight = WeightBuffers { format: rows.format, values, scales };
+        Ok(())
+    }
 }
 
 impl Matrix {

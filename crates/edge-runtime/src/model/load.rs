@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Slice};
 use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
-use edge_kernels::pack::pack;
+use edge_kernels::pack::{PackedHost, pack};
 use edge_kernels::util::SeededRng;
 use edge_scheduler::plan::{projection_shards, table_shards};
 use edge_scheduler::{Group, Job, Owner, Plan, Projection, Shard, Trained};
@@ -32,6 +32,20 @@ pub fn dense_format(dtype: Dtype) -> Format {
         Dtype::F16 => Format::F16,
         Dtype::BF16 => Format::Bf16,
     }
+}
+
+/// The rows of a shard of a tensor in a format: the checkpoint's own bytes where that is its
+/// format.
+pub(crate) fn stored_rows(tensor: &TensorView<'_>, shard: Shard, format: Format) -> PackedHost {
+    let (rows, cols) = (shard.rows, tensor.cols() as u32);
+    let range = shard.row0 as usize..(shard.row0 + shard.rows) as usize;
+    // Rows of 16-bit numbers are whole words only where the columns are even.
+    let same = dense_format(tensor.dtype) == format;
+    if same && (format == Format::F32 || cols.is_multiple_of(2)) {
+        let values = tensor.words(range);
+        return PackedHost { format, rows, cols, values, scales: Vec::new() };
+    }
+    pack(format, rows, cols, &tensor.rows_f32(range))
 }
 
 /// Name of a block's norm in a checkpoint.
@@ -122,18 +136,17 @@ impl Loader<'_, '_> {
         let tensor = checkpoint.tensor(name)?;
         let mut parts = Vec::with_capacity(shards.len());
         for (index, shard) in shards.into_iter().enumerate() {
-            let range = shard.row0 as usize..(shard.row0 + shard.rows) as usize;
             if full {
+                let range = shard.row0 as usize..(shard.row0 + shard.rows) as usize;
                 let (parameter, _) = self.parameter(owner(shard)).context("a planned weight")?;
                 let values = tensor.rows_f32(range);
                 self.device.write(&parameter.value, bytemuck::cast_slice(&values))?;
                 let weight = WeightBuffers::dense(Format::F32, parameter.value);
-                parts.push(MatrixShard { shard, weight, grad: parameter.grad });
+                parts.push(MatrixShard { shard, weight, grad: parameter.grad, scales: None });
                 continue;
             }
-            let label = format!("{label}.{index}");
-            let weight = self.upload(&label, &tensor, range, format, (shard.rows, cols))?;
-            parts.push(MatrixShard { shard, weight, grad: None });
+            let stored = stored_rows(&tensor, shard, format);
+            parts.push(self.upload(&format!("{label}.{index}"), shard, &stored)?);
         }
         Ok(Matrix { rows, cols, shards: parts })
     }
@@ -160,46 +173,35 @@ impl Loader<'_, '_> {
         for (index, shard) in shards.into_iter().enumerate() {
             let values = checkpoint.stored(&values_name(name, index))?;
             let label = format!("{label}.{index}");
-            let values = self.pool.filled(&label, |out| copy_words(values, out))?;
+            let values = self.pool.filled_with(&label, |out| copy_words(values, out))?;
             let scales = match format.is_packed() {
                 true => {
                     let scales = checkpoint.stored(&scales_name(name, index))?;
                     let label = format!("{label}.scales");
-                    Some(self.pool.filled(&label, |out| copy_words(scales, out))?)
+                    Some(self.pool.filled_with(&label, |out| copy_words(scales, out))?)
                 }
                 false => None,
             };
             let weight = WeightBuffers { format, values, scales };
-            parts.push(MatrixShard { shard, weight, grad: None });
+            parts.push(MatrixShard { shard, weight, grad: None, scales: None });
         }
         Ok(Matrix { rows, cols, shards: parts })
     }
 
-    fn upload(
-        &mut self,
-        label: &str,
-        tensor: &TensorView<'_>,
-        range: std::ops::Range<usize>,
-        format: Format,
-        (rows, cols): (u32, u32),
-    ) -> Result<WeightBuffers<Slice>> {
-        // Rows of 16-bit numbers are whole words only where the columns are even.
-        let same = dense_format(tensor.dtype) == format;
-        if same && (format == Format::F32 || cols.is_multiple_of(2)) {
-            let words = tensor.words(range);
-            let values = self.pool.filled(label, |out| out.copy_from_slice(&words))?;
-            return Ok(WeightBuffers::dense(format, values));
-        }
-        let packed = pack(format, rows, cols, &tensor.rows_f32(range));
-        let values = self.pool.filled(label, |out| out.copy_from_slice(&packed.values))?;
-        let scales = match format.is_packed() {
-            true => {
-                let label = format!("{label}.scales");
-                Some(self.pool.filled(&label, |out| out.copy_from_slice(&packed.scales))?)
+    fn upload(&mut self, label: &str, shard: Shard, stored: &PackedHost) -> Result<MatrixShard> {
+        let values = self.pool.filled(label, &stored.values)?;
+        let label = format!("{label}.scales");
+        let (scales, room) = match (stored.format.is_packed(), self.pool.words(&label)) {
+            (true, _) => {
+                let scales = self.pool.filled(&label, &stored.scales)?;
+                (Some(scales.clone()), Some(scales))
             }
-            false => None,
+            // Dense now; another format may take its place.
+            (false, Some(_)) => (None, Some(self.pool.zeroed(&label)?)),
+            (false, None) => (None, None),
         };
-        Ok(WeightBuffers { format, values, scales })
+        let weight = WeightBuffers { format: stored.format, values, scales };
+        Ok(MatrixShard { shard, weight, grad: None, scales: room })
     }
 
     fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
@@ -214,7 +216,7 @@ impl Loader<'_, '_> {
             self.device.write(&parameter.value, words)?;
             return Ok(Norm { weight: parameter.value, grad: parameter.grad });
         }
-        let weight = self.pool.filled(label, |out| out.copy_from_slice(words))?;
+        let weight = self.pool.filled(label, words)?;
         Ok(Norm { weight, grad: None })
     }
 
@@ -254,7 +256,11 @@ impl Loader<'_, '_> {
                 true => Format::F32,
                 false => self.job.blocks[block as usize].get(projection),
             };
-            let shards = projection_shards(n, k, format, self.plan.max_shard_bytes);
+            let max = self.plan.max_shard_bytes;
+            let shards = match self.full() {
+                true => projection_shards(n, k, format, max),
+                false => self.job.projection_shards(&shape, block, projection, max),
+            };
             let name = weight_name(block as usize, projection);
             let owner = |shard| Owner::Weight(block, projection, shard);
             let names = (name.as_str(), label(projection.name()));
@@ -282,7 +288,7 @@ impl Loader<'_, '_> {
         let words: Vec<u32> = bytemuck::cast_slice(&values).to_vec();
         let shared = match self.job.exit_norms {
             true => None,
-            false => Some(self.pool.filled("norm", |out| out.copy_from_slice(&words))?),
+            false => Some(self.pool.filled("norm", &words)?),
         };
         let mut exits = Vec::new();
         for (t, window) in windows.iter().enumerate() {

@@ -157,7 +157,7 @@ impl Model {
             scaling(&config.rope_scaling),
         );
         let table: &[u32] = bytemuck::cast_slice(&table);
-        let rope = pool.filled("rope", |out| out.copy_from_slice(table))?;
+        let rope = pool.filled("rope", table)?;
         let groups = groups(&mut pool, &plan, job)?;
         let mut loader = Loader {
             device,
@@ -270,6 +270,24 @@ impl Model {
                 at_exit(recorder, exit, &slot.x);
             }
         }
+    }
+
+    /// The residual stream that [`Model::run_block`] works on: `[rows, d]`.
+    pub(crate) fn stream(&self) -> &Slice {
+        &self.workspace.slots[0].x
+    }
+
+    /// Runs block `index` in place on [`Model::stream`], showing `tap` the inputs of its linear
+    /// layers.
+    pub(crate) fn run_block(
+        &self,
+        recorder: &mut Recorder,
+        index: u32,
+        g: Geometry,
+        tap: block::Tap<'_>,
+    ) {
+        let slot = &self.workspace.slots[0];
+        self.block_forward_tapped(recorder, index, slot, Onward::InPlace, false, g, tap);
     }
 
     /// Runs forward to a window's exit, keeping what its blocks need for the way back. Returns the

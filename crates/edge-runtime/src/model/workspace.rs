@@ -33,11 +33,31 @@ impl<'a> Pool<'a> {
         Ok(buffer.whole())
     }
 
-    /// A planned buffer with contents.
-    pub fn filled(&mut self, name: &str, fill: impl FnOnce(&mut [u32])) -> Result<Slice> {
+    /// A planned buffer that begins with these words; the slice has them alone.
+    pub fn filled(&mut self, name: &str, words: &[u32]) -> Result<Slice> {
+        let planned = self.planned(name)?;
+        let (len, room) = (words.len() as u64, planned.words);
+        ensure!(len <= room, "{len} words do not fit '{name}', which the plan gave {room} words");
+        let fill = |out: &mut [u32]| out[..words.len()].copy_from_slice(words);
+        let buffer = self.device.buffer_init(name, planned.category, planned.words, fill)?;
+        Ok(buffer.slice(0, len))
+    }
+
+    /// A planned buffer whose words are written in place, all of them.
+    pub fn filled_with(&mut self, name: &str, fill: impl FnOnce(&mut [u32])) -> Result<Slice> {
         let planned = self.planned(name)?;
         let buffer = self.device.buffer_init(name, planned.category, planned.words, fill)?;
         Ok(buffer.whole())
+    }
+
+    /// How many buffers have names that begin so.
+    pub fn count(&self, prefix: &str) -> usize {
+        self.plan.buffers.iter().filter(|buffer| buffer.name.starts_with(prefix)).count()
+    }
+
+    /// The size of a planned buffer in words; `None` where the plan has none of that name.
+    pub fn words(&self, name: &str) -> Option<u64> {
+        self.plan.words(name)
     }
 
     /// Checks that plan and allocation agree.
@@ -107,6 +127,21 @@ pub struct Backward {
     pub clip: Slice,
 }
 
+/// What calibration needs beside a forward pass.
+#[derive(Clone, Debug)]
+pub struct CalibrationBuffers {
+    /// The final norm's output of the distribution that another is compared with.
+    pub normed: Slice,
+    /// A chunk of its logits.
+    pub logits: Slice,
+    /// Its row statistics.
+    pub stats: Slice,
+    /// Divergence of each row.
+    pub kl: Slice,
+    /// Sums of second moments.
+    pub moments: Vec<Slice>,
+}
+
 /// All buffers that are neither weights nor parameters.
 #[derive(Clone, Debug)]
 pub struct Workspace {
@@ -138,6 +173,8 @@ pub struct Workspace {
     pub exits: Vec<Slice>,
     /// Scratch of the backward pass.
     pub backward: Option<Backward>,
+    /// What calibration needs.
+    pub calibration: Option<CalibrationBuffers>,
 }
 
 impl Workspace {
@@ -175,6 +212,10 @@ impl Workspace {
                 .map(|exit| pool.zeroed(&format!("exit.{exit}.x")))
                 .collect::<Result<_>>()?,
             backward: if job.training { Some(Backward::new(pool, job)?) } else { None },
+            calibration: match job.calibration {
+                Some(_) => Some(CalibrationBuffers::new(pool)?),
+                None => None,
+            },
         })
     }
 }
@@ -200,6 +241,20 @@ impl Slot {
             } else {
                 None
             },
+        })
+    }
+}
+
+impl CalibrationBuffers {
+    fn new(pool: &mut Pool<'_>) -> Result<Self> {
+        Ok(Self {
+            normed: pool.zeroed("reference.normed")?,
+            logits: pool.zeroed("reference.logits")?,
+            stats: pool.zeroed("reference.stats")?,
+            kl: pool.zeroed("kl")?,
+            moments: (0..pool.count("moments."))
+                .map(|index| pool.zeroed(&format!("moments.{index}")))
+                .collect::<Result<_>>()?,
         })
     }
 }

@@ -8,11 +8,13 @@
 //! |------|-----|
 //! | loss | `cross_entropy_forward` per chunk, then `cross_entropy_loss` |
 //! | gradient | the chunks again, `cross_entropy_backward` in place on each |
+//! | divergence | the chunks of both, `cross_entropy_forward`; again, `kl_divergence` |
 //! | vote | per chunk: `vote_combine` per exit, then `vote_reduce`; then `cross_entropy_loss` |
 
 pub mod cross_entropy_backward;
 pub mod cross_entropy_forward;
 pub mod cross_entropy_loss;
+pub mod kl_divergence;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vote_combine;

@@ -1,0 +1,112 @@
+//! Hashes that say what a measurement belongs to: they find changes, not forgeries.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::checkpoint::Checkpoint;
+
+/// Tensors of more bytes than this are hashed in pieces.
+const WHOLE_BYTES: usize = 1 << 20;
+
+/// Bytes of a piece.
+const PIECE_BYTES: usize = 4096;
+
+/// FNV-1a of 64 bits (Fowler, Noll and Vo), the same on every platform and in every release.
+#[derive(Clone, Debug)]
+pub struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xCBF2_9CE4_8422_2325)
+    }
+}
+
+impl Fnv {
+    /// Takes bytes in.
+    pub fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3);
+        }
+        self
+    }
+
+    /// Takes a text in, with its length, so that neighbouring texts do not run into each other.
+    pub fn text(&mut self, text: &str) -> &mut Self {
+        self.number(text.len() as u64).bytes(text.as_bytes())
+    }
+
+    /// Takes a number in.
+    pub fn number(&mut self, number: u64) -> &mut Self {
+        self.bytes(&number.to_le_bytes())
+    }
+
+    /// What was taken in, as 16 hexadecimal digits.
+    pub fn hex(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// Hash of a model folder: `config.json`, and the name, sizes, number format and bytes of every
+/// tensor. Of a tensor above 1 MiB 256 pieces of 4 KiB are taken, evenly spaced from its first
+/// bytes to its last: training changes nearly all weights, so pieces show it, and a model of many
+/// gigabytes is hashed in seconds.
+///
+/// # Errors
+/// A file cannot be read, or a tensor has no supported number format.
+pub fn model_hash(dir: &Path, checkpoint: &Checkpoint) -> Result<String> {
+    let path = dir.join("config.json");
+    let config = std::fs::read(&path)
+        .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
+    let mut hash = Fnv::default();
+    hash.bytes(&config);
+    for name in checkpoint.names() {
+        let tensor = checkpoint.tensor(name)?;
+        hash.text(name).text(&format!("{:?} {:?}", tensor.dtype, tensor.shape));
+        for piece in pieces(tensor.bytes) {
+            hash.bytes(piece);
+        }
+    }
+    Ok(hash.hex())
+}
+
+/// All of it, or evenly spaced pieces with first and last bytes among them.
+fn pieces(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let count = WHOLE_BYTES / PIECE_BYTES;
+    let (count, size) = match bytes.len() > WHOLE_BYTES {
+        true => (count, PIECE_BYTES),
+        false => (1, bytes.len()),
+    };
+    let last = bytes.len() - size;
+    (0..count).map(move |index| {
+        let start = last * index / (count - 1).max(1);
+        &bytes[start..start + size]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        // Vectors of the authors' test suite.
+        assert_eq!(Fnv::default().hex(), "cbf29ce484222325");
+        assert_eq!(Fnv::default().bytes(b"a").hex(), "af63dc4c8601ec8c");
+        assert_eq!(Fnv::default().bytes(b"foobar").hex(), "85944171f73967e8");
+        let joined = |a: &str, b: &str| Fnv::default().text(a).text(b).hex();
+        assert_ne!(joined("ab", "c"), joined("a", "bc"));
+    }
+
+    #[test]
+    fn pieces_reach_both_ends() {
+        let bytes: Vec<u8> = (0..3 * WHOLE_BYTES + 5).map(|i| (i % 251) as u8).collect();
+        let taken: Vec<&[u8]> = pieces(&bytes).collect();
+        assert_eq!((taken.len(), taken[0].len()), (256, PIECE_BYTES));
+        assert_eq!(taken[0].as_ptr(), bytes.as_ptr());
+        assert_eq!(taken[255].as_ptr_range().end, bytes.as_ptr_range().end);
+        let small: Vec<&[u8]> = pieces(&bytes[..WHOLE_BYTES]).collect();
+        assert_eq!(small, [&bytes[..WHOLE_BYTES]]);
+        assert_eq!(pieces(&[]).next(), Some(&[][..]));
+    }
+}
