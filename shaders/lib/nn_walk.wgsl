@@ -1,15 +1,6 @@
 //! The walk of `lib/nn_tile.wgsl` over the rows of W, four at a time, pasted behind `acc`.
 for (var n0 = 0u; n0 < params.n; n0 += 4u) {
-    var grad: array<vec4<f32>, TM>;
-    //#unroll
-    for (var h = 0u; h < TM / SHARE; h++) {
-        let held = load_dy4(base[h], n0, params.n);
-        //#unroll
-        for (var s = 0u; s < SHARE; s++) {
-            //#include "lib/row_own.wgsl"
-            grad[h * SHARE + s] = row;
-        }
-    }
+    //#include "lib/nn_grad.wgsl"
     //#unroll
     for (var step = 0u; step < 4u; step++) {
         // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.

@@ -6,16 +6,7 @@ const KEPT_PARTS: u32 = PARTS / 2u;
 for (var group0 = 0u; group0 < params.n; group0 += ROW_GROUP) {
     var kept: array<mat2x4<f32>, TM * KEPT_PARTS>;
     for (var n0 = group0; n0 < min(group0 + ROW_GROUP, params.n); n0 += 4u) {
-        var grad: array<vec4<f32>, TM>;
-        //#unroll
-        for (var h = 0u; h < TM / SHARE; h++) {
-            let held = load_dy4(base[h], n0, params.n);
-            //#unroll
-            for (var s = 0u; s < SHARE; s++) {
-                //#include "lib/row_own.wgsl"
-                grad[h * SHARE + s] = row;
-            }
-        }
+        //#include "lib/nn_grad.wgsl"
         //#unroll
         for (var step = 0u; step < 4u; step++) {
             // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.

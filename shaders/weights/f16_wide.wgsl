@@ -2,21 +2,7 @@
 //!
 //! Same names as `weights/f32.wgsl`.
 
-@group(0) @binding(3) var<storage, read> w: array<vec4<u64>>;
-
-const W_STEP: u32 = 16u;
-
-//#include "weights/halves.wgsl"
-
-struct WBlock {
-    low: vec4<u32>,
-    high: vec4<u32>,
-}
-
-fn load_w_block(n: u32, block: u32) -> WBlock {
-    let all = w[n * (w_cols() / 16u) + block];
-    return WBlock(halves_2(all.xy), halves_2(all.zw));
-}
+//#include "weights/sixteen_wide.wgsl"
 
 fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
     let bits = select(block.low, block.high, part == 1u);

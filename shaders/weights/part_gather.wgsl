@@ -11,7 +11,7 @@ struct WBlock {
     positions: u32,
 }
 
-//#include "weights/block_gather.wgsl"
+//#include "weights/block_sparse.wgsl"
 
 fn w_part(block: WBlock, part: u32) -> mat2x4<f32> {
     let levels = w_levels(block.words, part);

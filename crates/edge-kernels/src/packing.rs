@@ -295,7 +295,7 @@ impl Packing {
         let (block, rows) = match self.sparsity {
             Sparsity::Dense => ("weights/block_dense.wgsl", "weights/block_dense_wide.wgsl"),
             Sparsity::TwoFour => ("weights/block_sparse.wgsl", "weights/block_sparse_wide.wgsl"),
-            Sparsity::RowGrouped => ("weights/block_gather.wgsl", "weights/block_gather_wide.wgsl"),
+            Sparsity::RowGrouped => ("weights/block_sparse.wgsl", "weights/block_gather_wide.wgsl"),
         };
         let mut pieces = vec![words, scale, (block, rows), ("weights/rows_each.wgsl", rows)];
         if self.is_sparse() {

@@ -50,6 +50,9 @@ fn needs(needs: &Needs) -> String {
     if needs.f16 {
         parts.push("f16".to_string());
     }
+    if needs.int64 {
+        parts.push("64-bit integers".to_string());
+    }
     if needs.subgroups {
         parts.push("subgroups".to_string());
     }

@@ -69,9 +69,10 @@ fn describe(selector: &str, info: &DeviceInfo, chosen: bool) {
         if chosen { "  <- auto" } else { "" }
     );
     eprintln!(
-        "   f16 {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, binding {}, \
+        "   f16 {}, int64 {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, binding {}, \
          workgroup {} invocations / {} KiB",
         yes(info.f16),
+        yes(info.int64),
         yes(info.subgroups),
         info.subgroup_min,
         info.subgroup_max,
@@ -93,7 +94,8 @@ fn facts(selector: &str, info: &DeviceInfo, chosen: bool) -> Map<String, Value> 
     let facts = json!({
         "index": index, "name": info.name, "kind": info.kind.name(),
         "backend": info.backend, "driver": info.driver, "driver_info": info.driver_info,
-        "auto": chosen, "f16": info.f16, "subgroups": info.subgroups,
+        "auto": chosen, "f16": info.f16, "int64": info.int64,
+        "subgroups": info.subgroups,
         "subgroup_min": info.subgroup_min, "subgroup_max": info.subgroup_max,
         "timestamps": info.timestamps, "immediates": info.immediates,
         "mappable": info.mappable, "max_binding_bytes": info.max_binding_bytes,

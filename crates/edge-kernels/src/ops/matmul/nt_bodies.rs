@@ -86,8 +86,8 @@ impl Product {
         variant.needs(needs).suits(Hardware::Software)
     }
 
-    /// The same with loads of 64 bits, of four rows of packed weights at once. There a load takes
-    /// as long as its loop over lanes, whatever its width.
+    /// The same with loads of 64 bits, and of several rows of packed weights at once. There a load
+    /// takes as long as its loop over lanes, whatever its width.
     fn subgroup_wide(&self) -> Option<Variant> {
         let Self { n, k, ld_in, in_offset, .. } = *self;
         if !(k.is_multiple_of(64) && [n, ld_in, in_offset].iter().all(|x| x.is_multiple_of(8))) {
@@ -98,7 +98,10 @@ impl Product {
         Some(variant.replace("lib/x_vec4.wgsl", "lib/x_wide.wgsl").needs(needs))
     }
 
-    /// Channels of a lane of it.
+    /// Channels of a lane of it: `ROWS` of the fragments of [`Packing::wide_pieces`]. Eight lanes
+    /// own no more row-grouped channels than share their positions.
+    ///
+    /// [`Packing::wide_pieces`]: crate::packing::Packing::wide_pieces
     fn rows_at_once(&self) -> u32 {
         if self.format.is_packed() && !is_row_grouped(self.format) { 8 } else { 4 }
     }
