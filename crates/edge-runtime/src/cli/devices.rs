@@ -69,8 +69,8 @@ fn describe(selector: &str, info: &DeviceInfo, chosen: bool) {
         if chosen { "  <- auto" } else { "" }
     );
     eprintln!(
-        "   f16 {}, int64 {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, binding {}, \
-         workgroup {} invocations / {} KiB",
+        "   f16 {}, int64 {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, \
+         binding {}, workgroup {} invocations / {} KiB",
         yes(info.f16),
         yes(info.int64),
         yes(info.subgroups),
