@@ -10,6 +10,7 @@
 //! * [`policy`] — the format of each layer, and policies by name.
 //! * [`mod@allocate`] — the candidates with the least error within a budget.
 //! * [`mod@luc`] — the policy of measured errors within bits, bytes or time.
+//! * [`mod@refine`] — an allocation improved by errors measured with all layers compressed.
 
 pub mod allocate;
 pub mod calibrate;
@@ -17,6 +18,7 @@ pub mod luc;
 pub mod params;
 pub mod plan;
 pub mod policy;
+pub mod refine;
 pub mod shape;
 
 pub use calibrate::{Calibration, MomentPart};

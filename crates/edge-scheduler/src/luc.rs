@@ -30,21 +30,18 @@ pub enum Budget {
     StepMs(f64),
 }
 
-/// The policy with the least sum of errors within a budget, and how it was found. The layers are
-/// blocks or projections, each weight of the model in exactly one; `min_sparsity` is a mean over
-/// weights, as [`crate::policy::Averages::sparsity`].
-///
-/// # Errors
-/// Nothing fits, and then it says the least that is possible; or a number is not finite.
-///
-/// # Panics
-/// When a block is left out.
-pub fn luc(
+/// A layer with the ways to store it.
+pub type Choices = (Layer, Vec<Choice>);
+
+/// What is to be decided: the layers' choices as candidates of an allocation, in their order. The
+/// layers are blocks or projections, each weight of the model in exactly one; `min_sparsity` is a
+/// mean over weights, as [`crate::policy::Averages::sparsity`].
+pub fn problem(
     shape: &ModelShape,
-    layers: &[(Layer, Vec<Choice>)],
+    layers: &[Choices],
     budget: Budget,
     min_sparsity: Option<f64>,
-) -> Result<(Policy, Allocation), AllocateError> {
+) -> Problem {
     let total: f64 = layers.iter().map(|(layer, _)| weights(shape, *layer)).sum();
     let candidate = |layer: Layer, choice: &Choice| {
         let share = weights(shape, layer) / total.max(1.0);
@@ -61,7 +58,7 @@ pub fn luc(
     let candidates = layers
         .iter()
         .map(|(layer, choices)| choices.iter().map(|choice| candidate(*layer, choice)).collect());
-    let problem = Problem {
+    Problem {
         layers: candidates.collect(),
         budget: match budget {
             Budget::AverageBits(bits) => bits,
@@ -69,14 +66,37 @@ pub fn luc(
             Budget::StepMs(step_ms) => step_ms,
         },
         min_sparsity,
-    };
-    let found = allocate(&problem)?;
+    }
+}
+
+/// The policy of an allocation.
+///
+/// # Panics
+/// When a block is left out.
+pub fn policy(layers: &[Choices], choice: &[usize]) -> Policy {
     let formats = layers.iter().map(|(layer, choices)| {
         let formats = choices.iter().map(|choice| choice.format);
         (*layer, formats.collect())
     });
     let formats: Vec<(Layer, Vec<Format>)> = formats.collect();
-    Ok((Policy::chosen("luc", &formats, &found.choice), found))
+    Policy::chosen("luc", &formats, choice)
+}
+
+/// The policy with the least sum of errors within a budget, and how it was found. See [`problem`].
+///
+/// # Errors
+/// Nothing fits, and then it says the least that is possible; or a number is not finite.
+///
+/// # Panics
+/// When a block is left out.
+pub fn luc(
+    shape: &ModelShape,
+    layers: &[Choices],
+    budget: Budget,
+    min_sparsity: Option<f64>,
+) -> Result<(Policy, Allocation), AllocateError> {
+    let found = allocate(&problem(shape, layers, budget, min_sparsity))?;
+    Ok((policy(layers, &found.choice), found))
 }
 
 fn projections(layer: Layer) -> impl Iterator<Item = Projection> {
