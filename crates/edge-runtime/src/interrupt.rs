@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Exit status of an interrupted run: 128 + SIGINT, what shells expect.
 pub const EXIT_INTERRUPTED: i32 = 130;
@@ -25,6 +25,29 @@ pub fn install() -> Result<()> {
 /// Whether the run should stop after its current step.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
+}
+
+/// Why work that leaves nothing half done was given up. Commands exit with [`EXIT_INTERRUPTED`].
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted: nothing was written; start the command again")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Ends the work where that was requested.
+///
+/// # Errors
+/// [`Interrupted`].
+pub fn check() -> Result<()> {
+    if requested() {
+        bail!(Interrupted);
+    }
+    Ok(())
 }
 
 /// Notes a request; whether there had been one already.

@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_scheduler::Optimizer;
 use serde::{Deserialize, Serialize};
 
+pub use super::compress::CompressArgs;
+
 use crate::adapter::Targets;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
@@ -25,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Adapt a model; without arguments, the bundled demo model on the bundled demo text
     Tune(Box<TuneArgs>),
+    /// Compress a model layer by layer, by measured sensitivity
+    Compress(Box<CompressArgs>),
     /// Measure loss and perplexity, per exit and voted, with or without an adapter
     Eval(EvalArgs),
     /// Write text with a model, with or without an adapter

@@ -4,6 +4,7 @@
 //! stdout.
 
 pub mod args;
+pub mod compress;
 mod devices;
 mod eval;
 mod generate;
@@ -20,6 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::args::{Cli, Command};
 use crate::autotune;
+use crate::interrupt::{EXIT_INTERRUPTED, Interrupted};
 
 /// Opens the device that a command runs on, with the kernels that were chosen for it.
 fn open_device(selector: &str, options: &Options) -> Result<Device, edge_gpu::Error> {
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Tune(args) => tune::run(*args),
         Command::Eval(args) => eval::run(&args).map(|()| 0),
         Command::Generate(args) => generate::run(&args).map(|()| 0),
+        Command::Compress(args) => compress::run(&args).map(|()| 0),
         Command::Devices(args) => devices::run(&args).map(|()| 0),
         Command::Inspect(args) => inspect::run(&args).map(|()| 0),
     };
@@ -63,8 +66,14 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("error: {error:#}");
-            let usage = error.downcast_ref::<Usage>().is_some();
-            ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILED } as u8)
+            let status = if error.is::<Interrupted>() {
+                EXIT_INTERRUPTED
+            } else if error.is::<Usage>() {
+                EXIT_USAGE
+            } else {
+                EXIT_FAILED
+            };
+            ExitCode::from(status as u8)
         }
     }
 }

@@ -1,6 +1,11 @@
 //! Layer-wise compression: from a checkpoint to packed weights.
 //!
+//! * [`run`] — a compression from beginning to end.
+//! * [`options`] — what it is asked to do.
+//! * [`choose`] — which policy: by name, from a file, or by measured errors.
+//! * [`method`] — how a layer is compressed.
 //! * [`calibrate`] — a model run block by block on calibration text: inputs, errors, sensitivity.
+//! * [`packs`] — candidates that are measured in many combinations.
 //! * [`policy_file`] — a policy as JSON that a person can edit.
 //! * [`header`] — what a compressed checkpoint says of itself.
 //! * [`layout`] — what is where in a compressed checkpoint.
@@ -9,10 +14,15 @@
 //! * [`solve`] — a weight matrix, pruned and quantised together.
 
 pub mod calibrate;
+pub mod choose;
 pub mod header;
 pub mod layout;
+pub mod method;
+pub mod options;
+pub mod packs;
 pub mod policy_file;
 pub mod read;
+pub mod run;
 pub mod solve;
 pub mod write;
 

@@ -1,5 +1,6 @@
 //! Writes a compressed model folder, one block after the other.
 
+use std::borrow::Borrow;
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -136,7 +137,7 @@ impl<'a> Writer<'a> {
     /// # Panics
     /// When there is no further block, or a matrix has another shape or format than the policy
     /// says.
-    pub fn block(&mut self, matrices: &[PackedHost]) -> Result<()> {
+    pub fn block<M: Borrow<PackedHost>>(&mut self, matrices: &[M]) -> Result<()> {
         let block = self.next_block();
         assert!(block < self.about.policy.blocks.len(), "block {block} of the policy");
         assert_eq!(matrices.len(), Projection::ALL.len(), "a matrix for each projection");
@@ -144,6 +145,7 @@ impl<'a> Writer<'a> {
             self.norm(&norm_name(block as u32, post_attention))?;
         }
         for (projection, matrix) in Projection::ALL.into_iter().zip(matrices) {
+            let matrix: &PackedHost = matrix.borrow();
             let (n, k) = self.shape.projection(projection);
             let format = self.about.policy.blocks[block].get(projection);
             let name = weight_name(block, projection);

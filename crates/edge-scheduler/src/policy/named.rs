@@ -105,7 +105,7 @@ impl Target {
     }
 
     /// The two widths around the target, and the share of the weights that have the higher one.
-    fn widths(&self) -> (u32, u32, f64) {
+    pub fn widths(&self) -> (u32, u32, f64) {
         let above = WIDTHS.iter().position(|&width| f64::from(width) >= self.bits).unwrap_or(4);
         let (low, high) = (WIDTHS[above.saturating_sub(1)], WIDTHS[above]);
         let span = f64::from(high - low).max(1.0);

@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
 use edge_scheduler::{LinearInput, Projection};
@@ -133,8 +133,8 @@ pub struct Layer<'a> {
     pub hessian: Option<&'a Hessian>,
 }
 
-/// Packs a layer into a format.
-pub type Pack<'a> = dyn FnMut(&Layer<'_>, Format) -> Result<PackedHost> + 'a;
+/// Packs a layer into each of some formats.
+pub type Pack<'a> = dyn FnMut(&Layer<'_>, &[Format]) -> Result<Vec<Arc<PackedHost>>> + 'a;
 
 /// Called with the measurements done and all of them; an error ends the work.
 pub type Progress<'a> = dyn FnMut(usize, usize) -> Result<()> + 'a;
@@ -184,7 +184,8 @@ impl Sensitivity {
         write_atomically(path, format!("{HEAD}{check}{MIDDLE}{body}{END}").as_bytes())
     }
 
-    /// Reads a measurement from a file where it is there, else measures and writes the file.
+    /// Reads a measurement from a file where it is there, else measures and writes the file, with
+    /// the folder that it is in.
     ///
     /// # Errors
     /// As [`Sensitivity::measure`], or the file cannot be written.
@@ -201,6 +202,10 @@ impl Sensitivity {
             return Ok(found);
         }
         let measured = Self::measure((runner, set), measure, model_hash, pack, progress)?;
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)
+                .with_context(|| format!("cannot create {}", dir.display()))?;
+        }
         measured.save(path)?;
         Ok(measured)
     }
@@ -254,7 +259,46 @@ struct Work<'a, 'p> {
 }
 
 /// A block's projections in a format, by [`Projection::index`].
-type Packed = Vec<Arc<PackedHost>>;
+pub type Packed = Vec<Arc<PackedHost>>;
+
+/// A block in every candidate of a measurement, from its input: for each candidate its
+/// projections, by [`Projection::index`].
+///
+/// # Errors
+/// Packing fails, the device fails, or a temporary file.
+pub fn pack_block(
+    runner: &mut Runner<'_>,
+    (block, input): (u32, &States),
+    measure: &Measure,
+    pack: &mut Pack<'_>,
+) -> Result<Vec<Packed>> {
+    let mut packed: Vec<Packed> = vec![Packed::new(); measure.candidates.len()];
+    // One at a time where device memory is short: host memory will be, too.
+    let groups: Vec<Vec<LinearInput>> = match runner.sums_moments_together() {
+        true => vec![LinearInput::ALL.to_vec()],
+        false => LinearInput::ALL.iter().map(|input| vec![*input]).collect(),
+    };
+    for group in groups {
+        let hessians = match measure.hessians {
+            true => runner.hessians(block, input, &group)?,
+            false => Vec::new(),
+        };
+        let words: usize = hessians.iter().map(|hessian| hessian.sum.len()).sum();
+        let _charge = runner.host().charge(4 * words as u64);
+        for (index, input) in group.into_iter().enumerate() {
+            for projection in input.projections() {
+                let weight = runner.own_weight(block, projection)?;
+                let shape = runner.shape().projection(projection);
+                let hessian = hessians.get(index);
+                let layer = Layer { block, projection, weight: &weight, shape, hessian };
+                let all = pack(&layer, &measure.candidates)?;
+                assert_eq!(all.len(), packed.len(), "a matrix for each candidate");
+                packed.iter_mut().zip(all).for_each(|(packed, matrix)| packed.push(matrix));
+            }
+        }
+    }
+    Ok(packed)
+}
 
 /// A block between its input and its own output.
 struct Place<'s> {
@@ -281,7 +325,7 @@ impl Work<'_, '_> {
         for block in 0..blocks {
             let output = runner.forward(block, &input)?;
             let variance = runner.contribution_variance(&input, &output)?;
-            let packed = self.pack_block(runner, block, &input)?;
+            let packed = pack_block(runner, (block, &input), self.measure, self.pack)?;
             let place = Place { block, input: &input, output: &output, variance };
             for (format, weights) in self.measure.candidates.iter().zip(&packed) {
                 self.measure_block(runner, &place, *format, weights)?;
@@ -289,41 +333,6 @@ impl Work<'_, '_> {
             input = output;
         }
         Ok(loss)
-    }
-
-    /// The block in every candidate.
-    fn pack_block(
-        &mut self,
-        runner: &mut Runner<'_>,
-        block: u32,
-        input: &States,
-    ) -> Result<Vec<Packed>> {
-        let mut packed: Vec<Packed> = vec![Packed::new(); self.measure.candidates.len()];
-        // One at a time where device memory is short: host memory will be, too.
-        let groups: Vec<Vec<LinearInput>> = match runner.sums_moments_together() {
-            true => vec![LinearInput::ALL.to_vec()],
-            false => LinearInput::ALL.iter().map(|input| vec![*input]).collect(),
-        };
-        for group in groups {
-            let hessians = match self.measure.hessians {
-                true => runner.hessians(block, input, &group)?,
-                false => Vec::new(),
-            };
-            let words: usize = hessians.iter().map(|hessian| hessian.sum.len()).sum();
-            let _charge = runner.host().charge(4 * words as u64);
-            for (index, input) in group.into_iter().enumerate() {
-                for projection in input.projections() {
-                    let weight = runner.own_weight(block, projection)?;
-                    let shape = runner.shape().projection(projection);
-                    let hessian = hessians.get(index);
-                    let layer = Layer { block, projection, weight: &weight, shape, hessian };
-                    for (format, packed) in self.measure.candidates.iter().zip(&mut packed) {
-                        packed.push(Arc::new((self.pack)(&layer, *format)?));
-                    }
-                }
-            }
-        }
-        Ok(packed)
     }
 
     fn measure_block(

@@ -32,7 +32,7 @@ impl HostMeter {
         self.0.peak.load(Ordering::Relaxed)
     }
 
-    pub(super) fn charge(&self, bytes: u64) -> HostCharge {
+    pub(crate) fn charge(&self, bytes: u64) -> HostCharge {
         let now = self.0.current.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.peak.fetch_max(now, Ordering::Relaxed);
         HostCharge { meter: self.clone(), bytes }
@@ -41,7 +41,7 @@ impl HostMeter {
 
 /// Bytes that are held until this is dropped.
 #[derive(Debug)]
-pub(super) struct HostCharge {
+pub(crate) struct HostCharge {
     meter: HostMeter,
     bytes: u64,
 }

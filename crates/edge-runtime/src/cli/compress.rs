@@ -1,0 +1,365 @@
+//! `compress`: measures sensitivity, chooses a policy, writes a compressed model.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+use edge_gpu::Options as DeviceOptions;
+use edge_scheduler::policy::{Template, bits, matrix_bytes, sparsity};
+use edge_scheduler::{Layer, ModelShape};
+use serde::Serialize;
+
+use super::args::ByteSize;
+use super::report::print_json;
+use crate::batch::check_seq_len;
+use crate::compress::calibrate::{Granularity, Mode};
+use crate::compress::method::Method;
+use crate::compress::options::{Aim, Options, Wanted};
+use crate::compress::policy_file::sparsity_name;
+use crate::compress::run::{Compressed, Outcome, mean_error, run as compress};
+use crate::interrupt;
+use crate::session::{Source, demo_dir, mebibytes};
+
+/// What the errors of layers are measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Measured {
+    /// How far the model's final distribution moves
+    Loss,
+    /// How far the block's output moves
+    Output,
+}
+
+/// Options of `compress`.
+#[derive(Clone, Debug, Args)]
+pub struct CompressArgs {
+    /// Hugging Face model folder [default: the bundled demo model]
+    #[arg(long, value_name = "DIR", requires = "calibration")]
+    pub model: Option<PathBuf>,
+    /// Text to calibrate on: a file, or a directory with train.*; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub calibration: Vec<PathBuf>,
+    /// Held-out text for perplexity [default: the last tenth of the calibration text]
+    #[arg(long, value_name = "PATH")]
+    pub valid: Option<PathBuf>,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// luc, uniform, random, paper, or a policy as a .json file
+    #[arg(long, default_value = "luc", value_name = "NAME|FILE")]
+    pub policy: Wanted,
+    /// Mean bits of a stored value, 2 to 16 [default: 4]
+    #[arg(long, value_name = "BITS", conflicts_with = "target_bytes")]
+    pub target_bits: Option<f64>,
+    /// Size of the compressed file at most, such as 500MB
+    #[arg(long, value_name = "SIZE")]
+    pub target_bytes: Option<ByteSize>,
+    /// Mean share of the weights to leave out, 0 to 0.5 [default: none; with --target-bytes any]
+    #[arg(long, value_name = "SHARE")]
+    pub target_sparsity: Option<f64>,
+    /// Round each weight for itself, with searched scales: many times faster, less exact
+    #[arg(long, conflicts_with = "method")]
+    pub fast: bool,
+    /// How weights are pruned and rounded
+    #[arg(long, value_enum, default_value = "second-order")]
+    pub method: Method,
+    /// Let rows share the positions that are kept, so that multiplications are saved as well
+    #[arg(long)]
+    pub row_grouped: bool,
+    /// Weights that share a scale: 32 or 64
+    #[arg(long, default_value_t = 32)]
+    pub group_size: u32,
+    /// Store a minimum beside each scale
+    #[arg(long)]
+    pub zero_point: bool,
+    /// Let luc choose for blocks or for projections
+    #[arg(long, value_parser = granularity, default_value = "block", value_name = "block|projection")]
+    pub granularity: Granularity,
+    /// What luc measures [default: loss where the model fits into memory, else output]
+    #[arg(long, value_enum)]
+    pub measure: Option<Measured>,
+    /// Evaluations of the whole model to refine luc with [default: by the size of the model]
+    #[arg(long, value_name = "N")]
+    pub refine: Option<usize>,
+    /// Sequences to calibrate on
+    #[arg(long, default_value_t = 64)]
+    pub sequences: usize,
+    /// Sequences of them to measure sensitivity on
+    #[arg(long, default_value_t = 16)]
+    pub probe_sequences: usize,
+    /// Tokens of a sequence [default: 256, or the model's context if shorter]
+    #[arg(long)]
+    pub seq_len: Option<usize>,
+    /// Most memory to use, on device and host together, such as 1GiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<ByteSize>,
+    /// Where measured sensitivity is kept [default: a file in the user's cache folder]
+    #[arg(long, value_name = "FILE")]
+    pub sensitivity: Option<PathBuf>,
+    /// Seed of --policy random
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// auto, cpu, an index or a part of a device's name
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing on stderr but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+fn granularity(text: &str) -> Result<Granularity, String> {
+    match text {
+        "block" => Ok(Granularity::Block),
+        "projection" => Ok(Granularity::Projection),
+        _ => Err("give block or projection".to_owned()),
+    }
+}
+
+/// `compress --json`; the keys in this order.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct CompressReport {
+    /// The blocks.
+    pub layers: Vec<LayerReport>,
+    /// Bits of a stored value, mean over the weights of all projections.
+    pub average_bits: f64,
+    /// Share of those weights that are not stored.
+    pub average_sparsity: f64,
+    /// Size of the compressed file.
+    pub bytes: u64,
+    /// On held-out text, before and after; null without such text.
+    pub perplexity_before: Option<f64>,
+    /// After.
+    pub perplexity_after: Option<f64>,
+    /// `KL(before ‖ after)` on held-out text, nats a position.
+    pub divergence: Option<f64>,
+    /// Size of the tensors that were compressed.
+    pub bytes_before: u64,
+    /// Name of the policy.
+    pub policy: String,
+    /// How weights were pruned and rounded.
+    pub method: String,
+    /// Evaluations of the whole model that refining the policy took.
+    pub evaluations: usize,
+    /// Divergence on the probes before refining.
+    pub divergence_unrefined: Option<f64>,
+    /// And after.
+    pub divergence_refined: Option<f64>,
+    /// Most device memory in use at once, bytes.
+    pub peak_device_bytes: u64,
+    /// Most host memory that was counted at once, bytes.
+    pub peak_host_bytes: u64,
+    /// Duration, seconds.
+    pub seconds: f64,
+    /// The folder.
+    pub out: String,
+}
+
+/// A block or a projection.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LayerReport {
+    /// As in the checkpoint.
+    pub name: String,
+    /// Bits of a stored value; of a block the mean over its weights.
+    pub bits: f64,
+    /// Share of the weights that are not stored.
+    pub sparsity: f64,
+    /// `dense`, `2:4` or `2:4 row-grouped`; of a block with several, `mixed`.
+    pub pattern: String,
+    /// Squared change of the output relative to it; of a block the mean over projections.
+    pub error: f64,
+    /// Bytes stored.
+    pub bytes: u64,
+    /// The projections of a block.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub projections: Vec<LayerReport>,
+}
+
+impl LayerReport {
+    fn block(shape: &ModelShape, block: u32, parts: &[Compressed]) -> Self {
+        let (mut weights, mut all_bits, mut left_out) = (0.0, 0.0, 0.0);
+        let mut projections = Vec::new();
+        for part in parts {
+            let (n, k) = shape.projection(part.projection);
+            let count = f64::from(n) * f64::from(k);
+            weights += count;
+            all_bits += count * f64::from(bits(part.format));
+            left_out += count * sparsity(part.format);
+            projections.push(Self {
+                name: Layer { block, projection: Some(part.projection) }.to_string(),
+                bits: f64::from(bits(part.format)),
+                sparsity: sparsity(part.format),
+                pattern: sparsity_name(part.format).to_owned(),
+                error: part.error,
+                bytes: matrix_bytes(n, k, part.format),
+                projections: Vec::new(),
+            });
+        }
+        let pattern = match projections.iter().all(|p| p.pattern == projections[0].pattern) {
+            true => projections[0].pattern.clone(),
+            false => "mixed".to_owned(),
+        };
+        Self {
+            name: Layer { block, projection: None }.to_string(),
+            bits: all_bits / weights,
+            sparsity: left_out / weights,
+            pattern,
+            error: mean_error(parts),
+            bytes: projections.iter().map(|p| p.bytes).sum(),
+            projections,
+        }
+    }
+}
+
+impl CompressArgs {
+    /// The options, with the demo's where no model is named.
+    fn options(&self) -> Result<(PathBuf, Options)> {
+        let (model, mut calibration) = match &self.model {
+            Some(model) => (model.clone(), self.calibration.clone()),
+            None => (demo_dir()?.join("model"), self.calibration.clone()),
+        };
+        let mut valid = self.valid.clone();
+        if calibration.is_empty() {
+            calibration = vec![demo_dir()?.join("train.txt")];
+            valid = valid.or(Some(demo_dir()?.join("valid.txt")));
+        }
+        ensure!(
+            self.group_size == 32 || self.group_size == 64,
+            "--group-size is {}: give 32 or 64",
+            self.group_size
+        );
+        let sparsity = match self.row_grouped {
+            true => edge_kernels::Sparsity::RowGrouped,
+            false => edge_kernels::Sparsity::TwoFour,
+        };
+        let (group_size, zero_point) = (self.group_size, self.zero_point);
+        let aim = match self.target_bytes {
+            Some(ByteSize(bytes)) => Aim::Bytes(bytes),
+            None => Aim::Bits(self.target_bits.unwrap_or(4.0)),
+        };
+        let options = Options {
+            policy: self.policy.clone(),
+            aim,
+            sparsity: self.target_sparsity,
+            template: Template { group_size, zero_point, sparsity, ..Template::default() },
+            method: if self.fast { Method::Nearest } else { self.method },
+            granularity: self.granularity,
+            mode: self.measure.map(|measured| match measured {
+                Measured::Loss => Mode::Loss,
+                Measured::Output => Mode::Output,
+            }),
+            refine: self.refine,
+            calibration,
+            valid,
+            sequences: self.sequences,
+            probes: self.probe_sequences,
+            seq_len: self.seq_len.unwrap_or(256),
+            memory_budget: self.memory_budget.map(u64::from),
+            sensitivity: self.sensitivity.clone(),
+            seed: self.seed,
+            out: self.out.clone(),
+            quiet: self.quiet,
+        };
+        Ok((model, options))
+    }
+}
+
+pub(super) fn run(args: &CompressArgs) -> Result<()> {
+    let started = std::time::Instant::now();
+    interrupt::install()?;
+    let (model, mut options) = args.options()?;
+    options.check()?;
+    let source = Source::open(&model)?;
+    let context = source.config.max_position_embeddings;
+    match args.seq_len {
+        Some(seq_len) => check_seq_len(seq_len, context)?,
+        None => options.seq_len = options.seq_len.min(context),
+    }
+    let device = super::open_device(&args.device, &DeviceOptions::default())?;
+    let outcome = compress(&options, &source, &device)?;
+    let report = report(&options, &source, outcome, started.elapsed().as_secs_f64());
+    if !args.quiet {
+        print_table(&report);
+        let device = &args.device;
+        eprintln!(
+            "next: cargo run --release -p edge-runtime -- tune --model {} --device {device} \
+             --data TEXT",
+            report.out
+        );
+    }
+    if args.json {
+        print_json(&report)?;
+    }
+    Ok(())
+}
+
+fn report(options: &Options, source: &Source, outcome: Outcome, seconds: f64) -> CompressReport {
+    let shape = source.config.shape();
+    let averages = outcome.chosen.policy.averages(&shape);
+    let blocks = (0..).zip(&outcome.blocks);
+    let divergence = outcome.chosen.divergence;
+    CompressReport {
+        layers: blocks.map(|(block, parts)| LayerReport::block(&shape, block, parts)).collect(),
+        average_bits: averages.bits,
+        average_sparsity: averages.sparsity,
+        bytes: outcome.bytes,
+        perplexity_before: outcome.held_out.map(|held_out| held_out.reference_perplexity()),
+        perplexity_after: outcome.held_out.map(|held_out| held_out.perplexity()),
+        divergence: outcome.held_out.map(|held_out| held_out.kl),
+        bytes_before: outcome.bytes_before,
+        policy: outcome.chosen.policy.name.clone(),
+        method: options.method.name().to_owned(),
+        evaluations: outcome.chosen.evaluations,
+        divergence_unrefined: divergence.map(|(first, _)| first),
+        divergence_refined: divergence.map(|(_, refined)| refined),
+        peak_device_bytes: outcome.peak_device_bytes,
+        peak_host_bytes: outcome.peak_host_bytes,
+        seconds,
+        out: options.out.display().to_string(),
+    }
+}
+
+/// Widest bar of an error.
+const BAR: f64 = 20.0;
+
+fn print_table(report: &CompressReport) {
+    let most = report.layers.iter().map(|layer| layer.error).fold(f64::MIN_POSITIVE, f64::max);
+    eprintln!("{:<18} {:>5}  {:<15} {:>10} {:>8}", "layer", "bits", "sparsity", "bytes", "error");
+    for layer in &report.layers {
+        let bar = "#".repeat((BAR * layer.error / most).round() as usize);
+        let error = format!("{:.2} %", 100.0 * layer.error);
+        let (name, bits, pattern, bytes) = (&layer.name, layer.bits, &layer.pattern, layer.bytes);
+        eprintln!("{name:<18} {bits:>5.2}  {pattern:<15} {bytes:>10} {error:>8} {bar}");
+        for part in layer.projections.iter().filter(|part| {
+            part.bits != layer.projections[0].bits || part.pattern != layer.projections[0].pattern
+        }) {
+            let name = part.name.trim_start_matches(&layer.name);
+            let error = format!("{:.2} %", 100.0 * part.error);
+            let (bits, pattern, bytes) = (part.bits, &part.pattern, part.bytes);
+            eprintln!("{name:<18} {bits:>5.2}  {pattern:<15} {bytes:>10} {error:>8}");
+        }
+    }
+    if let (Some(first), Some(refined)) = (report.divergence_unrefined, report.divergence_refined) {
+        eprintln!(
+            "policy refined by {} evaluations: divergence {first:.5} -> {refined:.5} nats",
+            report.evaluations
+        );
+    }
+    if let (Some(before), Some(after)) = (report.perplexity_before, report.perplexity_after) {
+        eprintln!("perplexity on held-out text {before:.3} -> {after:.3}");
+    }
+    eprintln!(
+        "{} -> {} ({:.2} x smaller); {:.3} bits a value, {:.1} % left out; {:.0} s, peak {} on the \
+         device and {} counted on the host",
+        mebibytes(report.bytes_before),
+        mebibytes(report.bytes),
+        report.bytes_before as f64 / report.bytes.max(1) as f64,
+        report.average_bits,
+        100.0 * report.average_sparsity,
+        report.seconds,
+        mebibytes(report.peak_device_bytes),
+        mebibytes(report.peak_host_bytes)
+    );
+    eprintln!("written to {}", report.out);
+}

@@ -1,0 +1,367 @@
+//! Which policy: by name, from a file, or by measured errors.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use edge_kernels::Format;
+use edge_kernels::pack::PackedHost;
+use edge_scheduler::luc::{Budget, Choice, Choices, luc, policy, problem};
+use edge_scheduler::policy::Target;
+use edge_scheduler::refine::refine;
+use edge_scheduler::{Layer, Policy, Projection};
+
+use super::calibrate::sensitivity::{self, pack_block};
+use super::calibrate::{CalibrationSet, Granularity, Measure, Mode, Runner, Sensitivity, States};
+use super::layout::Layout;
+use super::method::Method;
+use super::options::{Aim, Named, Options, Wanted};
+use super::packs::PackStore;
+use super::policy_file;
+use super::solve::Weight;
+use crate::cli::report::Progress;
+use crate::interrupt;
+
+/// Evaluations for refining a model that is read block by block.
+const STREAMED_EVALUATIONS: usize = 6;
+
+/// Evaluations for each layer of a model that is on the device, and at most.
+const EVALUATIONS_A_LAYER: usize = 5;
+const MOST_EVALUATIONS: usize = 300;
+
+/// Bytes of a compressed file for each section beside its tensors: padding and header.
+const SECTION_BYTES: u64 = 4096;
+
+/// A policy, and what is known of it.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The formats.
+    pub policy: Policy,
+    /// Divergence of the whole model on the probes with all layers compressed, each from the
+    /// uncompressed model's inputs, before and after refining; `None`: not measured.
+    pub divergence: Option<(f64, f64)>,
+    /// Evaluations of the whole model that refining took.
+    pub evaluations: usize,
+}
+
+impl Chosen {
+    fn unmeasured(policy: Policy) -> Self {
+        Self { policy, divergence: None, evaluations: 0 }
+    }
+}
+
+/// What choosing goes by.
+pub struct Chooser<'a, 'r> {
+    /// The model.
+    pub runner: &'a mut Runner<'r>,
+    /// Text that sensitivity is measured on.
+    pub probes: &'a CalibrationSet,
+    /// What was asked for.
+    pub options: &'a Options,
+    /// Of the model folder.
+    pub model_hash: &'a str,
+    /// Formats of embedding and head.
+    pub tables: [Format; 2],
+    /// A folder for temporary files.
+    pub scratch: &'a Path,
+}
+
+/// The policy that does not need a model, if it is one of those.
+///
+/// # Errors
+/// The file is no policy of this model, or the target cannot be met.
+pub fn known(options: &Options, shape: &edge_scheduler::ModelShape) -> Result<Option<Policy>> {
+    let target = target(options);
+    let blocks = shape.num_blocks as usize;
+    Ok(Some(match &options.policy {
+        Wanted::File(path) => policy_file::read(path, blocks)?,
+        Wanted::Named(Named::Uniform) => Policy::uniform(blocks, &target)?,
+        Wanted::Named(Named::Random) => Policy::random(shape, &target, options.seed)?,
+        Wanted::Named(_) => return Ok(None),
+    }))
+}
+
+fn target(options: &Options) -> Target {
+    let bits = match options.aim {
+        Aim::Bits(bits) => bits,
+        Aim::Bytes(_) => 4.0,
+    };
+    Target { bits, sparsity: options.sparsity.unwrap_or(0.0), template: options.template }
+}
+
+/// Formats whose errors the rule of the paper goes by: quantised alone, pruned alone.
+pub fn paper_formats(options: &Options) -> Vec<Format> {
+    let target = target(options);
+    let (low, _, _) = target.widths();
+    vec![options.template.format(low, false), options.template.format(16, true)]
+}
+
+impl Chooser<'_, '_> {
+    /// The policy that was asked for.
+    ///
+    /// # Errors
+    /// The target cannot be met; the device or a file fails; or Ctrl-C.
+    pub fn choose(mut self) -> Result<Chosen> {
+        if let Some(policy) = known(self.options, self.runner.shape())? {
+            return Ok(Chosen::unmeasured(policy));
+        }
+        match self.options.policy {
+            Wanted::Named(Named::Paper) => self.paper().map(Chosen::unmeasured),
+            _ => self.luc(),
+        }
+    }
+
+    fn paper(&mut self) -> Result<Policy> {
+        let formats = paper_formats(self.options);
+        let measure = self.measure(formats.clone(), Mode::Output, Granularity::Block);
+        let mut store = PackStore::new(self.scratch)?;
+        let measured = self.sensitivity(&measure, &mut store)?;
+        let errors = |format: Format| -> Result<Vec<f64>> {
+            let of = |block| measured.get(block, None, format).map(|entry| entry.output_mse);
+            let all = (0..self.runner.num_blocks()).map(of).collect::<Option<_>>();
+            all.context("an error for each block")
+        };
+        let (quant, prune) = (errors(formats[0])?, errors(formats[1])?);
+        Ok(Policy::paper(&quant, &prune, &target(self.options))?)
+    }
+
+    fn luc(&mut self) -> Result<Chosen> {
+        let whole = if self.runner.is_resident() { Mode::Loss } else { Mode::Output };
+        let mode = self.options.mode.unwrap_or(whole);
+        let candidates = self.options.candidates();
+        let measure = self.measure(candidates.clone(), mode, self.options.granularity);
+        let mut store = PackStore::new(self.scratch)?;
+        let measured = self.sensitivity(&measure, &mut store)?;
+        let layers = self.layers(&candidates, &measured)?;
+        let budget = self.budget()?;
+        let shape = self.runner.shape().clone();
+        let (first, found) = luc(&shape, &layers, budget, self.options.sparsity)
+            .map_err(|error| anyhow::anyhow!("the policy cannot be chosen: {error}"))?;
+        let evaluations = self.evaluations(layers.len());
+        if evaluations <= 1 {
+            return Ok(Chosen::unmeasured(first));
+        }
+        self.fill(&measure, &mut store)?;
+        let problem = problem(&shape, &layers, budget, self.options.sparsity);
+        let mut progress = Progress::new("refine", evaluations as u64, self.options.quiet);
+        let mut joint = Joint::new(self.runner, self.probes, &layers, &mut store)?;
+        let mut best = f64::INFINITY;
+        let refined = refine(&problem, &found.choice, evaluations, &mut |choice| {
+            interrupt::check()?;
+            let divergence = joint.divergence(choice)?;
+            best = best.min(divergence);
+            progress.step(|| format!("divergence {divergence:.5}, least {best:.5} nats"));
+            Ok::<f64, anyhow::Error>(divergence)
+        })?;
+        progress.finish();
+        self.runner.restore_all();
+        Ok(Chosen {
+            policy: policy(&layers, &refined.choice),
+            divergence: Some((refined.first_error, refined.error)),
+            evaluations: refined.evaluations,
+        })
+    }
+
+    fn measure(&self, candidates: Vec<Format>, mode: Mode, granularity: Granularity) -> Measure {
+        let method = self.options.method;
+        let hessians = method.needs_moments();
+        let method = method.name().to_owned();
+        Measure { candidates, mode, granularity, hessians, method }
+    }
+
+    /// Measured, or read from the file that an earlier measurement left. What is packed on the
+    /// way goes to the store.
+    fn sensitivity(&mut self, measure: &Measure, store: &mut PackStore) -> Result<Sensitivity> {
+        let key = measure.key(self.model_hash, self.probes);
+        let path = self.options.sensitivity.clone().or_else(|| cache_path(&key));
+        let count = measure.count(self.runner.num_blocks()) as u64;
+        let mut progress = Progress::new("measure", count, self.options.quiet);
+        let method = self.options.method;
+        let mut pack = |layer: &sensitivity::Layer<'_>, formats: &[Format]| {
+            let packed = candidates(method, layer, formats)?;
+            for matrix in &packed {
+                store.put(layer.block, layer.projection, matrix)?;
+            }
+            Ok(packed)
+        };
+        let mut step = |_, _| {
+            progress.step(String::new);
+            interrupt::check()
+        };
+        let (work, hash) = ((&mut *self.runner, self.probes), self.model_hash);
+        let measured = match path {
+            Some(path) => Sensitivity::cached(&path, work, measure, hash, &mut pack, &mut step),
+            None => Sensitivity::measure(work, measure, hash, &mut pack, &mut step),
+        };
+        progress.finish();
+        measured
+    }
+
+    /// Makes sure that all candidates are in the store, which they are not where sensitivity was
+    /// read from a file.
+    fn fill(&mut self, measure: &Measure, store: &mut PackStore) -> Result<()> {
+        let blocks = self.runner.num_blocks();
+        let last = store.get(blocks - 1, Projection::Down, measure.candidates[0])?;
+        if last.is_some() {
+            return Ok(());
+        }
+        let mut progress = Progress::new("pack", u64::from(blocks), self.options.quiet);
+        let method = self.options.method;
+        let mut input = self.runner.embed(self.probes)?;
+        for block in 0..blocks {
+            let mut pack = |layer: &sensitivity::Layer<'_>, formats: &[Format]| {
+                let packed = candidates(method, layer, formats)?;
+                for matrix in &packed {
+                    store.put(block, layer.projection, matrix)?;
+                }
+                Ok(packed)
+            };
+            pack_block(self.runner, (block, &input), measure, &mut pack)?;
+            self.runner.advance(block..block + 1, &mut input)?;
+            progress.step(String::new);
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// The layers with the errors that were measured.
+    fn layers(&self, candidates: &[Format], measured: &Sensitivity) -> Result<Vec<Choices>> {
+        let parts: Vec<Option<Projection>> = match self.options.granularity {
+            Granularity::Block => vec![None],
+            Granularity::Projection => Projection::ALL.map(Some).into(),
+        };
+        let mut layers = Vec::new();
+        for block in 0..self.runner.num_blocks() {
+            for &projection in &parts {
+                let choice = |format: &Format| {
+                    let entry = measured.get(block, projection, *format)?;
+                    let error = entry.kl.unwrap_or(entry.relative_mse);
+                    Some(Choice { format: *format, error, step_ms: 0.0 })
+                };
+                let choices = candidates.iter().map(choice).collect::<Option<_>>();
+                layers.push((
+                    Layer { block, projection },
+                    choices.context("an error for each candidate")?,
+                ));
+            }
+        }
+        Ok(layers)
+    }
+
+    fn budget(&self) -> Result<Budget> {
+        let bytes = match self.options.aim {
+            Aim::Bits(bits) => return Ok(Budget::AverageBits(bits)),
+            Aim::Bytes(bytes) => bytes,
+        };
+        let shape = self.runner.shape();
+        let any = Policy::uniform(shape.num_blocks as usize, &target(self.options))?;
+        let layout = Layout::new(shape, &any, self.tables);
+        let whole: u64 = layout.tensors.iter().map(|tensor| tensor.end - tensor.start).sum();
+        let fixed =
+            whole - any.averages(shape).bytes + SECTION_BYTES * (layout.sections.len() as u64 + 1);
+        let left = bytes.checked_sub(fixed).with_context(|| {
+            format!(
+                "--target-bytes {bytes} is less than what embedding, norms and header take \
+                 ({fixed}): raise it"
+            )
+        })?;
+        Ok(Budget::Bytes(left))
+    }
+
+    fn evaluations(&self, layers: usize) -> usize {
+        let by_size = match self.runner.is_resident() {
+            true => (EVALUATIONS_A_LAYER * layers).min(MOST_EVALUATIONS),
+            false => STREAMED_EVALUATIONS,
+        };
+        self.options.refine.unwrap_or(by_size)
+    }
+}
+
+/// A layer in each of some formats.
+fn candidates(
+    method: Method,
+    layer: &sensitivity::Layer<'_>,
+    formats: &[Format],
+) -> Result<Vec<Arc<PackedHost>>> {
+    interrupt::check()?;
+    let (rows, cols) = (layer.shape.0 as usize, layer.shape.1 as usize);
+    let weight = Weight { rows, cols, data: layer.weight };
+    let solved = method.solve(weight, formats, layer.hessian).with_context(|| {
+        Layer { block: layer.block, projection: Some(layer.projection) }.to_string()
+    })?;
+    Ok(solved.into_iter().map(|solved| Arc::new(solved.packed)).collect())
+}
+
+/// Where a measurement is kept: in the user's cache folder, by what it depends on.
+fn cache_path(key: &str) -> Option<PathBuf> {
+    let hash = super::calibrate::hash::Fnv::default().bytes(key.as_bytes()).hex();
+    Some(dirs::cache_dir()?.join("edge-llm").join("sensitivity").join(format!("{hash}.json")))
+}
+
+/// The model with all layers compressed.
+struct Joint<'a, 'r> {
+    runner: &'a mut Runner<'r>,
+    probes: &'a CalibrationSet,
+    layers: &'a [Choices],
+    store: &'a mut PackStore,
+    input: States,
+    reference: States,
+    current: Vec<Option<usize>>,
+}
+
+impl<'a, 'r> Joint<'a, 'r> {
+    fn new(
+        runner: &'a mut Runner<'r>,
+        probes: &'a CalibrationSet,
+        layers: &'a [Choices],
+        store: &'a mut PackStore,
+    ) -> Result<Self> {
+        runner.restore_all();
+        let input = runner.embed(probes)?;
+        let mut reference = runner.copy(&input)?;
+        runner.advance(0..runner.num_blocks(), &mut reference)?;
+        let current = vec![None; layers.len()];
+        Ok(Self { runner, probes, layers, store, input, reference, current })
+    }
+
+    /// `KL(p ‖ q)` of the model's distribution with each layer in its candidate, nats a position.
+    fn divergence(&mut self, choice: &[usize]) -> Result<f64> {
+        if self.runner.is_resident() {
+            for index in 0..self.layers.len() {
+                self.set(index, choice)?;
+            }
+            return Ok(self.runner.divergence(0, &self.input, &self.reference, self.probes)?.kl);
+        }
+        // The compressed model may be larger than the budget as well.
+        let mut states = self.runner.copy(&self.input)?;
+        let blocks = self.runner.num_blocks();
+        for block in 0..blocks {
+            for index in 0..self.layers.len() {
+                if self.layers[index].0.block == block {
+                    self.set(index, choice)?;
+                }
+            }
+            self.runner.advance(block..block + 1, &mut states)?;
+            self.runner.restore_all();
+            self.current.fill(None);
+        }
+        Ok(self.runner.divergence(blocks, &states, &self.reference, self.probes)?.kl)
+    }
+
+    /// Puts the candidate of a layer into its place, unless it is there.
+    fn set(&mut self, index: usize, choice: &[usize]) -> Result<()> {
+        if self.current[index] == Some(choice[index]) {
+            return Ok(());
+        }
+        let (layer, choices) = &self.layers[index];
+        let format = choices[choice[index]].format;
+        let parts = Projection::ALL.into_iter();
+        for part in parts.filter(|part| layer.projection.is_none_or(|own| own == *part)) {
+            let matrix = self.store.get(layer.block, part, format)?;
+            let matrix = matrix.context("a matrix for each candidate")?;
+            self.runner.set_weight(layer.block, part, matrix)?;
+        }
+        self.current[index] = Some(choice[index]);
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! What `compress` is asked to do.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use edge_kernels::Format;
+use edge_scheduler::policy::{TWO_FOUR, Template, WIDTHS};
+
+use super::calibrate::{Granularity, Mode};
+use super::method::Method;
+use crate::cli::Usage;
+
+/// Policies that have a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Named {
+    /// The least measured error within the target
+    Luc,
+    /// All blocks alike
+    Uniform,
+    /// The higher of two widths for projections drawn at random
+    Random,
+    /// One width more for blocks with errors above the mean (Edge-LLM, Eq. 1 and 2)
+    Paper,
+}
+
+/// Where the policy comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// By name.
+    Named(Named),
+    /// A JSON file.
+    File(PathBuf),
+}
+
+impl FromStr for Wanted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match Named::from_str(text, false) {
+            Ok(named) => Ok(Self::Named(named)),
+            Err(_) if text.ends_with(".json") => Ok(Self::File(text.into())),
+            Err(_) => Err("give luc, uniform, random, paper or a .json file".to_owned()),
+        }
+    }
+}
+
+/// What the policies by name aim at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Aim {
+    /// Mean bits of a stored value.
+    Bits(f64),
+    /// Bytes of `compressed.safetensors`, tables included.
+    Bytes(u64),
+}
+
+/// Options of a compression.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The policy.
+    pub policy: Wanted,
+    /// What a policy by name aims at.
+    pub aim: Aim,
+    /// Mean sparsity at least; `None`: as it comes.
+    pub sparsity: Option<f64>,
+    /// What formats are made of, bits and sparsity apart.
+    pub template: Template,
+    /// How weights are pruned and rounded.
+    pub method: Method,
+    /// Whether `luc` chooses by block or by projection.
+    pub granularity: Granularity,
+    /// What `luc` measures; `None`: the loss where the whole model fits into the budget, else the
+    /// errors of blocks.
+    pub mode: Option<Mode>,
+    /// Most evaluations of the whole model to refine `luc` with; `None`: by the model's size.
+    pub refine: Option<usize>,
+    /// Calibration texts.
+    pub calibration: Vec<PathBuf>,
+    /// Held-out text; `None`: the last part of the calibration texts.
+    pub valid: Option<PathBuf>,
+    /// Sequences of calibration.
+    pub sequences: usize,
+    /// Sequences of it that sensitivity is measured on.
+    pub probes: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Most bytes of device and host memory together.
+    pub memory_budget: Option<u64>,
+    /// File that sensitivity is kept in; `None`: one in the user's cache folder.
+    pub sensitivity: Option<PathBuf>,
+    /// Of the policy `random`.
+    pub seed: u64,
+    /// Folder to write.
+    pub out: PathBuf,
+    /// No progress on stderr.
+    pub quiet: bool,
+}
+
+/// Widths that `luc` chooses from; 16 bits join them where more than 8 are aimed at.
+const CANDIDATES: [u32; 4] = [2, 3, 4, 8];
+
+impl Options {
+    /// Formats that `luc` chooses from. With a target in bits alone 2:4 can only lose; at a mean
+    /// of 1/2 all layers are 2:4.
+    pub fn candidates(&self) -> Vec<Format> {
+        let patterns: &[bool] = match (self.sparsity, self.aim) {
+            (Some(TWO_FOUR), _) => &[true],
+            (Some(0.0), _) | (None, Aim::Bits(_)) => &[false],
+            _ => &[false, true],
+        };
+        let wide = !matches!(self.aim, Aim::Bits(bits) if bits <= 8.0);
+        let widths = CANDIDATES.into_iter().chain(wide.then_some(16));
+        let of = |bits| patterns.iter().map(move |sparse| self.template.format(bits, *sparse));
+        widths.flat_map(of).collect()
+    }
+
+    /// Refuses what clap cannot know to be wrong.
+    ///
+    /// # Errors
+    /// The sentence names the flag.
+    pub fn check(&self) -> Result<()> {
+        let by_file = matches!(self.policy, Wanted::File(_));
+        if let (Aim::Bytes(_), Wanted::Named(named)) = (self.aim, &self.policy)
+            && *named != Named::Luc
+        {
+            let name = named.to_possible_value();
+            let name = name.as_ref().map_or("", |name| name.get_name());
+            return Err(anyhow::Error::new(Usage(format!(
+                "--target-bytes does not go with --policy {name}: use luc, or give --target-bits"
+            ))));
+        }
+        if let Aim::Bits(bits) = self.aim {
+            let (least, most) = (f64::from(WIDTHS[0]), 16.0);
+            ensure!(
+                by_file || (least..=most).contains(&bits),
+                "--target-bits is {bits}: give a number from 2 to 16"
+            );
+        }
+        let share = self.sparsity.unwrap_or(0.0);
+        ensure!(
+            (0.0..=TWO_FOUR).contains(&share),
+            "--target-sparsity is {share}: 2:4 leaves out half at most; give a number from 0 to 0.5"
+        );
+        for (flag, value) in [("--sequences", self.sequences), ("--probe-sequences", self.probes)] {
+            ensure!(value >= 1, "{flag} is 0: give at least 1");
+        }
+        ensure!(self.seq_len >= 2, "--seq-len is below 2: give at least 2");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::message;
+
+    fn options(aim: Aim, sparsity: Option<f64>) -> Options {
+        Options {
+            policy: Wanted::Named(Named::Luc),
+            aim,
+            sparsity,
+            template: Template::default(),
+            method: Method::default(),
+            granularity: Granularity::Block,
+            mode: None,
+            refine: None,
+            calibration: Vec::new(),
+            valid: None,
+            sequences: 4,
+            probes: 4,
+            seq_len: 16,
+            memory_budget: None,
+            sensitivity: None,
+            seed: 0,
+            out: "out".into(),
+            quiet: true,
+        }
+    }
+
+    #[test]
+    fn candidates_are_what_the_target_can_use() {
+        let names = |aim, sparsity| -> String {
+            let formats = options(aim, sparsity).candidates();
+            formats.iter().map(|format| format.name()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(names(Aim::Bits(4.0), None), "q2 q3 q4 q8");
+        assert_eq!(names(Aim::Bits(4.0), Some(0.5)), "q2s q3s q4s q8s");
+        assert_eq!(names(Aim::Bits(9.0), Some(0.0)), "q2 q3 q4 q8 bf16");
+        assert_eq!(names(Aim::Bits(3.0), Some(0.2)), "q2 q2s q3 q3s q4 q4s q8 q8s");
+        assert_eq!(names(Aim::Bytes(9), None), "q2 q2s q3 q3s q4 q4s q8 q8s bf16 f16s");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_flag() {
+        let check = |aim, sparsity| options(aim, sparsity).check();
+        assert!(check(Aim::Bits(4.5), Some(0.5)).is_ok());
+        assert!(message(check(Aim::Bits(1.0), None)).contains("--target-bits is 1"));
+        assert!(message(check(Aim::Bits(f64::NAN), None)).contains("--target-bits"));
+        assert!(message(check(Aim::Bits(4.0), Some(0.6))).contains("--target-sparsity is 0.6"));
+        let mut of_name = options(Aim::Bytes(100), None);
+        of_name.policy = Wanted::Named(Named::Paper);
+        let error = of_name.check().unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().contains("--policy paper"), "{error}");
+        let none = Options { probes: 0, ..options(Aim::Bits(4.0), None) };
+        assert!(message(none.check()).contains("--probe-sequences is 0"));
+    }
+
+    #[test]
+    fn a_policy_is_a_name_or_a_file() {
+        assert_eq!("random".parse(), Ok(Wanted::Named(Named::Random)));
+        assert_eq!("a/luc.json".parse(), Ok(Wanted::File("a/luc.json".into())));
+        assert!("lucy".parse::<Wanted>().unwrap_err().contains("luc, uniform"));
+    }
+}
