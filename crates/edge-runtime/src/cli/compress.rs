@@ -72,7 +72,8 @@ pub struct CompressArgs {
     #[arg(long)]
     pub zero_point: bool,
     /// Let luc choose for blocks or for projections
-    #[arg(long, value_parser = granularity, default_value = "block", value_name = "block|projection")]
+    #[arg(long, value_parser = granularity, default_value = "block")]
+    #[arg(value_name = "block|projection")]
     pub granularity: Granularity,
     /// What luc measures [default: loss where the model fits into memory, else output]
     #[arg(long, value_enum)]

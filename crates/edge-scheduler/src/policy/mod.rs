@@ -73,8 +73,8 @@ impl BlockPolicy {
         Self { format, overrides: [None; 7] }
     }
 
-    /// A format for each projection, by [`Projection::index`]: the block's is the most frequent one,
-    /// of equally frequent ones the first.
+    /// A format for each projection, by [`Projection::index`]: the block's is the most frequent
+    /// one, of equally frequent ones the first.
     pub fn of(formats: [Format; 7]) -> Self {
         let format = most(&formats);
         let overrides = formats.map(|own| Some(own).filter(|own| *own != format));

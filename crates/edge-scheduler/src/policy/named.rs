@@ -168,10 +168,11 @@ impl Policy {
     /// is quantised and when it alone is pruned.
     ///
     /// Eq. 1, `b_j = B + 1[s_j >= mean(s)]`: a sensitive block gets the next width that exists, at
-    /// most 16. Where `B` is no width, blocks begin with those of [`Policy::uniform`]. Eq. 2, `p_j = P L (1 - n_j) / sum(1 - n)` with `n` the min-max-normalised pruning
-    /// errors (as the paper's code has it; as printed it would prune the most sensitive block
-    /// most). Shares above 1/2 do not exist in 2:4: the blocks with the largest shares are 2:4, as
-    /// many as bring the mean nearest to `P`; of equal shares the lower block.
+    /// most 16. Where `B` is no width, blocks begin with those of [`Policy::uniform`]. Eq. 2,
+    /// `p_j = P L (1 - n_j) / sum(1 - n)` with `n` the min-max-normalised pruning errors (as the
+    /// paper's code has it; as printed it would prune the most sensitive block most). Shares above
+    /// 1/2 do not exist in 2:4: the blocks with the largest shares are 2:4, as many as bring the
+    /// mean nearest to `P`; of equal shares the lower block.
     ///
     /// # Errors
     /// The target lies outside of what exists, or an error is no number of at least 0.
