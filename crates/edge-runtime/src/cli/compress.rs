@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use edge_gpu::Options as DeviceOptions;
 use edge_scheduler::policy::{Template, bits, matrix_bytes, sparsity};
 use edge_scheduler::{Layer, ModelShape};
@@ -12,22 +12,13 @@ use serde::Serialize;
 use super::args::ByteSize;
 use super::report::print_json;
 use crate::batch::check_seq_len;
-use crate::compress::calibrate::{Granularity, Mode};
+use crate::compress::calibrate::Granularity;
 use crate::compress::method::Method;
-use crate::compress::options::{Aim, Options, Wanted};
+use crate::compress::options::{Aim, Measured, Options, Wanted};
 use crate::compress::policy_file::sparsity_name;
 use crate::compress::run::{Compressed, Outcome, mean_error, run as compress};
 use crate::interrupt;
 use crate::session::{Source, demo_dir, mebibytes};
-
-/// What the errors of layers are measured by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Measured {
-    /// How far the model's final distribution moves
-    Loss,
-    /// How far the block's output moves
-    Output,
-}
 
 /// Options of `compress`.
 #[derive(Clone, Debug, Args)]
@@ -48,12 +39,19 @@ pub struct CompressArgs {
     #[arg(long, default_value = "luc", value_name = "NAME|FILE")]
     pub policy: Wanted,
     /// Mean bits of a stored value, 2 to 16 [default: 4]
-    #[arg(long, value_name = "BITS", conflicts_with = "target_bytes")]
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["target_bytes", "target_step_ms"])]
     pub target_bits: Option<f64>,
     /// Size of the compressed file at most, such as 500MB
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "target_step_ms")]
     pub target_bytes: Option<ByteSize>,
-    /// Mean share of the weights to leave out, 0 to 0.5 [default: none; with --target-bytes any]
+    /// Time of the projections' products in a training step at most, as measured on the device
+    #[arg(long, value_name = "MS")]
+    pub target_step_ms: Option<f64>,
+    /// Tokens of that step
+    #[arg(long, default_value_t = 256, requires = "target_step_ms")]
+    pub step_tokens: u32,
+    /// Mean share of the weights to leave out, 0 to 0.5 [default: none; with a target in
+    /// bytes or time any]
     #[arg(long, value_name = "SHARE")]
     pub target_sparsity: Option<f64>,
     /// Round each weight for itself, with searched scales: many times faster, less exact
@@ -75,7 +73,7 @@ pub struct CompressArgs {
     #[arg(long, value_parser = granularity, default_value = "block")]
     #[arg(value_name = "block|projection")]
     pub granularity: Granularity,
-    /// What luc measures [default: loss where the model fits into memory, else output]
+    /// What luc measures [default: divergence where the model fits into memory, else output]
     #[arg(long, value_enum)]
     pub measure: Option<Measured>,
     /// Evaluations of the whole model to refine luc with [default: by the size of the model]
@@ -143,10 +141,10 @@ pub struct CompressReport {
     pub method: String,
     /// Evaluations of the whole model that refining the policy took.
     pub evaluations: usize,
-    /// Divergence on the probes before refining.
-    pub divergence_unrefined: Option<f64>,
+    /// Error of the whole model on the probes before refining, nats.
+    pub error_unrefined: Option<f64>,
     /// And after.
-    pub divergence_refined: Option<f64>,
+    pub error_refined: Option<f64>,
     /// Most device memory in use at once, bytes.
     pub peak_device_bytes: u64,
     /// Most host memory that was counted at once, bytes.
@@ -235,9 +233,10 @@ impl CompressArgs {
             false => edge_kernels::Sparsity::TwoFour,
         };
         let (group_size, zero_point) = (self.group_size, self.zero_point);
-        let aim = match self.target_bytes {
-            Some(ByteSize(bytes)) => Aim::Bytes(bytes),
-            None => Aim::Bits(self.target_bits.unwrap_or(4.0)),
+        let aim = match (self.target_bytes, self.target_step_ms) {
+            (Some(ByteSize(bytes)), _) => Aim::Bytes(bytes),
+            (None, Some(ms)) => Aim::StepMs { ms, tokens: self.step_tokens },
+            (None, None) => Aim::Bits(self.target_bits.unwrap_or(4.0)),
         };
         let options = Options {
             policy: self.policy.clone(),
@@ -246,10 +245,7 @@ impl CompressArgs {
             template: Template { group_size, zero_point, sparsity, ..Template::default() },
             method: if self.fast { Method::Nearest } else { self.method },
             granularity: self.granularity,
-            mode: self.measure.map(|measured| match measured {
-                Measured::Loss => Mode::Loss,
-                Measured::Output => Mode::Output,
-            }),
+            measured: self.measure,
             refine: self.refine,
             calibration,
             valid,
@@ -299,7 +295,7 @@ fn report(options: &Options, source: &Source, outcome: Outcome, seconds: f64) ->
     let shape = source.config.shape();
     let averages = outcome.chosen.policy.averages(&shape);
     let blocks = (0..).zip(&outcome.blocks);
-    let divergence = outcome.chosen.divergence;
+    let error = outcome.chosen.error;
     CompressReport {
         layers: blocks.map(|(block, parts)| LayerReport::block(&shape, block, parts)).collect(),
         average_bits: averages.bits,
@@ -312,8 +308,8 @@ fn report(options: &Options, source: &Source, outcome: Outcome, seconds: f64) ->
         policy: outcome.chosen.policy.name.clone(),
         method: options.method.name().to_owned(),
         evaluations: outcome.chosen.evaluations,
-        divergence_unrefined: divergence.map(|(first, _)| first),
-        divergence_refined: divergence.map(|(_, refined)| refined),
+        error_unrefined: error.map(|(first, _)| first),
+        error_refined: error.map(|(_, refined)| refined),
         peak_device_bytes: outcome.peak_device_bytes,
         peak_host_bytes: outcome.peak_host_bytes,
         seconds,
@@ -341,9 +337,9 @@ fn print_table(report: &CompressReport) {
             eprintln!("{name:<18} {bits:>5.2}  {pattern:<15} {bytes:>10} {error:>8}");
         }
     }
-    if let (Some(first), Some(refined)) = (report.divergence_unrefined, report.divergence_refined) {
+    if let (Some(first), Some(refined)) = (report.error_unrefined, report.error_refined) {
         eprintln!(
-            "policy refined by {} evaluations: divergence {first:.5} -> {refined:.5} nats",
+            "policy refined by {} evaluations: error {first:.5} -> {refined:.5} nats",
             report.evaluations
         );
     }

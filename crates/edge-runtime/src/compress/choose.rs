@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
 use edge_scheduler::luc::{Budget, Choice, Choices, luc, policy, problem};
@@ -12,13 +13,16 @@ use edge_scheduler::refine::refine;
 use edge_scheduler::{Layer, Policy, Projection};
 
 use super::calibrate::sensitivity::{self, pack_block};
-use super::calibrate::{CalibrationSet, Granularity, Measure, Mode, Runner, Sensitivity, States};
+use super::calibrate::{
+    CalibrationSet, Divergence, Granularity, Measure, Mode, Runner, Sensitivity, States,
+};
 use super::layout::Layout;
 use super::method::Method;
-use super::options::{Aim, Named, Options, Wanted};
+use super::options::{Aim, Measured, Named, Options, Wanted};
 use super::packs::PackStore;
 use super::policy_file;
 use super::solve::Weight;
+use super::time::StepTimes;
 use crate::cli::report::Progress;
 use crate::interrupt;
 
@@ -37,21 +41,23 @@ const SECTION_BYTES: u64 = 4096;
 pub struct Chosen {
     /// The formats.
     pub policy: Policy,
-    /// Divergence of the whole model on the probes with all layers compressed, each from the
-    /// uncompressed model's inputs, before and after refining; `None`: not measured.
-    pub divergence: Option<(f64, f64)>,
+    /// Error of the whole model on the probes with all layers compressed, each from the
+    /// uncompressed model's inputs, before and after refining, nats; `None`: not measured.
+    pub error: Option<(f64, f64)>,
     /// Evaluations of the whole model that refining took.
     pub evaluations: usize,
 }
 
 impl Chosen {
     fn unmeasured(policy: Policy) -> Self {
-        Self { policy, divergence: None, evaluations: 0 }
+        Self { policy, error: None, evaluations: 0 }
     }
 }
 
 /// What choosing goes by.
 pub struct Chooser<'a, 'r> {
+    /// The device that the compressed model is to run on.
+    pub device: &'a Device,
     /// The model.
     pub runner: &'a mut Runner<'r>,
     /// Text that sensitivity is measured on.
@@ -84,7 +90,7 @@ pub fn known(options: &Options, shape: &edge_scheduler::ModelShape) -> Result<Op
 fn target(options: &Options) -> Target {
     let bits = match options.aim {
         Aim::Bits(bits) => bits,
-        Aim::Bytes(_) => 4.0,
+        Aim::Bytes(_) | Aim::StepMs { .. } => 4.0,
     };
     Target { bits, sparsity: options.sparsity.unwrap_or(0.0), template: options.template }
 }
@@ -126,17 +132,24 @@ impl Chooser<'_, '_> {
     }
 
     fn luc(&mut self) -> Result<Chosen> {
-        let whole = if self.runner.is_resident() { Mode::Loss } else { Mode::Output };
-        let mode = self.options.mode.unwrap_or(whole);
+        let by_size = match self.runner.is_resident() {
+            true => Measured::Divergence,
+            false => Measured::Output,
+        };
+        let measured_by = self.options.measured.unwrap_or(by_size);
+        let mode = match measured_by {
+            Measured::Output => Mode::Output,
+            Measured::Loss | Measured::Divergence => Mode::Loss,
+        };
         let candidates = self.options.candidates();
         let measure = self.measure(candidates.clone(), mode, self.options.granularity);
         let mut store = PackStore::new(self.scratch)?;
         let measured = self.sensitivity(&measure, &mut store)?;
-        let layers = self.layers(&candidates, &measured)?;
+        let layers = self.layers(&candidates, &measured, measured_by)?;
         let budget = self.budget()?;
         let shape = self.runner.shape().clone();
         let (first, found) = luc(&shape, &layers, budget, self.options.sparsity)
-            .map_err(|error| anyhow::anyhow!("the policy cannot be chosen: {error}"))?;
+            .map_err(|error| anyhow::anyhow!("{error}: change {}", self.options.aim.flag()))?;
         let evaluations = self.evaluations(layers.len());
         if evaluations <= 1 {
             return Ok(Chosen::unmeasured(first));
@@ -148,16 +161,20 @@ impl Chooser<'_, '_> {
         let mut best = f64::INFINITY;
         let refined = refine(&problem, &found.choice, evaluations, &mut |choice| {
             interrupt::check()?;
-            let divergence = joint.divergence(choice)?;
-            best = best.min(divergence);
-            progress.step(|| format!("divergence {divergence:.5}, least {best:.5} nats"));
-            Ok::<f64, anyhow::Error>(divergence)
+            let moved = joint.divergence(choice)?;
+            let error = match measured_by {
+                Measured::Loss => moved.loss - moved.reference_loss,
+                Measured::Divergence | Measured::Output => moved.kl,
+            };
+            best = best.min(error);
+            progress.step(|| format!("error {error:.5}, least {best:.5} nats"));
+            Ok::<f64, anyhow::Error>(error)
         })?;
         progress.finish();
         self.runner.restore_all();
         Ok(Chosen {
             policy: policy(&layers, &refined.choice),
-            divergence: Some((refined.first_error, refined.error)),
+            error: Some((refined.first_error, refined.error)),
             evaluations: refined.evaluations,
         })
     }
@@ -225,18 +242,40 @@ impl Chooser<'_, '_> {
     }
 
     /// The layers with the errors that were measured.
-    fn layers(&self, candidates: &[Format], measured: &Sensitivity) -> Result<Vec<Choices>> {
+    fn layers(
+        &self,
+        candidates: &[Format],
+        measured: &Sensitivity,
+        by: Measured,
+    ) -> Result<Vec<Choices>> {
         let parts: Vec<Option<Projection>> = match self.options.granularity {
             Granularity::Block => vec![None],
             Granularity::Projection => Projection::ALL.map(Some).into(),
         };
         let mut layers = Vec::new();
+        let times = match self.options.aim {
+            Aim::StepMs { tokens, .. } => {
+                let (device, shape) = (self.device, self.runner.shape());
+                let quiet = self.options.quiet;
+                Some(StepTimes::measure(device, shape, candidates, tokens, quiet)?)
+            }
+            _ => None,
+        };
+        let step_ms = |projection: Option<Projection>, format: Format| match &times {
+            Some(times) => projections(projection).map(|part| times.get(part, format)).sum(),
+            None => Some(0.0),
+        };
         for block in 0..self.runner.num_blocks() {
             for &projection in &parts {
                 let choice = |format: &Format| {
                     let entry = measured.get(block, projection, *format)?;
-                    let error = entry.kl.unwrap_or(entry.relative_mse);
-                    Some(Choice { format: *format, error, step_ms: 0.0 })
+                    let error = match by {
+                        Measured::Output => entry.relative_mse,
+                        Measured::Divergence => entry.kl?,
+                        Measured::Loss => entry.loss? - measured.reference_loss?,
+                    };
+                    let step_ms = step_ms(projection, *format)?;
+                    Some(Choice { format: *format, error, step_ms })
                 };
                 let choices = candidates.iter().map(choice).collect::<Option<_>>();
                 layers.push((
@@ -251,6 +290,7 @@ impl Chooser<'_, '_> {
     fn budget(&self) -> Result<Budget> {
         let bytes = match self.options.aim {
             Aim::Bits(bits) => return Ok(Budget::AverageBits(bits)),
+            Aim::StepMs { ms, .. } => return Ok(Budget::StepMs(ms)),
             Aim::Bytes(bytes) => bytes,
         };
         let shape = self.runner.shape();
@@ -292,6 +332,11 @@ fn candidates(
     Ok(solved.into_iter().map(|solved| Arc::new(solved.packed)).collect())
 }
 
+/// One projection, or all of a block.
+fn projections(own: Option<Projection>) -> impl Iterator<Item = Projection> {
+    Projection::ALL.into_iter().filter(move |part| own.is_none_or(|own| own == *part))
+}
+
 /// Where a measurement is kept: in the user's cache folder, by what it depends on.
 fn cache_path(key: &str) -> Option<PathBuf> {
     let hash = super::calibrate::hash::Fnv::default().bytes(key.as_bytes()).hex();
@@ -324,13 +369,13 @@ impl<'a, 'r> Joint<'a, 'r> {
         Ok(Self { runner, probes, layers, store, input, reference, current })
     }
 
-    /// `KL(p ‖ q)` of the model's distribution with each layer in its candidate, nats a position.
-    fn divergence(&mut self, choice: &[usize]) -> Result<f64> {
+    /// How far the model's distribution moves with each layer in its candidate.
+    fn divergence(&mut self, choice: &[usize]) -> Result<Divergence> {
         if self.runner.is_resident() {
             for index in 0..self.layers.len() {
                 self.set(index, choice)?;
             }
-            return Ok(self.runner.divergence(0, &self.input, &self.reference, self.probes)?.kl);
+            return self.runner.divergence(0, &self.input, &self.reference, self.probes);
         }
         // The compressed model may be larger than the budget as well.
         let mut states = self.runner.copy(&self.input)?;
@@ -345,7 +390,7 @@ impl<'a, 'r> Joint<'a, 'r> {
             self.runner.restore_all();
             self.current.fill(None);
         }
-        Ok(self.runner.divergence(blocks, &states, &self.reference, self.probes)?.kl)
+        self.runner.divergence(blocks, &states, &self.reference, self.probes)
     }
 
     /// Puts the candidate of a layer into its place, unless it is there.
@@ -355,8 +400,7 @@ impl<'a, 'r> Joint<'a, 'r> {
         }
         let (layer, choices) = &self.layers[index];
         let format = choices[choice[index]].format;
-        let parts = Projection::ALL.into_iter();
-        for part in parts.filter(|part| layer.projection.is_none_or(|own| own == *part)) {
+        for part in projections(layer.projection) {
             let matrix = self.store.get(layer.block, part, format)?;
             let matrix = matrix.context("a matrix for each candidate")?;
             self.runner.set_weight(layer.block, part, matrix)?;

@@ -6,6 +6,7 @@
 //! * [`method`] — how a layer is compressed.
 //! * [`calibrate`] — a model run block by block on calibration text: inputs, errors, sensitivity.
 //! * [`packs`] — candidates that are measured in many combinations.
+//! * [`time`] — what a step costs in each format.
 //! * [`policy_file`] — a policy as JSON that a person can edit.
 //! * [`header`] — what a compressed checkpoint says of itself.
 //! * [`layout`] — what is where in a compressed checkpoint.
@@ -24,6 +25,7 @@ pub mod policy_file;
 pub mod read;
 pub mod run;
 pub mod solve;
+pub mod time;
 pub mod write;
 
 #[cfg(test)]

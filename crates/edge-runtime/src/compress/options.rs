@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use edge_kernels::Format;
 use edge_scheduler::policy::{TWO_FOUR, Template, WIDTHS};
 
-use super::calibrate::{Granularity, Mode};
+use super::calibrate::Granularity;
 use super::method::Method;
 use crate::cli::Usage;
 
@@ -53,6 +53,36 @@ pub enum Aim {
     Bits(f64),
     /// Bytes of `compressed.safetensors`, tables included.
     Bytes(u64),
+    /// Time of the projections' products in a training step, forward and backward, through all
+    /// blocks, as measured on the device.
+    StepMs {
+        /// Milliseconds.
+        ms: f64,
+        /// Tokens of the step.
+        tokens: u32,
+    },
+}
+
+impl Aim {
+    /// The flag that sets it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Bits(_) => "--target-bits",
+            Self::Bytes(_) => "--target-bytes",
+            Self::StepMs { .. } => "--target-step-ms",
+        }
+    }
+}
+
+/// What the errors of layers are measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Measured {
+    /// How much less likely the model finds the calibration text
+    Loss,
+    /// How far the model's final distribution moves, whatever the text
+    Divergence,
+    /// How far the block's output moves: one block is run instead of all that follow
+    Output,
 }
 
 /// Options of a compression.
@@ -70,9 +100,9 @@ pub struct Options {
     pub method: Method,
     /// Whether `luc` chooses by block or by projection.
     pub granularity: Granularity,
-    /// What `luc` measures; `None`: the loss where the whole model fits into the budget, else the
-    /// errors of blocks.
-    pub mode: Option<Mode>,
+    /// What `luc` measures; `None`: divergence where the whole model fits into the budget, else
+    /// outputs.
+    pub measured: Option<Measured>,
     /// Most evaluations of the whole model to refine `luc` with; `None`: by the model's size.
     pub refine: Option<usize>,
     /// Calibration texts.
@@ -121,13 +151,14 @@ impl Options {
     /// The sentence names the flag.
     pub fn check(&self) -> Result<()> {
         let by_file = matches!(self.policy, Wanted::File(_));
-        if let (Aim::Bytes(_), Wanted::Named(named)) = (self.aim, &self.policy)
+        let flag = self.aim.flag();
+        if let (false, Wanted::Named(named)) = (matches!(self.aim, Aim::Bits(_)), &self.policy)
             && *named != Named::Luc
         {
             let name = named.to_possible_value();
             let name = name.as_ref().map_or("", |name| name.get_name());
             return Err(anyhow::Error::new(Usage(format!(
-                "--target-bytes does not go with --policy {name}: use luc, or give --target-bits"
+                "{flag} does not go with --policy {name}: use luc, or give --target-bits"
             ))));
         }
         if let Aim::Bits(bits) = self.aim {
@@ -136,6 +167,10 @@ impl Options {
                 by_file || (least..=most).contains(&bits),
                 "--target-bits is {bits}: give a number from 2 to 16"
             );
+        }
+        if let Aim::StepMs { ms, tokens } = self.aim {
+            ensure!(ms > 0.0, "--target-step-ms is {ms}: give a number above 0");
+            ensure!(tokens >= 1, "--step-tokens is 0: give at least 1");
         }
         let share = self.sparsity.unwrap_or(0.0);
         ensure!(
@@ -163,7 +198,7 @@ mod tests {
             template: Template::default(),
             method: Method::default(),
             granularity: Granularity::Block,
-            mode: None,
+            measured: None,
             refine: None,
             calibration: Vec::new(),
             valid: None,
@@ -178,6 +213,10 @@ mod tests {
         }
     }
 
+    fn step(ms: f64, tokens: u32) -> Aim {
+        Aim::StepMs { ms, tokens }
+    }
+
     #[test]
     fn candidates_are_what_the_target_can_use() {
         let names = |aim, sparsity| -> String {
@@ -189,6 +228,7 @@ mod tests {
         assert_eq!(names(Aim::Bits(9.0), Some(0.0)), "q2 q3 q4 q8 bf16");
         assert_eq!(names(Aim::Bits(3.0), Some(0.2)), "q2 q2s q3 q3s q4 q4s q8 q8s");
         assert_eq!(names(Aim::Bytes(9), None), "q2 q2s q3 q3s q4 q4s q8 q8s bf16 f16s");
+        assert_eq!(names(step(1.0, 1), Some(0.0)), "q2 q3 q4 q8 bf16");
     }
 
     #[test]
@@ -198,6 +238,8 @@ mod tests {
         assert!(message(check(Aim::Bits(1.0), None)).contains("--target-bits is 1"));
         assert!(message(check(Aim::Bits(f64::NAN), None)).contains("--target-bits"));
         assert!(message(check(Aim::Bits(4.0), Some(0.6))).contains("--target-sparsity is 0.6"));
+        assert!(message(check(step(0.0, 1), None)).contains("--target-step-ms is 0"));
+        assert!(message(check(step(1.0, 0), None)).contains("--step-tokens is 0"));
         let mut of_name = options(Aim::Bytes(100), None);
         of_name.policy = Wanted::Named(Named::Paper);
         let error = of_name.check().unwrap_err();

@@ -25,7 +25,8 @@ use crate::session::{Source, mebibytes};
 /// Share of the calibration text that is held out where no other text is given.
 const HELD_OUT: f64 = 0.1;
 
-/// Most windows of held-out text that perplexity is measured on.
+/// Most windows of held-out text that perplexity is measured on, and no more than there are
+/// sequences of calibration: whoever takes few has little time.
 const HELD_OUT_WINDOWS: usize = 64;
 
 /// What a process takes beside buffers that are counted: code, driver, tokenizer, the allocator.
@@ -102,7 +103,8 @@ impl Texts {
         }
         let held_out = match valid {
             Some(stream) if stream.windows(seq_len) >= 1 => {
-                let count = stream.windows(seq_len).min(HELD_OUT_WINDOWS);
+                let most = HELD_OUT_WINDOWS.min(options.sequences);
+                let count = stream.windows(seq_len).min(most);
                 Some(CalibrationSet::of_stream(&stream, seq_len, count, None)?)
             }
             _ => None,
@@ -142,6 +144,7 @@ pub fn run(options: &Options, source: &Source, device: &Device) -> Result<Outcom
     let tables = [tables.embedding, tables.head];
     let scratch = scratch(&options.out);
     let chooser = Chooser {
+        device,
         runner: &mut runner,
         probes: &texts.probes,
         options,
