@@ -13,7 +13,7 @@ use edge_tests::{cpu, gpu};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::commands::{demo, refused, run};
+use crate::commands::{demo, program, refused, run};
 
 /// Flags of a small compression of the demo model into `out`.
 fn flags<'a>(out: &'a str, text: &'a str, cache: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -227,6 +227,43 @@ fn what_cannot_be_done_is_refused_in_a_sentence() {
     let error = crate::commands::refused(&flags(&out, &text, &cache, &[]), 1);
     assert!(error.contains("has files already"), "{error}");
     assert_eq!(std::fs::read_dir(&out).expect("a folder").count(), 1);
+}
+
+#[test]
+fn the_rule_of_the_paper_gives_some_blocks_more() {
+    let folder = Folder::new();
+    let more = ["--policy", "paper", "--fast", "--target-bits", "4", "--target-sparsity", "0.25"];
+    let report = folder.compress("paper", &more);
+    assert_eq!(report["policy"], "paper");
+    // Errors above their mean exist unless all are alike.
+    assert!(report["average_bits"].as_f64() > Some(4.0), "{report}");
+    assert_eq!(report["average_sparsity"].as_f64(), Some(0.25));
+}
+
+/// Ctrl-C while it works: status 130, and nothing is left.
+#[test]
+#[cfg(unix)]
+fn an_interrupted_compression_leaves_nothing() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    let folder = Folder::new();
+    let (out, cache, text) = (folder.path("out"), folder.path("cache.json"), demo("train.txt"));
+    // Enough to do for minutes.
+    let args = flags(&out, &text, &cache, &["--granularity", "projection", "--refine", "100000"]);
+    let mut command = Command::new(program());
+    let child = command.args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("the program starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
+    // It listens before it says anything.
+    assert!(lines.next().is_some());
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(killed.expect("kill runs").success());
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    let status = child.wait().expect("an exit");
+    assert_eq!(status.code(), Some(130), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("interrupted: nothing was written")), "{rest:?}");
+    assert!(!Path::new(&out).exists() && !Path::new(&cache).exists());
 }
 
 #[test]
