@@ -212,6 +212,8 @@ fn what_cannot_be_done_is_refused_in_a_sentence() {
     };
     refused(&short, &[], 1, &["short.txt", "at least one sequence of 48"]);
     refused(&text, &["--policy", &policy], 1, &["p.json", "model.layers.77"]);
+    let both = ["--policy", &policy, "--target-bits", "3"];
+    refused(&text, &both, 2, &["--target-bits does not go with", "p.json"]);
     refused(&text, &["--policy", "best"], 2, &["luc, uniform, random, paper"]);
     refused(&text, &["--target-bits", "1"], 1, &["--target-bits is 1", "2 to 16"]);
     refused(&text, &["--target-bytes", "1kB"], 1, &["--target-bytes 1000", "raise it"]);

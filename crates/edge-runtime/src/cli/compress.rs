@@ -9,6 +9,7 @@ use edge_scheduler::policy::{Template, bits, matrix_bytes, sparsity};
 use edge_scheduler::{Layer, ModelShape};
 use serde::Serialize;
 
+use super::Usage;
 use super::args::ByteSize;
 use super::report::print_json;
 use crate::batch::check_seq_len;
@@ -212,6 +213,24 @@ impl LayerReport {
 }
 
 impl CompressArgs {
+    /// Refuses targets beside a policy that says everything itself.
+    fn check_file(&self) -> Result<()> {
+        let Wanted::File(path) = &self.policy else { return Ok(()) };
+        let given = [
+            ("--target-bits", self.target_bits.is_some()),
+            ("--target-bytes", self.target_bytes.is_some()),
+            ("--target-step-ms", self.target_step_ms.is_some()),
+            ("--target-sparsity", self.target_sparsity.is_some()),
+            ("--row-grouped", self.row_grouped),
+            ("--zero-point", self.zero_point),
+        ];
+        let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
+        Err(anyhow::Error::new(Usage(format!(
+            "{flag} does not go with the policy in {}, which has formats of its own: leave it out",
+            path.display()
+        ))))
+    }
+
     /// The options, with the demo's where no model is named.
     fn options(&self) -> Result<(PathBuf, Options)> {
         let (model, mut calibration) = match &self.model {
@@ -228,6 +247,7 @@ impl CompressArgs {
             "--group-size is {}: give 32 or 64",
             self.group_size
         );
+        self.check_file()?;
         let sparsity = match self.row_grouped {
             true => edge_kernels::Sparsity::RowGrouped,
             false => edge_kernels::Sparsity::TwoFour,
