@@ -507,7 +507,7 @@ fn hidden_states_go_to_a_file_where_memory_is_short() {
     options.budget_bytes = Some(10_000);
     let refused = Runner::plan(&device, &tiny.checkpoint, config, &options);
     let message = format!("{:#}", refused.expect_err("refused"));
-    assert!(message.contains("--memory-budget allows 0.0 MiB"), "{message}");
+    assert!(message.contains("--memory-budget leaves 0.0 MiB"), "{message}");
 }
 
 /// Many sequences, so that hidden states are most of what the process holds.

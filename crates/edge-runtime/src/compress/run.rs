@@ -29,8 +29,9 @@ const HELD_OUT: f64 = 0.1;
 /// sequences of calibration: whoever takes few has little time.
 const HELD_OUT_WINDOWS: usize = 64;
 
-/// What a process takes beside buffers that are counted: code, driver, tokenizer, the allocator.
-const PROCESS_BYTES: u64 = 96 << 20;
+/// What a process takes beside buffers that are counted: code, driver, tokenizer, and what the
+/// allocator keeps. With TinyLlama's shape it was 150 MiB on the `cpu` device.
+const PROCESS_BYTES: u64 = 160 << 20;
 
 /// Hidden states of more bytes than this go to a file where there is a budget.
 const SPILL_ABOVE_BYTES: u64 = 8 << 20;

@@ -133,7 +133,7 @@ impl<'a> Runner<'a> {
         }
         anyhow::bail!(
             "calibration with sequences of {} tokens needs {} of device memory with one block at \
-             a time and --memory-budget allows {}: raise it, or take shorter sequences",
+             a time and --memory-budget leaves {} for that: raise it, or take shorter sequences",
             options.seq_len,
             mebibytes(smallest),
             mebibytes(options.budget_bytes.unwrap_or(0))

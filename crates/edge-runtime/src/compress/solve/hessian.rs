@@ -128,9 +128,9 @@ impl<'a> Prepared<'a> {
                 hessian.tokens
             );
         };
-        let mut factor = linear::invert(&work, k);
-        factor.reverse();
-        Ok(Self { hessian, factor, damping })
+        linear::invert_in_place(&mut work, k);
+        work.reverse();
+        Ok(Self { hessian, factor: work, damping })
     }
 
     /// What was prepared.

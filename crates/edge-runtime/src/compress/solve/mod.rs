@@ -131,8 +131,8 @@ fn ratio(parts: Vec<[f64; 2]>) -> f64 {
 
 /// The most bytes of host memory that [`Prepared::new`] and [`second_order`] of a weight
 /// `[rows, cols]` in this format take at once, with what they are given, the weight and the
-/// Hessian: two matrices `[cols, cols]` (three while a Hessian is prepared), two `[rows, cols]`,
-/// the packed one, and what rayon's threads and the calling one work with.
+/// Hessian: two matrices `[cols, cols]`, two `[rows, cols]`, the packed one, and what rayon's
+/// threads and the calling one work with.
 pub fn solver_bytes(format: Format, rows: usize, cols: usize) -> u64 {
     let [n, k] = [rows, cols].map(|size| size as u64);
     let sparse = format.packing().is_some_and(|packing| packing.is_sparse());
@@ -145,7 +145,7 @@ pub fn solver_bytes(format: Format, rows: usize, cols: usize) -> u64 {
     // Two matrices of a strip's rows: what rounding moved, and errors or a product.
     let strips = threads * 4 * STRIP as u64 * (k + hessian::TILE as u64);
     let solve = 4 * (2 * k * k + 2 * n * k) + mask + scales + packed.max(strips);
-    let prepare = 4 * (3 * k * k + n * k);
+    let prepare = 4 * (2 * k * k + n * k) + linear::inversion_bytes(cols);
     (threads + 1) * linear::THREAD_BYTES + Curvature::bytes(cols) + solve.max(prepare)
 }
 

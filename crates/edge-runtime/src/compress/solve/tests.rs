@@ -300,8 +300,9 @@ fn fewer_tokens_than_inputs_are_damped() {
 
 #[test]
 fn the_factor_is_that_of_the_inverse() {
-    let k = 150;
-    let hessian = correlated(k, 300);
+    // More than two blocks of the inversion.
+    let k = 300;
+    let hessian = correlated(k, 600);
     let prepared = Prepared::new(&hessian, 0.05).expect("a Hessian");
     let (u, mean) = (prepared.factor(), hessian.diagonal().iter().sum::<f32>() / k as f32);
     for i in 0..k {
