@@ -13,3 +13,5 @@ alias MatrixC = coop_mat16x16<f32, C>;
 fn staged(values: vec4<f32>) -> vec4<Staged> {
     return vec4<f16>(clamp(values, vec4(-65504.0), vec4(65504.0)));
 }
+
+//#include "lib/coop_calls.wgsl"

@@ -11,3 +11,5 @@ alias MatrixC = coop_mat8x8<f32, C>;
 fn staged(values: vec4<f32>) -> vec4<Staged> {
     return values;
 }
+
+//#include "lib/coop_calls.wgsl"

@@ -6,7 +6,7 @@
 //! which subgroup: devices with subgroups of another size must not run this. Sums begin as zeros
 //! from memory and go back through it, so that no backend's idea of an empty matrix counts.
 //!
-//! Not run on any device yet: it is validated and translated.
+//! Not run on any device yet: it is validated, translated, and run with emulated matrices.
 
 //#include "lib/coop_f16.wgsl"
 
@@ -51,8 +51,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     for (var i = 0u; i < TM; i++) {
         //#unroll
         for (var j = 0u; j < TN; j++) {
-            acc[i * TN + j] =
-                coopLoadT<MatrixC>(&sums[i * SIDE * SUM_STRIDE + j * SIDE], SUM_STRIDE);
+            acc[i * TN + j] = matrix_c(i * SIDE * SUM_STRIDE + j * SIDE);
         }
     }
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
@@ -83,15 +82,14 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             var b: array<MatrixB, TN>;
             //#unroll
             for (var j = 0u; j < TN; j++) {
-                // By columns: a column of Wᵀ is a channel, whose weights are neighbours.
-                b[j] = coopLoad<MatrixB>(&w_tile[j * SIDE * STRIDE + at], STRIDE);
+                b[j] = matrix_b(j * SIDE * STRIDE + at);
             }
             //#unroll
             for (var i = 0u; i < TM; i++) {
-                let a = coopLoadT<MatrixA>(&x_tile[i * SIDE * STRIDE + at], STRIDE);
+                let a = matrix_a(i * SIDE * STRIDE + at);
                 //#unroll
                 for (var j = 0u; j < TN; j++) {
-                    acc[i * TN + j] = coopMultiplyAdd(a, b[j], acc[i * TN + j]);
+                    acc[i * TN + j] = multiply_add(a, b[j], acc[i * TN + j]);
                 }
             }
         }
@@ -101,7 +99,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     for (var i = 0u; i < TM; i++) {
         //#unroll
         for (var j = 0u; j < TN; j++) {
-            coopStoreT(acc[i * TN + j], &sums[i * SIDE * SUM_STRIDE + j * SIDE], SUM_STRIDE);
+            store_c(acc[i * TN + j], i * SIDE * SUM_STRIDE + j * SIDE);
         }
     }
     workgroupBarrier();

@@ -164,12 +164,11 @@ fn cooperative_matrices_are_translated() {
         let Some(kind) = shader.variant.needs.cooperative else { return };
         let Ok((module, info)) = parse(shader) else { return };
         kinds.insert(kind);
-        let tiles = (32 / kind.side()) as usize;
         match spirv(&module, &info) {
             Ok(words) => {
                 let found = [LOAD, STORE, MULTIPLY_ADD].map(|code| operations(&words, code));
-                // Zeros, W and X are loaded.
-                let wanted = [tiles * tiles + 2 * tiles, tiles * tiles, tiles * tiles];
+                // X, W and sums are loaded, in a function each.
+                let wanted = [3, 1, 1];
                 if found != wanted {
                     problems.add(&shader.place, format!("SPIR-V has {found:?}, not {wanted:?}"));
                 }
@@ -362,6 +361,9 @@ fn ops_are_named_once_and_have_cases() {
     problems.finish();
 }
 
+/// Run by tests alone, in place of what no device here has.
+const EMULATED: &str = "lib/coop_emulated.wgsl";
+
 #[test]
 fn every_shader_file_is_used() {
     let mut problems = Problems::default();
@@ -371,7 +373,7 @@ fn every_shader_file_is_used() {
         used.extend(shader.assembled.lines.iter().map(|(file, _)| file.clone()));
     });
     for file in files() {
-        if !used.contains(file) {
+        if !used.contains(file) && file != EMULATED {
             problems.add(&format!("shaders/{file}"), "neither an op's file nor included by one");
         }
     }
