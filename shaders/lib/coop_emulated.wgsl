@@ -1,33 +1,27 @@
-//! The names of `lib/coop_f32.wgsl` on any device: each lane holds all of a matrix. Tests run the
-//! body with it, because no device here has cooperative matrices.
+//! The names of `lib/coop_f16.wgsl` on any device, in f32: operands are left in their tiles, and
+//! each lane holds all of the sums. Tests run the body with it, because no device here has
+//! cooperative matrices.
 
-const SIDE: u32 = 8u;
+const SIDE: u32 = 16u;
 const ELEMENTS: u32 = SIDE * SIDE;
 
 alias Staged = f32;
-alias MatrixA = array<f32, ELEMENTS>;
-alias MatrixB = array<f32, ELEMENTS>;
+// Where they begin.
+alias MatrixA = u32;
+alias MatrixB = u32;
+// Element (i, j) is at i SIDE + j.
 alias MatrixC = array<f32, ELEMENTS>;
 
 fn staged(values: vec4<f32>) -> vec4<Staged> {
     return values;
 }
 
-// Element (i, j) is at i SIDE + j of each matrix.
 fn matrix_a(at: u32) -> MatrixA {
-    var a: MatrixA;
-    for (var e = 0u; e < ELEMENTS; e++) {
-        a[e] = x_tile[at + e / SIDE * STRIDE + e % SIDE];
-    }
-    return a;
+    return at;
 }
 
 fn matrix_b(at: u32) -> MatrixB {
-    var b: MatrixB;
-    for (var e = 0u; e < ELEMENTS; e++) {
-        b[e] = w_tile[at + e % SIDE * STRIDE + e / SIDE];
-    }
-    return b;
+    return at;
 }
 
 fn matrix_c(at: u32) -> MatrixC {
@@ -39,12 +33,10 @@ fn matrix_c(at: u32) -> MatrixC {
 }
 
 fn multiply_add(a: MatrixA, b: MatrixB, c: MatrixC) -> MatrixC {
-    var left = a;
-    var right = b;
     var sum = c;
     for (var e = 0u; e < ELEMENTS; e++) {
         for (var s = 0u; s < SIDE; s++) {
-            sum[e] += left[e / SIDE * SIDE + s] * right[s * SIDE + e % SIDE];
+            sum[e] += x_tile[a + e / SIDE * STRIDE + s] * w_tile[b + e % SIDE * STRIDE + s];
         }
     }
     return sum;

@@ -194,13 +194,15 @@ impl Op for Emulated {
     }
 }
 
-/// Tiles, indices and edges of the body, in every format; what the matrices of a GPU do is not
-/// tested by this.
+/// Tiles, indices and edges of the body; what the matrices of a GPU do is not tested by this.
 #[test]
 fn the_body_for_cooperative_matrices_is_right_with_emulated_ones() {
     let Some(device) = gpu_with(&Options::default()) else { return };
+    // A software driver compiles each for half a minute, hence two: odd sizes, and a shard.
+    let names = ["odd_17x39x69_q4", "shard_17x71x64_f32"];
+    let wanted = |case: &Case| names.contains(&case.name.as_str());
     let mut outcome = Outcome::default();
-    check_op(&device, &Emulated, |case| !case.bench, Extent::All, &mut outcome);
-    assert!(outcome.ran >= Format::TESTED.len(), "{} ran", outcome.ran);
+    check_op(&device, &Emulated, wanted, Extent::All, &mut outcome);
+    assert_eq!(outcome.ran, names.len());
     assert!(outcome.failures.is_empty(), "{}", outcome.failures.join("\n"));
 }
