@@ -1,4 +1,4 @@
-//! What `lib/nt_cooperative.wgsl` does with its matrices, by wgpu's functions; the includer gives
+//! What `lib/nt_cooperative.wgsl` does with its matrices, by the functions for them; the includer gives
 //! the types. `lib/coop_emulated.wgsl` has the same names without them.
 
 // SIDE rows of X from element `at` of their tile on.

@@ -37,14 +37,26 @@ fn stage_w(at: u32, weights: vec4<f32>) {
     }
 }
 
+fn clear_sums(lane: u32) {
+    for (var t = lane; t < ROWS * SUM_STRIDE; t += WX) {
+        sums[t] = 0.0;
+    }
+}
+
+fn stage_x(at: u32, activations: vec4<f32>) {
+    let four = staged(activations);
+    //#unroll
+    for (var c = 0u; c < 4u; c++) {
+        x_tile[at + c] = four[c];
+    }
+}
+
 fn multiply(lane: vec2<u32>, tile: u32) {
     let tiles_m = (params.m + ROWS - 1u) / ROWS;
     let row0 = tile % tiles_m * ROWS;
     let col0 = tile / tiles_m * CHANNELS;
     let last = (params.k - 1u) / W_STEP;
-    for (var t = lane.x; t < ROWS * SUM_STRIDE; t += WX) {
-        sums[t] = 0.0;
-    }
+    clear_sums(lane.x);
     workgroupBarrier();
     var acc: array<MatrixC, TM * TN>;
     //#unroll
@@ -60,12 +72,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             let base = params.in_offset + min(row0 + t / QUADS, params.m - 1u) * params.ld_in;
             let q = t % QUADS;
             //#include "lib/stage_own.wgsl"
-            let four = staged(quad);
-            let at = t / QUADS * STRIDE + 4u * q;
-            //#unroll
-            for (var c = 0u; c < 4u; c++) {
-                x_tile[at + c] = four[c];
-            }
+            stage_x(t / QUADS * STRIDE + 4u * q, quad);
         }
         for (var t = lane.x; t < CHANNELS * OCTETS; t += WX) {
             let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);

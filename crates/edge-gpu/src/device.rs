@@ -169,8 +169,8 @@ impl Device {
         by_preference(variants, info.kind.hardware(), info.vendor)
     }
 
-    /// The variants of a call to choose from by measuring: [`Device::variants`], and approximate ones
-    /// with cooperative matrices, which are worth asking for but run only when they were chosen.
+    /// The variants of a call to choose from by measuring: [`Device::variants`], and approximate
+    /// ones with cooperative matrices, which run only when they were chosen.
     pub fn candidates(&self, op: &dyn Op, call: &Call) -> Vec<Variant> {
         let mut found = self.variants(op, call);
         if !found.is_empty() {

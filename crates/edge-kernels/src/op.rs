@@ -126,8 +126,8 @@ impl Call {
     }
 }
 
-/// Matrices that the lanes of a subgroup of 32 multiply together, with sums in f32: wgpu's
-/// experimental `enable wgpu_cooperative_matrix;`.
+/// Matrices that the lanes of a subgroup of 32 multiply together, with sums in f32: an experimental
+/// extension of WGSL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cooperative {
     /// 16 x 16, operands in f16.

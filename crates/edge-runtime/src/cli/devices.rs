@@ -71,7 +71,8 @@ fn describe(selector: &str, info: &DeviceInfo, chosen: bool) {
         if chosen { "  <- auto" } else { "" }
     );
     eprintln!(
-        "   f16 {}, int64 {}, matrices {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, \
+        "   f16 {}, int64 {}, matrices {}, subgroups {} ({}..{}), timestamps {}, immediates {}, \
+         mappable {}, \
          binding {}, workgroup {} invocations / {} KiB",
         yes(info.f16),
         yes(info.int64),
