@@ -1,5 +1,5 @@
-//! What `lib/nt_cooperative.wgsl` does with its matrices, by the functions for them; the includer gives
-//! the types. `lib/coop_emulated.wgsl` has the same names without them.
+//! What `lib/nt_cooperative.wgsl` does with its matrices, by the functions for them; the includer
+//! gives the types. `lib/coop_emulated.wgsl` has the same names without them.
 
 // SIDE rows of X from element `at` of their tile on.
 fn matrix_a(at: u32) -> MatrixA {
