@@ -13,7 +13,7 @@ use kernels_bench::peers::{self, PeerTimed, Peers, can_compare};
 use kernels_bench::record::{self, Origin};
 use kernels_bench::roof::Roof;
 use kernels_bench::row::Row;
-use kernels_bench::select::{self, Selected};
+use kernels_bench::select::{self, Extent, Selected};
 use kernels_bench::session::{Bounds, EachRound, Progress, Timed, time_group};
 use kernels_bench::targets::{self, Verdict};
 use kernels_bench::{Subject, compare};
@@ -52,17 +52,19 @@ fn selected(args: &Args, device: &Device) -> Result<Vec<Vec<Selected>>> {
     if args.targets {
         return Ok(targets::groups());
     }
-    let quick = is_quick(args, device);
-    let mut groups = select::groups(&args.words, quick);
-    if quick {
-        let all = select::groups(&args.words, false);
-        let count = |groups: &[Vec<Selected>]| groups.iter().map(Vec::len).sum::<usize>();
-        let (few, many) = (count(&groups), count(&all));
-        if few == 0 && !args.quick {
-            groups = all;
-        } else if few < many {
-            eprintln!("the quick set: {few} of {many} subjects; `--full` times all of them");
-        }
+    let extent = match (args.full, is_quick(args, device)) {
+        (true, _) => Extent::Full,
+        (_, true) => Extent::Quick,
+        (_, false) => Extent::Usual,
+    };
+    let mut groups = select::groups(&args.words, extent);
+    let all = select::groups(&args.words, Extent::Full);
+    let count = |groups: &[Vec<Selected>]| groups.iter().map(Vec::len).sum::<usize>();
+    let (few, many) = (count(&groups), count(&all));
+    if few == 0 && !args.quick {
+        groups = all;
+    } else if few < many {
+        eprintln!("{few} of {many} subjects; `--full` times all of them");
     }
     if groups.is_empty() {
         bail!("no op/format/shape matches all of: {}", args.words.join(" "));

@@ -41,12 +41,13 @@ impl Roof {
     pub fn measure(device: &Device) -> Result<Self> {
         let words = COPY_WORDS.min((device.info().max_binding_bytes / 8) as u32);
         let call = Call::new(&copy::Params { count: words, src_offset: 0, dst_offset: 0 });
-        let subject = Subject { op: &copy::Copy, call, shape: "roof".into() };
+        let subject = Subject { op: &copy::Copy, call, shape: "roof".into(), further: false };
         let copy_gb_s = best(&subject, device)?;
         let mut steps = fma_rate::UNROLLED;
         let fma_gflop_s = loop {
             let call = Call::new(&fma_rate::Params::new(FMA_COUNT, steps));
-            let subject = Subject { op: &fma_rate::FmaRate, call, shape: "roof".into() };
+            let subject =
+                Subject { op: &fma_rate::FmaRate, call, shape: "roof".into(), further: false };
             let rate = best(&subject, device)?;
             let ms = subject.op.work(&call).flops as f64 / (rate * 1e6);
             if ms >= FMA_MS || steps >= 1 << 16 {

@@ -33,6 +33,22 @@ pub fn matches(subject: &Subject, words: &[String]) -> bool {
     })
 }
 
+/// Whether a word is the name of the subject's format, exactly.
+fn names_format(subject: &Subject, words: &[String]) -> bool {
+    words.iter().any(|word| word.strip_prefix("format=").unwrap_or(word) == subject.format())
+}
+
+/// How much runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// What a software driver takes minutes for.
+    Quick,
+    /// All but the layers' further formats, which run where a word names them.
+    Usual,
+    /// Everything.
+    Full,
+}
+
 /// Whether the subject is in the set that a software driver takes minutes for: the ops' own cases
 /// but the largest, and of the models' layers two of SmolLM2-135M, generating and training.
 pub fn quick(subject: &Subject, own: bool) -> bool {
@@ -44,14 +60,16 @@ pub fn quick(subject: &Subject, own: bool) -> bool {
 
 /// The subjects that match, in groups of one op and shape, with the dense formats of a group added
 /// where the words left them out.
-pub fn groups(words: &[String], only_quick: bool) -> Vec<Vec<Selected>> {
+pub fn groups(words: &[String], extent: Extent) -> Vec<Vec<Selected>> {
     let own: Vec<String> = Subject::own().iter().map(Subject::name).collect();
     let all = Subject::all();
     let mut groups = Vec::new();
     for members in all.chunk_by(|a, b| a.group() == b.group()) {
         let wanted = |subject: &Subject| {
             let own = own.contains(&subject.name());
-            matches(subject, words) && (!only_quick || quick(subject, own))
+            matches(subject, words)
+                && (extent != Extent::Quick || quick(subject, own))
+                && (extent == Extent::Full || !subject.further || names_format(subject, words))
         };
         if !members.iter().any(wanted) {
             continue;
@@ -76,32 +94,33 @@ mod tests {
 
     #[test]
     fn all_words_must_match() {
-        let found = groups(&words("matmul_nt q4 tinyllama 256"), false);
+        let found = groups(&words("matmul_nt q4 tinyllama 256"), Extent::Usual);
         assert!(!found.is_empty());
         for selected in found.iter().flatten().filter(|one| !one.baseline) {
             let name = selected.subject.name();
             let parts = ["matmul_nt", "q4", "tinyllama", "256"];
             assert!(parts.iter().all(|part| name.contains(part)), "{name}");
         }
-        assert!(groups(&words("matmul_nt no_such_word"), false).is_empty());
+        assert!(groups(&words("matmul_nt no_such_word"), Extent::Usual).is_empty());
     }
 
     #[test]
     fn exact_words_leave_longer_names_out() {
-        let exact = groups(&words("op=matmul_nt format=q4"), false);
+        let exact = groups(&words("op=matmul_nt format=q4"), Extent::Usual);
         let formats = exact.iter().flatten().filter(|one| !one.baseline);
         assert!(formats.clone().count() > 0);
         assert!(formats.clone().all(|one| one.subject.format() == "q4"));
         // A word is a part: it also finds the wider groups of q4.
-        let loose = groups(&words("matmul_nt q4"), false);
+        let loose = groups(&words("matmul_nt q4"), Extent::Usual);
         assert!(loose.iter().flatten().any(|one| one.subject.format() == "q4g64"));
-        let shape = groups(&words("shape=tinyllama_up_proj_8x5632x2048 op=matmul_nn"), false);
+        let shape =
+            groups(&words("shape=tinyllama_up_proj_8x5632x2048 op=matmul_nn"), Extent::Usual);
         assert_eq!(shape.len(), 1);
     }
 
     #[test]
     fn the_dense_formats_come_along() {
-        let found = groups(&words("format=q4 shape=smollm2_q_proj_64x576x576"), false);
+        let found = groups(&words("format=q4 shape=smollm2_q_proj_64x576x576"), Extent::Usual);
         for group in &found {
             let formats: Vec<(&str, bool)> =
                 group.iter().map(|one| (one.subject.format(), one.baseline)).collect();
@@ -111,11 +130,27 @@ mod tests {
     }
 
     #[test]
+    fn further_formats_of_layers_run_where_they_are_named() {
+        let count = |text: &str, extent| {
+            let found = groups(&words(text), extent);
+            found.iter().flatten().filter(|one| !one.baseline && one.subject.further).count()
+        };
+        assert_eq!(count("matmul_nt smollm2", Extent::Usual), 0);
+        let all = count("matmul_nt smollm2", Extent::Full);
+        assert!(count("matmul_nt smollm2 format=q4r", Extent::Usual) > 0);
+        assert!(count("matmul_nt smollm2 q4z", Extent::Usual) > 0);
+        assert!(count("matmul_nt smollm2 q4r", Extent::Full) < all);
+        // A part of a name is no name.
+        assert_eq!(count("matmul_nt smollm2 q4", Extent::Usual), 0);
+    }
+
+    #[test]
     fn the_quick_set_is_small_and_has_every_op() {
-        let count = |quick| groups(&[], quick).iter().map(Vec::len).sum::<usize>();
-        assert!(count(true) * 5 < count(false), "{} of {}", count(true), count(false));
+        let count = |extent| groups(&[], extent).iter().map(Vec::len).sum::<usize>();
+        let [quick, usual, full] = [Extent::Quick, Extent::Usual, Extent::Full].map(count);
+        assert!(quick * 5 < usual && usual * 3 < full * 2, "{quick} of {usual} of {full}");
         for op in edge_kernels::OPS {
-            let found = groups(&[format!("op={}", op.name())], true);
+            let found = groups(&[format!("op={}", op.name())], Extent::Quick);
             assert!(!found.is_empty(), "{} is not in the quick set", op.name());
         }
     }

@@ -14,6 +14,8 @@ pub struct Subject {
     pub call: Call,
     /// The case's name without the format: the same for all formats of a shape.
     pub shape: String,
+    /// Timed only where its format is asked for by name, or everything is.
+    pub further: bool,
 }
 
 /// A model's linear layers.
@@ -35,13 +37,19 @@ const MODELS: &[Model] = &[
 /// Tokens of a product: one is generation, the others are chunks of a training step.
 const TOKENS: &[u32] = &[1, 8, 64, 256, 512];
 
-/// The formats of the layers' rows: dense and symmetric. Wider groups change the scales' share of
-/// the bytes only; the ops' own cases time these and sparse weights.
+/// The formats of the layers' rows: all that are timed.
 pub fn layer_formats() -> impl Iterator<Item = Format> {
+    Format::TIMED.into_iter()
+}
+
+/// Whether a format of the layers' rows is timed by default: dense and symmetric. Of the sparse
+/// ones, zero points and wider groups the ops' own cases have two shapes, and these are enough
+/// where nobody asks for more.
+fn by_default(format: Format) -> bool {
     let plain = |packing: Packing| {
         packing.group() == Some(32) && !packing.has_zero_point() && !packing.is_sparse()
     };
-    Format::TIMED.into_iter().filter(move |format| format.packing().is_none_or(plain))
+    format.packing().is_none_or(plain)
 }
 
 impl Model {
@@ -62,13 +70,15 @@ impl Subject {
     /// `x [m, k] · wᵀ`, `w [n, k]` in `format`: forward.
     pub fn forward(name: &str, [m, n, k]: [u32; 3], format: Format) -> Self {
         let call = Call::with_format(&matmul_nt::Params::dense(m, n, k), format);
-        Self { op: &matmul_nt::MatmulNt, call, shape: format!("{name}_{m}x{n}x{k}") }
+        let shape = format!("{name}_{m}x{n}x{k}");
+        Self { op: &matmul_nt::MatmulNt, call, shape, further: false }
     }
 
     /// `dy [m, n] · w`, `w [n, k]` in `format`: the gradient of the input.
     pub fn backward(name: &str, [m, n, k]: [u32; 3], format: Format) -> Self {
         let call = Call::with_format(&matmul_nn::Params::dense(m, n, k), format);
-        Self { op: &matmul_nn::MatmulNn, call, shape: format!("{name}_{m}x{n}x{k}") }
+        let shape = format!("{name}_{m}x{n}x{k}");
+        Self { op: &matmul_nn::MatmulNn, call, shape, further: false }
     }
 
     /// The cases of all ops that are flagged `Case::bench`.
@@ -78,7 +88,7 @@ impl Subject {
             for case in op.cases().into_iter().filter(|case| case.bench) {
                 let suffix = format!("_{}", case.call.format.name());
                 let shape = case.name.strip_suffix(&suffix).unwrap_or(&case.name).to_string();
-                found.push(Self { op: *op, call: case.call, shape });
+                found.push(Self { op: *op, call: case.call, shape, further: false });
             }
         }
         found
@@ -92,7 +102,10 @@ impl Subject {
                 for (layer, [n, k]) in model.layers() {
                     let name = format!("{}_{layer}", model.name);
                     for &m in TOKENS {
-                        found.extend(layer_formats().map(|format| make(&name, [m, n, k], format)));
+                        found.extend(layer_formats().map(|format| Self {
+                            further: !by_default(format),
+                            ..make(&name, [m, n, k], format)
+                        }));
                     }
                 }
             }

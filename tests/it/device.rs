@@ -1,8 +1,12 @@
 //! Devices: memory, errors, recording, profile. On the `cpu` device and on an adapter alike.
 
 use edge_gpu::{Buffer, Device, Error, Options};
+use edge_kernels::op::Op;
+use edge_kernels::ops::matmul::matmul_nt;
 use edge_kernels::ops::norm::rms_norm_forward::dispatch;
-use edge_kernels::{Category, Dispatch};
+use edge_kernels::tuning::{Bucket, Tuning};
+use edge_kernels::util::seeded;
+use edge_kernels::{Call, Category, Dispatch};
 use edge_tests::{compare, cpu, gpu, gpu_with};
 
 /// The `cpu` device, and an adapter where there is one.
@@ -291,4 +295,44 @@ fn devices_are_shared_between_threads() {
             }
         });
     }
+}
+
+/// The variants that a product ran, each with how often, since the last time.
+fn ran(device: &Device, call: &Call) -> Vec<(&'static str, u64)> {
+    let op = &matmul_nt::MatmulNt;
+    let contents = op.buffers(call, &mut seeded(1));
+    let mut bindings = Vec::new();
+    for (contents, binding) in contents.iter().zip(op.bindings(call)) {
+        let words = contents.words();
+        let copy = |out: &mut [u32]| out.copy_from_slice(&words);
+        let len = words.len() as u64;
+        let buffer = device.buffer_init(binding.name, Category::Activations, len, copy);
+        bindings.push(buffer.expect("a small buffer").whole());
+    }
+    let mut recorder = device.recorder();
+    for _ in 0..2 {
+        recorder.push(Dispatch::new(op, *call, bindings.clone()));
+    }
+    recorder.submit().expect("the product runs");
+    let times = device.take_profile();
+    times.iter().map(|time| (time.variant, time.calls)).collect()
+}
+
+#[test]
+fn what_was_chosen_first_gives_way_to_what_was_measured() {
+    let Some(device) = gpu_with(&Options { profile: true, ..Options::default() }) else { return };
+    let call = Call::new(&matmul_nt::Params::dense(64, 64, 64));
+    let variants = device.variants(&matmul_nt::MatmulNt, &call);
+    let (first, last) = (variants[0].name, variants[variants.len() - 1].name);
+    assert_ne!(first, last, "there is something to choose");
+    assert_eq!(ran(&device, &call), [(first, 2)]);
+    let bucket = Bucket::of(&matmul_nt::MatmulNt, &call).expect("products have sizes");
+    let mut tuning = Tuning::default();
+    tuning.set(bucket, last);
+    device.set_tuning(tuning.clone());
+    assert_eq!(ran(&device, &call), [(last, 2)], "behind a dispatch of the same call");
+    // The first tuning counts.
+    tuning.set(bucket, first);
+    device.set_tuning(tuning);
+    assert_eq!(ran(&device, &call), [(last, 2)]);
 }

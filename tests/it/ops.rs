@@ -5,8 +5,10 @@
 
 use edge_gpu::Options;
 use edge_kernels::op::{
-    Binding, Call, Case, CaseBuffer, Field, HostBuffer, Op, Tolerance, Variant, Work,
+    Binding, Call, Case, CaseBuffer, Cooperative, Field, HostBuffer, Needs, Op, Tolerance, Variant,
+    Work,
 };
+use edge_kernels::ops::matmul::matmul_nt::MatmulNt;
 use edge_kernels::ops::norm::rms_norm_forward::RmsNormForward;
 use edge_kernels::util::SeededRng;
 use edge_kernels::{Format, OPS};
@@ -144,4 +146,63 @@ fn a_wrong_definition_and_a_stray_write_are_found() {
     assert!(wrong.contains("`y`: ") && wrong.contains(" want "), "{wrong}");
     let short = failures(&SHORT);
     assert!(short.contains("`rstd`: 1 words of the guard zone after it changed"), "{short}");
+}
+
+/// `matmul_nt` through the body for cooperative matrices, with these emulated.
+struct Emulated;
+
+impl Op for Emulated {
+    fn name(&self) -> &'static str {
+        MatmulNt.name()
+    }
+    fn shader(&self) -> &'static str {
+        MatmulNt.shader()
+    }
+    fn bindings(&self, call: &Call) -> Vec<Binding> {
+        MatmulNt.bindings(call)
+    }
+    fn fields(&self) -> &'static [Field] {
+        MatmulNt.fields()
+    }
+    fn variants(&self, call: &Call) -> Vec<Variant> {
+        let of_f32 = |variant: &Variant| {
+            variant.needs.cooperative.is_some_and(|kind| kind == Cooperative::F32Side8)
+        };
+        let emulated = |variant: Variant| {
+            let variant = variant.replace("lib/coop_f32.wgsl", "lib/coop_emulated.wgsl");
+            variant.needs(Needs::default())
+        };
+        MatmulNt.variants(call).into_iter().filter(of_f32).map(emulated).collect()
+    }
+    fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
+        MatmulNt.grid(call, variant)
+    }
+    fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {
+        MatmulNt.reference(call, buffers);
+    }
+    fn cases(&self) -> Vec<Case> {
+        MatmulNt.cases()
+    }
+    fn buffers(&self, call: &Call, rng: &mut SeededRng) -> Vec<CaseBuffer> {
+        MatmulNt.buffers(call, rng)
+    }
+    fn work(&self, call: &Call) -> Work {
+        MatmulNt.work(call)
+    }
+    fn tolerance(&self, call: &Call) -> Tolerance {
+        MatmulNt.tolerance(call)
+    }
+}
+
+/// Tiles, indices and edges of the body; what the matrices of a GPU do is not tested by this.
+#[test]
+fn the_body_for_cooperative_matrices_is_right_with_emulated_ones() {
+    let Some(device) = gpu_with(&Options::default()) else { return };
+    // A software driver compiles each for half a minute, hence two: odd sizes, and a shard.
+    let names = ["odd_17x39x69_q4", "shard_17x71x64_f32"];
+    let wanted = |case: &Case| names.contains(&case.name.as_str());
+    let mut outcome = Outcome::default();
+    check_op(&device, &Emulated, wanted, Extent::All, &mut outcome);
+    assert_eq!(outcome.ran, names.len());
+    assert!(outcome.failures.is_empty(), "{}", outcome.failures.join("\n"));
 }

@@ -9,9 +9,8 @@
 use std::collections::HashSet;
 
 use edge_gpu::{Buffer, Device, Slice};
-use edge_kernels::op::{
-    APPROXIMATE_NMSE, Access, Binding, Case, CaseBuffer, HostBuffer, Variant, nmse,
-};
+use edge_kernels::check::compare_roughly;
+use edge_kernels::op::{Access, Binding, Case, CaseBuffer, HostBuffer, Variant};
 use edge_kernels::util::SeededRng;
 use edge_kernels::{Category, Dispatch, Op};
 use rand::SeedableRng;
@@ -208,9 +207,7 @@ impl<'a> Subject<'a> {
                 (Access::Read, _) if words == want => Ok(()),
                 (Access::Read, _) => Err("a read-only binding changed".into()),
                 (_, CaseBuffer::U32(_)) => compare_words(words, want),
-                _ if variant.approximate => {
-                    compare_roughly(bytemuck::cast_slice(words), bytemuck::cast_slice(want))
-                }
+                _ if variant.approximate => compare_roughly(name, want, words),
                 _ => compare(
                     bytemuck::cast_slice(words),
                     bytemuck::cast_slice(want),
@@ -235,18 +232,6 @@ impl<'a> Subject<'a> {
                 problems.push(format!("`{}`, run {} and run 1: {message}", binding.name, run + 1));
             }
         }
-    }
-}
-
-/// Of an approximate variant only the error of the whole output is bounded.
-fn compare_roughly(got: &[f32], want: &[f32]) -> Result<(), String> {
-    // What the op leaves as it was may be poison.
-    let poison = |got: &f32, want: &f32| want.is_nan() && got.to_bits() == want.to_bits();
-    let pairs = got.iter().zip(want).filter(|(got, want)| !poison(got, want));
-    let (got, want): (Vec<f32>, Vec<f32>) = pairs.map(|(got, want)| (*got, *want)).unzip();
-    match nmse(&got, &want) {
-        error if error <= APPROXIMATE_NMSE => Ok(()),
-        error => Err(format!("NMSE {error:e}, at most {APPROXIMATE_NMSE:e}")),
     }
 }
 

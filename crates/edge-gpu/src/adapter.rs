@@ -1,6 +1,6 @@
 //! Which devices there are, which one a selector means, and what it can do.
 
-use edge_kernels::op::Hardware;
+use edge_kernels::op::{Cooperative, Hardware};
 use edge_kernels::preference::Vendor;
 
 use crate::device::Options;
@@ -110,6 +110,8 @@ pub struct DeviceInfo {
     pub subgroups: bool,
     /// Shaders may use 64-bit integers.
     pub int64: bool,
+    /// Matrices that subgroups of 32 lanes multiply together.
+    pub cooperative: Vec<Cooperative>,
     /// Least lanes in a subgroup.
     pub subgroup_min: u32,
     /// Most lanes in a subgroup.
@@ -239,7 +241,37 @@ pub(crate) fn features(adapter: &wgpu::Adapter, options: &Options) -> wgpu::Feat
         wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu
     );
     wanted.set(Features::MAPPABLE_PRIMARY_BUFFERS, unified && !options.disable_mapping);
+    let cooperative = !options.disable_cooperative && !cooperative(adapter).is_empty();
+    wanted.set(Features::EXPERIMENTAL_COOPERATIVE_MATRIX, cooperative);
     wanted & adapter.features()
+}
+
+/// The matrices that subgroups of an adapter multiply together and shaders here use.
+fn cooperative(adapter: &wgpu::Adapter) -> Vec<Cooperative> {
+    if whole_subgroups(&adapter.get_info()) {
+        cooperative_of(&adapter.cooperative_matrix_properties())
+    } else {
+        Vec::new()
+    }
+}
+
+/// Whether a workgroup of 32 lanes is one subgroup. Metal says 4 to 64 for all GPUs, but those that
+/// have matrices of a subgroup have 32 lanes in each.
+fn whole_subgroups(info: &wgpu::AdapterInfo) -> bool {
+    info.backend == wgpu::Backend::Metal
+        || [info.subgroup_min_size, info.subgroup_max_size] == [32; 2]
+}
+
+fn cooperative_of(offered: &[wgpu::CooperativeMatrixProperties]) -> Vec<Cooperative> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let offers = |kind: &Cooperative| {
+        let operands = if kind.is_f16() { F16 } else { F32 };
+        offered.iter().any(|one| {
+            [one.m_size, one.n_size, one.k_size] == [kind.side(); 3]
+                && [one.ab_type, one.cr_type] == [operands, F32]
+        })
+    };
+    Cooperative::ALL.into_iter().filter(offers).collect()
 }
 
 /// What an open device is, from its adapter and the features that were enabled.
@@ -263,6 +295,10 @@ pub(crate) fn info(
         f16: has(Features::SHADER_F16),
         subgroups: has(Features::SUBGROUP),
         int64: has(Features::SHADER_INT64),
+        cooperative: match has(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            true => cooperative(adapter),
+            false => Vec::new(),
+        },
         subgroup_min: info.subgroup_min_size,
         subgroup_max: info.subgroup_max_size,
         timestamps: has(Features::TIMESTAMP_QUERY),
@@ -304,6 +340,7 @@ pub(crate) fn host_info(options: &Options) -> DeviceInfo {
         f16: false,
         subgroups: false,
         int64: false,
+        cooperative: Vec::new(),
         subgroup_min: 1,
         subgroup_max: 1,
         timestamps: false,
@@ -355,6 +392,27 @@ mod tests {
         assert_eq!(select(&list(&[software]), "auto"), Ok(1));
         assert_eq!(select(&list(&[]), "auto"), Ok(0));
         assert_eq!(select(&list(&[software, big]), "CPU"), Ok(2));
+    }
+
+    #[test]
+    fn matrices_are_those_that_shaders_here_use() {
+        use wgpu::CooperativeScalarType::{F16, F32};
+        let offer = |[m_size, n_size, k_size]: [u32; 3], ab_type, cr_type| {
+            let saturating_accumulation = false;
+            wgpu::CooperativeMatrixProperties {
+                m_size,
+                n_size,
+                k_size,
+                ab_type,
+                cr_type,
+                saturating_accumulation,
+            }
+        };
+        let metal = [offer([8; 3], F32, F32), offer([8; 3], F16, F16), offer([8; 3], F16, F32)];
+        assert_eq!(cooperative_of(&metal), [Cooperative::F16Side8, Cooperative::F32Side8]);
+        assert_eq!(cooperative_of(&[offer([16; 3], F16, F32)]), [Cooperative::F16]);
+        let others = [offer([16, 8, 16], F16, F32), offer([16; 3], F16, F16)];
+        assert_eq!(cooperative_of(&others), []);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Options {
     pub disable_subgroups: bool,
     /// Open without 64-bit integers.
     pub disable_int64: bool,
+    /// Open without matrices that subgroups multiply together.
+    pub disable_cooperative: bool,
     /// Pass parameters through a uniform buffer even where immediates are available.
     pub disable_immediates: bool,
     /// Fill buffers through staging memory even where they could be mapped.
@@ -109,6 +111,7 @@ impl Device {
         let description = wgpu::DeviceDescriptor {
             label: Some("edge"),
             required_features: features,
+            experimental_features: experimental(features),
             // Without this a device has the limits of core WebGPU, whatever the adapter allows.
             required_limits: adapter.limits(),
             // Large blocks would hold memory that the plan has given to somebody else.
@@ -164,6 +167,20 @@ impl Device {
         let mut variants = op.variants(call);
         variants.retain(|variant| satisfies(info, &variant.needs));
         by_preference(variants, info.kind.hardware(), info.vendor)
+    }
+
+    /// The variants of a call to choose from by measuring: [`Device::variants`], and approximate
+    /// ones with cooperative matrices, which run only when they were chosen.
+    pub fn candidates(&self, op: &dyn Op, call: &Call) -> Vec<Variant> {
+        let mut found = self.variants(op, call);
+        if !found.is_empty() {
+            found.extend(op.variants(call).into_iter().filter(|variant| {
+                variant.approximate
+                    && variant.needs.cooperative.is_some()
+                    && satisfies(&self.inner.info, &variant.needs)
+            }));
+        }
+        found
     }
 
     /// A buffer of `words` zeros, charged to `category` until it is dropped.
@@ -373,6 +390,18 @@ impl Device {
             Backend::Cpu(_) => 0,
         }
     }
+}
+
+/// Leave to use what wgpu calls experimental, where it is used.
+fn experimental(features: wgpu::Features) -> wgpu::ExperimentalFeatures {
+    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: wgpu asks for the knowledge that calls of such a feature may be unsound. The one
+    // feature is used by shaders of this project alone, in uniform control flow, by whole
+    // subgroups and inside their tiles, and those run only by name or when their answers on this
+    // device were compared with the reference.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 impl fmt::Debug for Device {

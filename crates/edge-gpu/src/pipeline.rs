@@ -43,6 +43,7 @@ pub(crate) fn satisfies(info: &DeviceInfo, needs: &Needs) -> bool {
         && (info.int64 || !needs.int64)
         && (needs.subgroup_size == 0
             || [info.subgroup_min, info.subgroup_max] == [needs.subgroup_size; 2])
+        && needs.cooperative.is_none_or(|kind| info.cooperative.contains(&kind))
         && needs.invocations <= info.max_invocations
         && needs.workgroup_bytes <= info.max_workgroup_bytes
 }

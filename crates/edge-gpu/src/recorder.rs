@@ -69,7 +69,7 @@ impl Recorder {
                 return Ok(named);
             }
         }
-        let mut variants = self.device.variants(op, call);
+        let mut variants = self.device.candidates(op, call);
         if variants.is_empty() {
             return Err(Error::NoVariant { op: op.name() });
         }

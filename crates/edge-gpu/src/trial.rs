@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use edge_kernels::check::{compare, expected};
+use edge_kernels::check::{compare, compare_roughly, expected};
 use edge_kernels::op::{Access, CaseBuffer, Variant};
 use edge_kernels::util::seeded;
 use edge_kernels::{Call, Category, Dispatch, Op};
@@ -52,14 +52,19 @@ impl<'a> Trial<'a> {
         Ok(Self { device, op, call, before, want, buffers })
     }
 
-    /// The variants that the device can run, in the order of its preference; none that are
-    /// approximate.
+    /// The variants to choose from ([`Device::candidates`]), in the order of the device's
+    /// preference.
     pub fn variants(&self) -> Vec<Variant> {
-        self.device.variants(self.op, &self.call)
+        self.device.candidates(self.op, &self.call)
     }
 
-    /// Runs the call once and compares all it wrote with the reference. `None` takes the variant
-    /// that production takes.
+    /// The device that it runs on.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Runs the call once and compares all it wrote with the reference, approximate variants by
+    /// the error of the whole. `None` takes the variant that production takes.
     ///
     /// # Errors
     /// [`Error::WrongAnswer`], or what the device reports.
@@ -75,7 +80,14 @@ impl<'a> Trial<'a> {
         for index in written() {
             let got = self.device.read(&self.buffers[index].whole())?;
             let (name, kind) = (bindings[index].name, &self.before[index]);
-            compare(name, kind, &tolerance, &self.want[index], &got).map_err(|message| {
+            let rough = variant.is_some_and(|variant| variant.approximate);
+            let result = match kind {
+                CaseBuffer::F32(_) | CaseBuffer::Output(_) if rough => {
+                    compare_roughly(name, &self.want[index], &got)
+                }
+                _ => compare(name, kind, &tolerance, &self.want[index], &got),
+            };
+            result.map_err(|message| {
                 let variant = variant.map_or("chosen", |variant| variant.name);
                 Error::WrongAnswer { op: self.op.name(), variant, message }
             })?;

@@ -1,7 +1,7 @@
 //! Whether a device's answer to a call is the reference's: what the throughput table, the
 //! self-test and tuning ask before they believe a time.
 
-use crate::op::{Access, Call, CaseBuffer, HostBuffer, Op, Tolerance};
+use crate::op::{APPROXIMATE_NMSE, Access, Call, CaseBuffer, HostBuffer, Op, Tolerance, nmse};
 
 /// What the reference leaves in each binding, given the contents before the call.
 pub fn expected(op: &dyn Op, call: &Call, before: &[CaseBuffer]) -> Vec<Vec<u32>> {
@@ -55,6 +55,26 @@ pub fn compare(
     ))
 }
 
+/// Compares floats of an approximate variant: only the error of the whole output is bounded.
+///
+/// # Errors
+/// A sentence with the error, or the number of words where they differ.
+pub fn compare_roughly(name: &str, want: &[u32], got: &[u32]) -> Result<(), String> {
+    if want.len() != got.len() {
+        let (got, want) = (got.len(), want.len());
+        return Err(format!("{name} has {got} words on the device, {want} in the reference"));
+    }
+    // What the op leaves as it was may be poison.
+    let poison = |want: u32, got: u32| want == got && f32::from_bits(want).is_nan();
+    let pairs = want.iter().zip(got).filter(|(want, got)| !poison(**want, **got));
+    let (want, got): (Vec<f32>, Vec<f32>) =
+        pairs.map(|(want, got)| (f32::from_bits(*want), f32::from_bits(*got))).unzip();
+    match nmse(&got, &want) {
+        error if error <= APPROXIMATE_NMSE => Ok(()),
+        error => Err(format!("{name}: NMSE {error:e}, at most {APPROXIMATE_NMSE:e}")),
+    }
+}
+
 fn close(want: f32, got: f32, tolerance: &Tolerance) -> bool {
     want.is_nan() && got.is_nan()
         || want == got
@@ -83,6 +103,16 @@ mod tests {
         assert!(floats(&kind, &[1.0], &[f32::NAN]).is_err());
         assert!(floats(&kind, &[f32::INFINITY], &[1.0]).is_err());
         assert!(floats(&kind, &[1.0], &[1.0, 1.0]).is_err());
+    }
+
+    #[test]
+    fn approximate_answers_are_judged_as_a_whole() {
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        let rough = |want: &[f32], got: &[f32]| compare_roughly("y", &bits(want), &bits(got));
+        assert!(rough(&[1.0, 2.0, f32::NAN], &[1.01, 2.01, f32::NAN]).is_ok(), "poison stays");
+        assert!(rough(&[1.0, 2.0], &[1.1, 2.0]).is_err());
+        assert!(rough(&[1.0, 2.0], &[1.0, f32::NAN]).is_err());
+        assert!(rough(&[1.0, 2.0], &[1.0]).is_err());
     }
 
     #[test]

@@ -126,6 +126,33 @@ impl Call {
     }
 }
 
+/// Matrices that the lanes of a subgroup of 32 multiply together, with sums in f32: an experimental
+/// extension of WGSL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cooperative {
+    /// 16 x 16, operands in f16.
+    F16,
+    /// 8 x 8, operands in f16.
+    F16Side8,
+    /// 8 x 8, operands in f32.
+    F32Side8,
+}
+
+impl Cooperative {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F16, Self::F16Side8, Self::F32Side8];
+
+    /// Rows and columns of a matrix.
+    pub fn side(self) -> u32 {
+        if self == Self::F16 { 16 } else { 8 }
+    }
+
+    /// Whether operands are f16.
+    pub fn is_f16(self) -> bool {
+        self != Self::F32Side8
+    }
+}
+
 /// What a variant asks of an adapter beyond core WebGPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Needs {
@@ -141,6 +168,8 @@ pub struct Needs {
     pub invocations: u32,
     /// Bytes of workgroup memory (0: at most the portable 16384).
     pub workgroup_bytes: u32,
+    /// Cooperative matrices. What needs them never runs unless it is named or was measured.
+    pub cooperative: Option<Cooperative>,
 }
 
 /// What executes shaders.
@@ -185,7 +214,7 @@ pub struct Variant {
     /// What it was written for; it is right everywhere.
     pub suits: Hardware,
     /// Changes the numbers by more than the op's tolerance ([`APPROXIMATE_NMSE`]): never chosen
-    /// unless it is asked for by name.
+    /// unless it is asked for by name, or has cooperative matrices and was measured.
     pub approximate: bool,
 }
 

@@ -93,7 +93,9 @@ pub const PREFERENCES: &[Preference] = &[
     },
 ];
 
-/// The order in which a device tries variants that it can run. Approximate ones are left out.
+/// The order in which a device tries variants that it can run. Approximate ones are left out;
+/// cooperative matrices come last, behind what runs everywhere, so that only a measurement or a
+/// name takes them.
 pub fn by_preference(
     mut variants: Vec<Variant>,
     hardware: Hardware,
@@ -104,20 +106,25 @@ pub fn by_preference(
     let place = |name: &str| first.iter().position(|other| *other == name).unwrap_or(first.len());
     let suits = |variant: &Variant| [Hardware::Any, hardware].contains(&variant.suits);
     variants.retain(|variant| !variant.approximate);
-    variants.sort_by_key(|variant| (!suits(variant), place(variant.name)));
+    variants.sort_by_key(|variant| {
+        (variant.needs.cooperative.is_some(), !suits(variant), place(variant.name))
+    });
     variants
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::{Cooperative, Needs};
     use crate::ops::OPS;
 
     fn order(hardware: Hardware, vendor: Vendor) -> Vec<&'static str> {
+        let cooperative = Needs { cooperative: Some(Cooperative::F32Side8), ..Needs::default() };
         let variants = vec![
             Variant::named("int8").approximate(),
             Variant::named("shared").suits(Hardware::Gpu),
             Variant::named("broadcast").suits(Hardware::Software),
+            Variant::named("coop").suits(Hardware::Gpu).needs(cooperative),
             Variant::named("wide"),
         ];
         let ordered = by_preference(variants, hardware, vendor);
@@ -126,9 +133,12 @@ mod tests {
 
     #[test]
     fn devices_prefer_what_suits_them_and_never_approximate() {
-        assert_eq!(order(Hardware::Gpu, Vendor::Other), ["shared", "wide", "broadcast"]);
-        assert_eq!(order(Hardware::Software, Vendor::Other), ["broadcast", "wide", "shared"]);
-        assert_eq!(order(Hardware::Gpu, Vendor::Arm), ["wide", "shared", "broadcast"]);
+        assert_eq!(order(Hardware::Gpu, Vendor::Other), ["shared", "wide", "broadcast", "coop"]);
+        assert_eq!(
+            order(Hardware::Software, Vendor::Other),
+            ["broadcast", "wide", "shared", "coop"]
+        );
+        assert_eq!(order(Hardware::Gpu, Vendor::Arm), ["wide", "shared", "broadcast", "coop"]);
     }
 
     #[test]

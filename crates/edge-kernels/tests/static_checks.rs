@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use edge_kernels::OPS;
-use edge_kernels::op::{Access, Binding, Call, Field, Needs, Op, Scalar, Variant};
+use edge_kernels::op::{Access, Binding, Call, Cooperative, Field, Needs, Op, Scalar, Variant};
 use edge_kernels::shader::{Assembled, assemble, files};
 use naga::AddressSpace;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -90,6 +90,7 @@ fn parse(shader: &Shader<'_>) -> Result<(naga::Module, ModuleInfo), String> {
     allowed.set(Capabilities::SUBGROUP, shader.variant.needs.subgroups);
     allowed.set(Capabilities::SHADER_INT64, shader.variant.needs.int64);
     allowed.set(Capabilities::IMMEDIATES, shader.immediates);
+    allowed.set(Capabilities::COOPERATIVE_MATRIX, shader.variant.needs.cooperative.is_some());
     let info =
         Validator::new(ValidationFlags::all(), allowed).validate(&module).map_err(|error| {
             let cause =
@@ -121,6 +122,70 @@ fn every_shader_is_what_its_op_says() {
     });
     problems.finish();
     assert!(count >= 2 * OPS.len(), "{count} texts for {} ops", OPS.len());
+}
+
+/// SPIR-V, in words.
+fn spirv(module: &naga::Module, info: &ModuleInfo) -> Result<Vec<u32>, String> {
+    let options = naga::back::spv::Options { lang_version: (1, 3), ..Default::default() };
+    naga::back::spv::write_vec(module, info, &options, None).map_err(|error| error.to_string())
+}
+
+/// Metal's language, in the first version that has matrices of a subgroup.
+fn metal(module: &naga::Module, info: &ModuleInfo) -> Result<String, String> {
+    let options = naga::back::msl::Options { lang_version: (2, 3), ..Default::default() };
+    let written = naga::back::msl::write_string(module, info, &options, &Default::default());
+    let (text, entries) = written.map_err(|error| error.to_string())?;
+    match entries.entry_point_names.into_iter().find_map(Result::err) {
+        Some(error) => Err(error.to_string()),
+        None => Ok(text),
+    }
+}
+
+/// How often an operation occurs in SPIR-V.
+fn operations(words: &[u32], code: u32) -> usize {
+    let mut rest = &words[5..];
+    let mut count = 0;
+    while let Some(&first) = rest.first() {
+        count += usize::from(first & 0xffff == code);
+        rest = &rest[(first >> 16) as usize..];
+    }
+    count
+}
+
+/// No device here has cooperative matrices: at least naga translates them as they are meant.
+#[test]
+fn cooperative_matrices_are_translated() {
+    const LOAD: u32 = 4457;
+    const STORE: u32 = 4458;
+    const MULTIPLY_ADD: u32 = 4459;
+    let mut problems = Problems::default();
+    let mut kinds = HashSet::new();
+    for_each_shader(&mut problems, |problems, shader| {
+        let Some(kind) = shader.variant.needs.cooperative else { return };
+        let Ok((module, info)) = parse(shader) else { return };
+        kinds.insert(kind);
+        match spirv(&module, &info) {
+            Ok(words) => {
+                let found = [LOAD, STORE, MULTIPLY_ADD].map(|code| operations(&words, code));
+                // X, W and sums are loaded, in a function each.
+                let wanted = [3, 1, 1];
+                if found != wanted {
+                    problems.add(&shader.place, format!("SPIR-V has {found:?}, not {wanted:?}"));
+                }
+            }
+            Err(error) => problems.add(&shader.place, format!("SPIR-V: {error}")),
+        }
+        // Metal has no others.
+        if kind.side() == 8 {
+            match metal(&module, &info) {
+                Ok(text) if text.contains("simdgroup_multiply_accumulate(d,a,b,c)") => {}
+                Ok(_) => problems.add(&shader.place, "Metal's text multiplies no matrices"),
+                Err(error) => problems.add(&shader.place, format!("Metal: {error}")),
+            }
+        }
+    });
+    problems.finish();
+    assert_eq!(kinds.len(), Cooperative::ALL.len(), "{kinds:?}");
 }
 
 fn stem(path: &str) -> &str {
@@ -296,6 +361,9 @@ fn ops_are_named_once_and_have_cases() {
     problems.finish();
 }
 
+/// Run by tests alone, in place of what no device here has.
+const EMULATED: &str = "lib/coop_emulated.wgsl";
+
 #[test]
 fn every_shader_file_is_used() {
     let mut problems = Problems::default();
@@ -305,7 +373,7 @@ fn every_shader_file_is_used() {
         used.extend(shader.assembled.lines.iter().map(|(file, _)| file.clone()));
     });
     for file in files() {
-        if !used.contains(file) {
+        if !used.contains(file) && file != EMULATED {
             problems.add(&format!("shaders/{file}"), "neither an op's file nor included by one");
         }
     }

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, DeviceInfo, Error, Trial};
-use edge_kernels::op::Case;
+use edge_kernels::op::{Case, Variant};
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
 use edge_kernels::tuning::{Bucket, Tuning};
-use edge_kernels::{Call, Format, OPS, Op};
-use edge_scheduler::{ModelShape, Projection};
+use edge_kernels::{Call, Format, OPS, Op, Packing};
+use edge_scheduler::{ModelShape, Policy, Projection};
 use serde::{Deserialize, Serialize};
 
+use crate::compress::layout::shards_of;
 use crate::run_dir::write_atomically;
 
 /// Version of the file.
@@ -154,35 +155,110 @@ fn save_at(path: &Path, info: &DeviceInfo, choices: &[(Bucket, Choice)]) -> Resu
     write_atomically(path, text.as_bytes())
 }
 
-/// The products of a training step and of decoding: every projection of these shapes forward and
-/// backward for `tokens` tokens, and forward for one; LoRA's products of rank `rank`. Calls of
-/// the same bucket occur once.
-pub fn calls(shapes: &[ModelShape], formats: &[Format], tokens: u32, rank: u32) -> Vec<Measured> {
-    let mut calls: Vec<Measured> = Vec::new();
-    for shape in shapes {
+/// Formats that are measured where no compressed model says which it has: each number of bits,
+/// each sparsity, zero points and wider groups, what is common first, because time is limited.
+pub const FORMATS: [Format; 18] = [
+    Format::Q4,
+    Format::row_grouped(4),
+    Format::Q8,
+    Format::Bf16,
+    Format::two_four(4),
+    Format::Q2,
+    Format::Q3,
+    Format::row_grouped(2),
+    Format::F16,
+    Format::row_grouped(16),
+    Packing::new(4).zero_point().format(),
+    Packing::new(4).group_size(64).format(),
+    Format::row_grouped(8),
+    Format::row_grouped(3),
+    Format::two_four(16),
+    Format::two_four(8),
+    Format::two_four(2),
+    Format::two_four(3),
+];
+
+/// A weight matrix `[n, k]`, or a shard of one, whose products are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// Output channels.
+    pub n: u32,
+    /// Input channels.
+    pub k: u32,
+    /// How its weights are stored.
+    pub format: Format,
+}
+
+/// The projections of these shapes in each of these formats, all shapes of the first format first.
+pub fn matrices(shapes: &[ModelShape], formats: &[Format]) -> Vec<Matrix> {
+    let of = |shape: &ModelShape, format| {
+        Projection::ALL.map(|projection| {
+            let (n, k) = shape.projection(projection);
+            Matrix { n, k, format }
+        })
+    };
+    let all = formats.iter().flat_map(|&format| shapes.iter().flat_map(move |s| of(s, format)));
+    all.collect()
+}
+
+/// The projections of a compressed model in the formats and shards that it is loaded in, the
+/// ones that most blocks have first.
+pub fn matrices_of(shape: &ModelShape, policy: &Policy) -> Vec<Matrix> {
+    let mut found: Vec<(Matrix, usize)> = Vec::new();
+    for block in &policy.blocks {
         for projection in Projection::ALL {
             let (n, k) = shape.projection(projection);
-            for &format in formats {
-                for m in [1, tokens] {
-                    let params = matmul_nt::Params::dense(m, n, k);
-                    calls.push((&matmul_nt::MatmulNt, Call::with_format(&params, format)));
+            let format = block.get(projection);
+            for shard in shards_of(n, k, format) {
+                let matrix = Matrix { n: shard.rows, k, format };
+                match found.iter_mut().find(|(known, _)| *known == matrix) {
+                    Some((_, count)) => *count += 1,
+                    None => found.push((matrix, 1)),
                 }
-                let params = matmul_nn::Params::dense(tokens, n, k);
-                calls.push((&matmul_nn::MatmulNn, Call::with_format(&params, format)));
-            }
-            for (n, k) in [(rank, k), (n, rank)] {
-                let params = matmul_nt::Params::dense(tokens, n, k);
-                calls.push((&matmul_nt::MatmulNt, Call::new(&params)));
-                let params = matmul_nn::Params::dense(tokens, n, k);
-                calls.push((&matmul_nn::MatmulNn, Call::new(&params)));
-                let mut params = matmul_tn::Params::dense(tokens, n, k);
-                params.splits = matmul_tn::splits(tokens, n, k);
-                calls.push((&matmul_tn::MatmulTn, Call::new(&params)));
             }
         }
     }
+    found.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    found.into_iter().map(|(matrix, _)| matrix).collect()
+}
+
+/// The products of a training step and of decoding: every matrix forward and backward for
+/// `tokens` tokens, and forward for one, in the order of the matrices; behind those of the first
+/// format LoRA's products of rank `rank`. Calls of the same bucket occur once.
+pub fn calls(matrices: &[Matrix], tokens: u32, rank: u32) -> Vec<Measured> {
+    let mut calls: Vec<Measured> = Vec::new();
+    let first = matrices.first().map(|matrix| matrix.format);
+    let (first, others): (Vec<Matrix>, Vec<Matrix>) =
+        matrices.iter().partition(|matrix| Some(matrix.format) == first);
+    first.iter().for_each(|matrix| calls.extend(products(*matrix, tokens)));
+    matrices.iter().for_each(|matrix| calls.extend(lora_products(*matrix, tokens, rank)));
+    others.iter().for_each(|matrix| calls.extend(products(*matrix, tokens)));
     let mut seen = std::collections::HashSet::new();
     calls.retain(|(op, call)| Bucket::of(*op, call).is_some_and(|bucket| seen.insert(bucket)));
+    calls
+}
+
+fn products(Matrix { n, k, format }: Matrix, tokens: u32) -> [Measured; 3] {
+    let forward = |m| Call::with_format(&matmul_nt::Params::dense(m, n, k), format);
+    let backward = Call::with_format(&matmul_nn::Params::dense(tokens, n, k), format);
+    [
+        (&matmul_nt::MatmulNt, forward(1)),
+        (&matmul_nt::MatmulNt, forward(tokens)),
+        (&matmul_nn::MatmulNn, backward),
+    ]
+}
+
+fn lora_products(Matrix { n, k, .. }: Matrix, tokens: u32, rank: u32) -> Vec<Measured> {
+    let mut calls: Vec<Measured> = Vec::new();
+    for (n, k) in [(rank, k), (n, rank)] {
+        let params = matmul_nt::Params::dense(tokens, n, k);
+        calls.push((&matmul_nt::MatmulNt, Call::new(&params)));
+        let params = matmul_nn::Params::dense(tokens, n, k);
+        calls.push((&matmul_nn::MatmulNn, Call::new(&params)));
+        let mut params = matmul_tn::Params::dense(tokens, n, k);
+        params.splits = matmul_tn::splits(tokens, n, k);
+        calls.push((&matmul_tn::MatmulTn, Call::new(&params)));
+    }
     calls
 }
 
@@ -202,7 +278,7 @@ pub fn measure(device: &Device, (op, call): Measured) -> Result<Option<(Bucket, 
     let mut wrong = Vec::new();
     let mut right = Vec::new();
     for variant in &variants {
-        match trial.check(Some(variant)) {
+        match check(&trial, variant, (op, call)) {
             Ok(()) => right.push((variant, trial.dispatches(Some(variant))?, Vec::new())),
             Err(error @ (Error::WrongAnswer { .. } | Error::Shader { .. })) => {
                 wrong.push(error.to_string());
@@ -233,6 +309,19 @@ pub fn measure(device: &Device, (op, call): Measured) -> Result<Option<(Bucket, 
         wrong,
     };
     Ok(Some((bucket, choice)))
+}
+
+/// Checks a variant's answer; one with cooperative matrices wins a forward product only together
+/// with a gradient of its input that is right on this device as well.
+fn check(trial: &Trial<'_>, variant: &Variant, (op, call): Measured) -> Result<(), Error> {
+    trial.check(Some(variant))?;
+    if variant.needs.cooperative.is_none() || op.name() != matmul_nt::MatmulNt.name() {
+        return Ok(());
+    }
+    let forward: matmul_nt::Params = call.params();
+    let params = matmul_nn::Params::dense(forward.m, forward.n, forward.k);
+    let backward = Call::with_format(&params, call.format);
+    Trial::new(trial.device(), &matmul_nn::MatmulNn, backward)?.check(None)
 }
 
 fn median(times: &[f64]) -> f64 {
@@ -309,6 +398,8 @@ fn self_test_cases() -> (Cases, Cases) {
 mod tests {
     use super::*;
     use edge_gpu::Options;
+    use edge_kernels::Sparsity;
+    use edge_scheduler::BlockPolicy;
 
     fn cpu() -> Device {
         Device::open("cpu", &Options::default()).unwrap()
@@ -358,11 +449,49 @@ mod tests {
     #[test]
     fn calls_of_one_bucket_occur_once() {
         let shape = crate::testing::tiny_config().shape();
-        let calls = calls(&[shape.clone(), shape], &[Format::Q4], 64, 8);
+        let calls = calls(&matrices(&[shape.clone(), shape], &[Format::Q4, Format::Q2]), 64, 8);
         let buckets: std::collections::HashSet<Bucket> =
             calls.iter().filter_map(|(op, call)| Bucket::of(*op, call)).collect();
         assert_eq!(buckets.len(), calls.len());
-        assert!(calls.iter().any(|(op, _)| op.name() == "matmul_tn"));
+        let place = |wanted: &dyn Fn(&Measured) -> bool| calls.iter().position(wanted).unwrap();
+        let lora = place(&|(op, _)| op.name() == "matmul_tn");
+        let first = place(&|(_, call)| call.format == Format::Q4);
+        let later = place(&|(_, call)| call.format == Format::Q2);
+        assert!(first < lora && lora < later, "{first} {lora} {later}");
+    }
+
+    #[test]
+    fn the_formats_are_of_every_kind() {
+        let packed: Vec<Packing> = FORMATS.iter().filter_map(|format| format.packing()).collect();
+        for kept in [Sparsity::Dense, Sparsity::TwoFour, Sparsity::RowGrouped] {
+            for bits in [2, 3, 4, 8, 16] {
+                let found = packed.iter().any(|p| p.kept() == kept && p.bits() == bits);
+                assert_eq!(found, bits != 16 || kept != Sparsity::Dense, "{bits} bits, {kept:?}");
+            }
+        }
+        assert!(packed.iter().any(|packing| packing.has_zero_point()));
+        assert!(packed.iter().any(|packing| packing.group() == Some(64)));
+        let distinct: std::collections::HashSet<Format> = FORMATS.into_iter().collect();
+        assert_eq!(distinct.len(), FORMATS.len());
+    }
+
+    #[test]
+    fn a_compressed_model_is_measured_in_its_formats_alone() {
+        let shape = crate::testing::tiny_config().shape();
+        let mut down = BlockPolicy::uniform(Format::row_grouped(4));
+        down.overrides[Projection::Down.index()] = Some(Format::Q3);
+        let mut blocks = vec![BlockPolicy::uniform(Format::Q8)];
+        blocks.resize(4, down);
+        let policy = Policy { name: "test".into(), blocks };
+        let found = matrices_of(&shape, &policy);
+        assert_eq!(found[0].format, Format::row_grouped(4), "what most blocks have");
+        let (n, k) = shape.projection(Projection::Down);
+        let has = |n, k, format| found.contains(&Matrix { n, k, format });
+        assert!(has(n, k, Format::Q3) && has(n, k, Format::Q8));
+        assert!(!has(n, k, Format::row_grouped(4)));
+        let formats: std::collections::HashSet<&str> =
+            calls(&found, 64, 8).iter().map(|(_, call)| call.format.name()).collect();
+        assert_eq!(formats, ["q8", "q4r", "q3", "f32"].into_iter().collect(), "f32 is LoRA's");
     }
 
     #[test]

@@ -59,6 +59,10 @@ fn needs(needs: &Needs) -> String {
     if needs.subgroup_size > 0 {
         parts.push(format!("exactly {} lanes each", needs.subgroup_size));
     }
+    if let Some(kind) = needs.cooperative {
+        let (side, numbers) = (kind.side(), if kind.is_f16() { "f16" } else { "f32" });
+        parts.push(format!("cooperative matrices {side} x {side} of {numbers}, never run yet"));
+    }
     if needs.invocations > 0 {
         parts.push(format!("{} invocations", needs.invocations));
     }
@@ -75,7 +79,12 @@ fn remarks(variant: &Variant) -> String {
         Hardware::Software => "for drivers on the CPU",
         Hardware::Gpu => "for GPUs",
     };
-    let approximate = if variant.approximate { "approximate, only by name" } else { "" };
+    let approximate = match (variant.approximate, variant.needs.cooperative) {
+        (true, None) => "approximate, only by name",
+        (true, Some(_)) => "approximate, only by name or measured",
+        (false, Some(_)) => "only by name or measured",
+        (false, None) => "",
+    };
     let needs = needs(&variant.needs);
     let parts = [needs.as_str(), suits, approximate];
     let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();

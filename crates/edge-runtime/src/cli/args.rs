@@ -416,7 +416,8 @@ pub struct DevicesArgs {
     /// Measure which kernel is the fastest for which shape, and remember it for this adapter
     #[arg(long)]
     pub autotune: bool,
-    /// Measure the shapes of this Hugging Face model folder [default: three common small models]
+    /// Measure the shapes of this model folder, and of a compressed one the formats that it has
+    /// [default: three common small models, in every kind of format]
     #[arg(long, value_name = "DIR", requires = "autotune")]
     pub model: Option<PathBuf>,
     /// Tokens of a training step that is measured for

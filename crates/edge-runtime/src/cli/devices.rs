@@ -1,18 +1,20 @@
 //! `devices`: the adapters of this machine, and which one `auto` takes; with `--selftest` whether
 //! their kernels answer right, with `--autotune` which of them are the fastest.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use edge_gpu::{Device, DeviceInfo, DeviceKind, Options};
-use edge_kernels::Format;
 use edge_kernels::tuning::Bucket;
 use edge_scheduler::ModelShape;
 use serde_json::{Map, Value, json};
 
 use super::args::DevicesArgs;
 use super::report::{Progress, print_json};
-use crate::autotune::{self, Choice};
+use crate::autotune::{self, Choice, Matrix};
+use crate::checkpoint::Checkpoint;
+use crate::compress::read::is_compressed;
 use crate::config::ModelConfig;
 use crate::session::mebibytes;
 
@@ -69,10 +71,12 @@ fn describe(selector: &str, info: &DeviceInfo, chosen: bool) {
         if chosen { "  <- auto" } else { "" }
     );
     eprintln!(
-        "   f16 {}, int64 {}, subgroups {} ({}..{}), timestamps {}, immediates {}, mappable {}, \
+        "   f16 {}, int64 {}, matrices {}, subgroups {} ({}..{}), timestamps {}, immediates {}, \
+         mappable {}, \
          binding {}, workgroup {} invocations / {} KiB",
         yes(info.f16),
         yes(info.int64),
+        yes(!info.cooperative.is_empty()),
         yes(info.subgroups),
         info.subgroup_min,
         info.subgroup_max,
@@ -91,6 +95,7 @@ fn facts(selector: &str, info: &DeviceInfo, chosen: bool) -> Map<String, Value> 
         summary.name == info.name && summary.backend == info.backend
     };
     let index = selector.parse::<usize>().ok().or(listed.iter().find(same).map(|s| s.index));
+    let matrices: Vec<String> = info.cooperative.iter().map(|kind| format!("{kind:?}")).collect();
     let facts = json!({
         "index": index, "name": info.name, "kind": info.kind.name(),
         "backend": info.backend, "driver": info.driver, "driver_info": info.driver_info,
@@ -98,6 +103,7 @@ fn facts(selector: &str, info: &DeviceInfo, chosen: bool) -> Map<String, Value> 
         "subgroups": info.subgroups,
         "subgroup_min": info.subgroup_min, "subgroup_max": info.subgroup_max,
         "timestamps": info.timestamps, "immediates": info.immediates,
+        "cooperative": matrices,
         "mappable": info.mappable, "max_binding_bytes": info.max_binding_bytes,
         "max_buffer_bytes": info.max_buffer_bytes,
     });
@@ -140,13 +146,23 @@ fn common_shapes() -> [ModelShape; 3] {
     [shape(576, 1536, 9, 3), shape(896, 4864, 14, 2), shape(2048, 5632, 32, 4)]
 }
 
-fn autotune(device: &Device, args: &DevicesArgs) -> Result<Value> {
-    let shapes = match &args.model {
-        Some(dir) => vec![ModelConfig::load(dir)?.shape()],
-        None => common_shapes().to_vec(),
+/// What is measured: what a compressed model has; else the projections of a model, or of common
+/// ones, in all formats that a compressed one may have.
+fn measured(model: Option<&Path>) -> Result<Vec<Matrix>> {
+    let Some(dir) = model else {
+        return Ok(autotune::matrices(&common_shapes(), &autotune::FORMATS));
     };
-    let formats = [Format::Q4, Format::Q8, Format::Bf16, Format::F16];
-    let calls = autotune::calls(&shapes, &formats, args.tokens, RANK);
+    let config = ModelConfig::load(dir)?;
+    if is_compressed(dir) {
+        let checkpoint = Checkpoint::open_compressed(dir, &config)?;
+        let compressed = checkpoint.compressed().context("it was opened as a compressed one")?;
+        return Ok(autotune::matrices_of(&config.shape(), &compressed.about.policy));
+    }
+    Ok(autotune::matrices(&[config.shape()], &autotune::FORMATS))
+}
+
+fn autotune(device: &Device, args: &DevicesArgs) -> Result<Value> {
+    let calls = autotune::calls(&measured(args.model.as_deref())?, args.tokens, RANK);
     let (start, total) = (Instant::now(), calls.len());
     let limit = Duration::from_secs(args.seconds);
     let mut progress = Progress::new("measuring kernels", total as u64, false);
@@ -168,7 +184,7 @@ fn autotune(device: &Device, args: &DevicesArgs) -> Result<Value> {
         path.display()
     });
     if tried < total {
-        eprintln!("   {} of {total} shapes were not reached: give --seconds more", total - tried);
+        eprintln!("   {} of {total} products were not reached: give --seconds more", total - tried);
     }
     let rows: Map<String, Value> = choices
         .iter()

@@ -132,7 +132,11 @@ impl Op for MatmulNtLora {
                 .fragment("lib/lora_vec4.wgsl", loads)
                 .spec("INNER_BINDING", inner)
         };
-        let exact = body(call).variants().into_iter().filter(|variant| !variant.approximate);
+        // Sums of cooperative matrices are in no lane's registers, where more could be added.
+        let exact = body(call)
+            .variants()
+            .into_iter()
+            .filter(|variant| !variant.approximate && variant.needs.cooperative.is_none());
         exact.map(with_term).collect()
     }
 

@@ -113,7 +113,11 @@ impl Op for MatmulNtSwiglu {
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
         let gate = plain_bindings(call) as u32 + 1;
-        let exact = body(call).variants().into_iter().filter(|variant| !variant.approximate);
+        // Sums of cooperative matrices are in no lane's registers, where more could be added.
+        let exact = body(call)
+            .variants()
+            .into_iter()
+            .filter(|variant| !variant.approximate && variant.needs.cooperative.is_none());
         let up = match call.params::<Params>().keep_up {
             1 => "lib/up_kept.wgsl",
             _ => "lib/up_dropped.wgsl",

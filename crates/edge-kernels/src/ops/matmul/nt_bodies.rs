@@ -2,7 +2,7 @@
 //! which constants. Shared by all ops that differ only in what they do with each sum.
 
 use crate::format::{Format, ROW_GROUP};
-use crate::op::{Hardware, Needs, Variant};
+use crate::op::{Cooperative, Hardware, Needs, Variant};
 use crate::ops::matmul::{
     LANES, broadcast, gathering, is_row_grouped, k_fast, portable, quads, spec, split_lanes,
     weight_variants,
@@ -119,6 +119,27 @@ impl Product {
         Some(variant.suits(Hardware::Gpu).approximate())
     }
 
+    /// Matrices that a subgroup multiplies together, of these sizes and numbers. Row-grouped
+    /// weights are expanded, because tiles of f16 gain nothing from fewer of them.
+    fn cooperative(&self, kind: Cooperative) -> Vec<Variant> {
+        let (name, matrices) = match kind {
+            Cooperative::F16 => ("coop_f16", "lib/coop_f16.wgsl"),
+            Cooperative::F16Side8 => ("coop_f16_8", "lib/coop_f16_8.wgsl"),
+            Cooperative::F32Side8 => ("coop_f32", "lib/coop_f32.wgsl"),
+        };
+        let variant = self.named(name, 4).fragment(TILE, "lib/nt_cooperative.wgsl");
+        let variant = k_fast(variant.fragment("lib/coop_f16.wgsl", matrices), self.format);
+        let found = portable(weight_variants(&variant.suits(Hardware::Gpu), self.format, self.k));
+        let needs = Needs { f16: kind.is_f16(), cooperative: Some(kind), ..Needs::default() };
+        let variants = found.map(|variant| variant.needs(needs));
+        // The rounding of activations and weights to f16 is larger than the tolerance of f32 sums.
+        if kind.is_f16() {
+            variants.map(Variant::approximate).collect()
+        } else {
+            variants.collect()
+        }
+    }
+
     /// All bodies that the call may use, the preferred first.
     pub(crate) fn variants(&self) -> Vec<Variant> {
         let grouped = is_row_grouped(self.format);
@@ -157,6 +178,9 @@ impl Product {
         if let Some(variant) = self.int8() {
             add(variant);
         }
+        if self.m >= 16 && self.n >= 16 {
+            variants.extend(Cooperative::ALL.into_iter().flat_map(|kind| self.cooperative(kind)));
+        }
         let tile = tile(self);
         variants.extend(weights(&self.sized("tile", tile, LANES).suits(Hardware::Software)));
         // Fewer registers, whole subgroups on any GPU.
@@ -173,6 +197,7 @@ impl Product {
             "subgroup" => (spec(variant, "TM"), LANES * 4),
             "subgroup_wide" => (spec(variant, "TM"), LANES * self.rows_at_once()),
             "channel" | "int8" => (spec(variant, "TM"), 64),
+            "coop_f16" | "coop_f16_8" | "coop_f32" => (32, 32),
             _ => (
                 spec(variant, "TM") * spec(variant, "WY"),
                 spec(variant, "TN") * spec(variant, "WX"),

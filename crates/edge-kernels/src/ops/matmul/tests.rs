@@ -218,6 +218,8 @@ fn every_variant_of_every_case_is_valid_wgsl() {
                 capabilities.set(Capabilities::SHADER_FLOAT16, variant.needs.f16);
                 capabilities.set(Capabilities::SUBGROUP, variant.needs.subgroups);
                 capabilities.set(Capabilities::SHADER_INT64, variant.needs.int64);
+                let cooperative = variant.needs.cooperative.is_some();
+                capabilities.set(Capabilities::COOPERATIVE_MATRIX, cooperative);
                 let mut validator = Validator::new(ValidationFlags::all(), capabilities);
                 validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
                 validator.subgroup_operations(naga::valid::SubgroupOperationSet::all());
