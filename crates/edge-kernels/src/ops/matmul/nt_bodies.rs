@@ -129,7 +129,12 @@ impl Product {
         };
         let mut variants = Vec::new();
         if self.m >= 32 && self.n >= 64 {
-            let variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
+            let mut variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
+            if !self.format.is_packed() {
+                // Blocks of one part: without a loop that has the driver blend all sums.
+                let parts = "lib/parts_unrolled.wgsl";
+                variant = variant.fragment("lib/parts_rolled.wgsl", parts);
+            }
             variants.extend(portable(weights(&broadcast(variant).suits(Hardware::Software))));
         }
         if self.m <= 4 && self.n >= 8 {
