@@ -63,11 +63,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
                 }
                 //#unroll
                 for (var j = 0u; j < TN; j++) {
-                    let weights = w_raw(block[j], part);
-                    //#unroll
-                    for (var i = 0u; i < TM; i++) {
-                        sum[i * TN + j] += dot(low[i], weights[0]) + dot(high[i], weights[1]);
-                    }
+                    //#include "lib/dots_own.wgsl"
                 }
             }
             //#unroll

@@ -7,6 +7,8 @@
 //! Behind its loop over k, a body includes `lib/tail_none.wgsl`, which another file may replace to
 //! add to the sums.
 //!
+//! The loop over the parts of a block is `lib/parts_rolled.wgsl`, which another file may replace.
+//!
 //! Channels of a thread are WX apart, so that neighbouring lanes read neighbouring words of the
 //! packed formats. The caches share the loads.
 
@@ -59,30 +61,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         for (var j = 0u; j < TN; j++) {
             block[j] = load_w_block(col[j], b);
         }
-        // Rolled: four copies of the products would cost compile time and save nothing.
-        for (var part = 0u; part < PARTS; part++) {
-            let k0 = b * W_STEP + part * 8u * SPREAD;
-            var weights: array<mat2x4<f32>, TN>;
-            //#unroll
-            for (var j = 0u; j < TN; j++) {
-                weights[j] = w_part(block[j], part);
-            }
-            //#unroll
-            for (var h = 0u; h < TM / SHARE; h++) {
-                //#unroll
-                for (var half = 0u; half < 2u; half++) {
-                    //#include "lib/held_own.wgsl"
-                    //#unroll
-                    for (var s = 0u; s < SHARE; s++) {
-                        //#include "lib/row_own.wgsl"
-                        //#unroll
-                        for (var j = 0u; j < TN; j++) {
-                            acc[(h * SHARE + s) * TN + j] += dot(row, weights[j][half]);
-                        }
-                    }
-                }
-            }
-        }
+        //#include "lib/parts_rolled.wgsl"
     }
     let tail_first = 0u;
     //#include "lib/tail_none.wgsl"

@@ -100,6 +100,19 @@ fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
     variants.into_iter().map(gather).collect()
 }
 
+/// A variant of `subgroup` for 2:4 weights whose rows keep columns of their own: each lane takes
+/// the activations that its channels keep from the lanes that hold them, and multiplies only those.
+fn picking(variant: Variant, format: Format) -> Variant {
+    if format.packing().is_none_or(|packing| packing.kept() != Sparsity::TwoFour) {
+        return variant;
+    }
+    variant
+        .spec("SPREAD", 2)
+        .replace(Packing::EXPAND, "weights/part_pick.wgsl")
+        .fragment("lib/handed_own.wgsl", "lib/handed_pick.wgsl")
+        .fragment("lib/dots_own.wgsl", "lib/dots_pick.wgsl")
+}
+
 /// A variant that takes the values of 2:4 weights as they are stored, without zeros between.
 fn unexpanded(variant: Variant) -> Variant {
     let kept = |(path, instead): (&'static str, &'static str)| match path {

@@ -4,8 +4,8 @@
 use crate::format::{Format, ROW_GROUP};
 use crate::op::{Cooperative, Hardware, Needs, Variant};
 use crate::ops::matmul::{
-    LANES, broadcast, gathering, is_row_grouped, k_fast, portable, quads, spec, split_lanes,
-    weight_variants,
+    LANES, broadcast, gathering, is_row_grouped, k_fast, picking, portable, quads, spec,
+    split_lanes, weight_variants,
 };
 use crate::util::fold_grid;
 
@@ -150,10 +150,19 @@ impl Product {
         };
         let mut variants = Vec::new();
         if self.m >= 32 && self.n >= 64 {
-            let variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
+            let mut variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
+            if !self.format.is_packed() {
+                // Blocks of one part: without a loop that has the driver blend all sums.
+                let parts = "lib/parts_unrolled.wgsl";
+                variant = variant.fragment("lib/parts_rolled.wgsl", parts);
+            }
             variants.extend(portable(weights(&broadcast(variant).suits(Hardware::Software))));
         }
         if self.m <= 4 && self.n >= 8 {
+            let weights = |variant: &Variant| {
+                let each = weights(variant).into_iter();
+                each.map(|variant| picking(variant, self.format)).collect::<Vec<_>>()
+            };
             let wide = self.subgroup_wide().into_iter().flat_map(|wide| weights(&wide));
             let wide = wide.map(|variant| wide_loads(variant, self.format));
             variants.extend(portable(wide.collect()));
