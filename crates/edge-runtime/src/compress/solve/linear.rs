@@ -74,9 +74,8 @@ pub(super) fn invert_in_place(matrix: &mut [f32], k: usize) {
         let start = (end - 1) / INVERTED * INVERTED;
         let (width, rest) = (end - start, k - end);
         let whole = MatMut::from_column_major_slice_mut(&mut *matrix, k, k);
-        let (_, columns, _, inverted) = whole.split_at_mut(start, start);
-        drop(columns);
-        let (mut top, _, mut under, inverted) = inverted.split_at_mut(width, width);
+        let (_, _, _, rest_of) = whole.split_at_mut(start, start);
+        let (mut top, _, mut under, inverted) = rest_of.split_at_mut(width, width);
         let mut own =
             MatMut::from_column_major_slice_mut(&mut diagonal[..width * width], width, width);
         own.fill(0.0);
