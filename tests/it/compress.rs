@@ -177,8 +177,8 @@ fn a_small_budget_streams_blocks() {
     let text = demo("train.txt");
     let more = ["--policy", "uniform", "--target-bits", "4", "--target-sparsity", "0.5"];
     let whole = folder.compress("whole", &more);
-    // 160 MiB are set aside for the process, and 16 MiB for hidden states.
-    let budget: Vec<&str> = more.into_iter().chain(["--memory-budget", "192MiB"]).collect();
+    // 128 MiB are set aside for the process, and 16 MiB for hidden states.
+    let budget: Vec<&str> = more.into_iter().chain(["--memory-budget", "160MiB"]).collect();
     let part = folder.compress("part", &budget);
     let number = |report: &Value, key: &str| report[key].as_f64().expect("a number");
     let peaks = [&part, &whole].map(|report| number(report, "peak_device_bytes"));
@@ -188,7 +188,7 @@ fn a_small_budget_streams_blocks() {
     let losses = [&part, &whole].map(|report| number(report, "perplexity_after").ln());
     assert!((losses[0] / losses[1] - 1.0).abs() < 0.02, "{losses:?}");
     let (out, cache) = (folder.path("none"), folder.path("cache.json"));
-    let error = refused(&flags(&out, &text, &cache, &["--memory-budget", "170MiB"]), 1);
+    let error = refused(&flags(&out, &text, &cache, &["--memory-budget", "138MiB"]), 1);
     assert!(error.contains("--memory-budget") && error.contains("raise it"), "{error}");
     assert!(!Path::new(&out).exists());
 }

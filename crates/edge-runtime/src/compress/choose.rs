@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
 use edge_scheduler::luc::{Budget, Choice, Choices, luc, policy, problem};
@@ -49,15 +48,16 @@ pub struct Chosen {
 }
 
 impl Chosen {
-    fn unmeasured(policy: Policy) -> Self {
+    /// A policy of which nothing was measured.
+    pub fn unmeasured(policy: Policy) -> Self {
         Self { policy, error: None, evaluations: 0 }
     }
 }
 
 /// What choosing goes by.
 pub struct Chooser<'a, 'r> {
-    /// The device that the compressed model is to run on.
-    pub device: &'a Device,
+    /// Times of a step's products, where the target is one.
+    pub times: Option<&'a StepTimes>,
     /// The model.
     pub runner: &'a mut Runner<'r>,
     /// Text that sensitivity is measured on.
@@ -103,14 +103,11 @@ pub fn paper_formats(options: &Options) -> Vec<Format> {
 }
 
 impl Chooser<'_, '_> {
-    /// The policy that was asked for.
+    /// The policy that was asked for, one that [`known`] does not have.
     ///
     /// # Errors
     /// The target cannot be met; the device or a file fails; or Ctrl-C.
     pub fn choose(mut self) -> Result<Chosen> {
-        if let Some(policy) = known(self.options, self.runner.shape())? {
-            return Ok(Chosen::unmeasured(policy));
-        }
         match self.options.policy {
             Wanted::Named(Named::Paper) => self.paper().map(Chosen::unmeasured),
             _ => self.luc(),
@@ -193,14 +190,7 @@ impl Chooser<'_, '_> {
         let path = self.options.sensitivity.clone().or_else(|| cache_path(&key));
         let count = measure.count(self.runner.num_blocks()) as u64;
         let mut progress = Progress::new("measure", count, self.options.quiet);
-        let method = self.options.method;
-        let mut pack = |layer: &sensitivity::Layer<'_>, formats: &[Format]| {
-            let packed = candidates(method, layer, formats)?;
-            for matrix in &packed {
-                store.put(layer.block, layer.projection, matrix)?;
-            }
-            Ok(packed)
-        };
+        let mut pack = packer(self.options.method, store);
         let mut step = |_, _| {
             progress.step(String::new);
             interrupt::check()
@@ -223,16 +213,9 @@ impl Chooser<'_, '_> {
             return Ok(());
         }
         let mut progress = Progress::new("pack", u64::from(blocks), self.options.quiet);
-        let method = self.options.method;
+        let mut pack = packer(self.options.method, store);
         let mut input = self.runner.embed(self.probes)?;
         for block in 0..blocks {
-            let mut pack = |layer: &sensitivity::Layer<'_>, formats: &[Format]| {
-                let packed = candidates(method, layer, formats)?;
-                for matrix in &packed {
-                    store.put(block, layer.projection, matrix)?;
-                }
-                Ok(packed)
-            };
             pack_block(self.runner, (block, &input), measure, &mut pack)?;
             self.runner.advance(block..block + 1, &mut input)?;
             progress.step(String::new);
@@ -253,15 +236,7 @@ impl Chooser<'_, '_> {
             Granularity::Projection => Projection::ALL.map(Some).into(),
         };
         let mut layers = Vec::new();
-        let times = match self.options.aim {
-            Aim::StepMs { tokens, .. } => {
-                let (device, shape) = (self.device, self.runner.shape());
-                let quiet = self.options.quiet;
-                Some(StepTimes::measure(device, shape, candidates, tokens, quiet)?)
-            }
-            _ => None,
-        };
-        let step_ms = |projection: Option<Projection>, format: Format| match &times {
+        let step_ms = |projection: Option<Projection>, format: Format| match self.times {
             Some(times) => projections(projection).map(|part| times.get(part, format)).sum(),
             None => Some(0.0),
         };
@@ -317,19 +292,25 @@ impl Chooser<'_, '_> {
     }
 }
 
-/// A layer in each of some formats.
-fn candidates(
+/// Makes a layer in each of some formats, and keeps them in the store as well.
+fn packer(
     method: Method,
-    layer: &sensitivity::Layer<'_>,
-    formats: &[Format],
-) -> Result<Vec<Arc<PackedHost>>> {
-    interrupt::check()?;
-    let (rows, cols) = (layer.shape.0 as usize, layer.shape.1 as usize);
-    let weight = Weight { rows, cols, data: layer.weight };
-    let solved = method.solve(weight, formats, layer.hessian).with_context(|| {
-        Layer { block: layer.block, projection: Some(layer.projection) }.to_string()
-    })?;
-    Ok(solved.into_iter().map(|solved| Arc::new(solved.packed)).collect())
+    store: &mut PackStore,
+) -> impl FnMut(&sensitivity::Layer<'_>, &[Format]) -> Result<Vec<Arc<PackedHost>>> {
+    move |layer, formats| {
+        interrupt::check()?;
+        let (rows, cols) = (layer.shape.0 as usize, layer.shape.1 as usize);
+        let weight = Weight { rows, cols, data: layer.weight };
+        let solved = method.solve(weight, formats, layer.hessian).with_context(|| {
+            Layer { block: layer.block, projection: Some(layer.projection) }.to_string()
+        })?;
+        let mut packed = Vec::with_capacity(formats.len());
+        for solved in solved {
+            store.put(layer.block, layer.projection, &solved.packed)?;
+            packed.push(Arc::new(solved.packed));
+        }
+        Ok(packed)
+    }
 }
 
 /// One projection, or all of a block.

@@ -78,16 +78,20 @@ impl Method {
         }
     }
 
-    /// The most bytes of host memory that compressing a block of this shape into any of these
-    /// formats takes at once, its packed matrices included.
-    pub fn block_bytes(self, shape: &ModelShape, formats: &[Format]) -> u64 {
+    /// The most bytes of host memory that compressing a block of this shape into one of these
+    /// formats takes at once, its packed matrices included. Those of the formats `together` are
+    /// held at once where sensitivity is measured.
+    pub fn block_bytes(self, shape: &ModelShape, formats: &[Format], together: &[Format]) -> u64 {
         let sizes = || Projection::ALL.map(|projection| shape.projection(projection));
-        let of = |format: &Format| {
-            let solved = sizes().map(|(n, k)| self.bytes(*format, n as usize, k as usize));
-            let packed: u64 = sizes().map(|(n, k)| format.bytes(n, k)).iter().sum();
-            solved.into_iter().max().unwrap_or(0) + packed
+        let solved = |format: &Format| {
+            let bytes = |(n, k): (u32, u32)| self.bytes(*format, n as usize, k as usize);
+            sizes().map(bytes).into_iter().max().unwrap_or(0)
         };
-        formats.iter().map(of).max().unwrap_or(0)
+        let packed =
+            |format: &Format| -> u64 { sizes().map(|(n, k)| format.bytes(n, k)).iter().sum() };
+        let solved = formats.iter().map(solved).max().unwrap_or(0);
+        let one = formats.iter().map(packed).max().unwrap_or(0);
+        solved + one.max(together.iter().map(packed).sum())
     }
 }
 

@@ -13,8 +13,9 @@ use super::calibrate::hash::model_hash;
 use super::calibrate::{CalibrationSet, Divergence, Runner, RunnerOptions, Spill, States};
 use super::choose::{Chooser, Chosen, known, paper_formats};
 use super::header::About;
-use super::options::{Named, Options, Wanted};
+use super::options::{Aim, Named, Options, Wanted};
 use super::solve::Weight;
+use super::time::StepTimes;
 use super::write::Writer;
 use crate::cli::report::Progress;
 use crate::data::{DataSpec, Dataset, load_eval};
@@ -30,8 +31,8 @@ const HELD_OUT: f64 = 0.1;
 const HELD_OUT_WINDOWS: usize = 64;
 
 /// What a process takes beside buffers that are counted: code, driver, tokenizer, and what the
-/// allocator keeps. With TinyLlama's shape it was 150 MiB on the `cpu` device.
-const PROCESS_BYTES: u64 = 160 << 20;
+/// allocator keeps.
+const PROCESS_BYTES: u64 = 128 << 20;
 
 /// Hidden states of more bytes than this go to a file where there is a budget.
 const SPILL_ABOVE_BYTES: u64 = 8 << 20;
@@ -131,7 +132,15 @@ pub fn run(options: &Options, source: &Source, device: &Device) -> Result<Outcom
     let fixed = known(options, &shape)?;
     let texts = Texts::load(options, source)?;
     let formats = formats(options, fixed.as_ref());
-    let runner_options = runner_options(options, &shape, &texts, formats)?;
+    // Before the model is there: what is timed has buffers of its own.
+    let times = match options.aim {
+        Aim::StepMs { tokens, .. } if fixed.is_none() => {
+            Some(StepTimes::measure(device, &shape, &formats, tokens, options.quiet)?)
+        }
+        _ => None,
+    };
+    let together = measured_formats(options, fixed.as_ref());
+    let runner_options = runner_options(options, &shape, &texts, (formats, together))?;
     let tensors = 7 * u64::from(shape.num_blocks) + 1;
     let mut loading = Progress::new("load", tensors, options.quiet);
     let mut runner =
@@ -145,7 +154,7 @@ pub fn run(options: &Options, source: &Source, device: &Device) -> Result<Outcom
     let tables = [tables.embedding, tables.head];
     let scratch = scratch(&options.out);
     let chooser = Chooser {
-        device,
+        times: times.as_ref(),
         runner: &mut runner,
         probes: &texts.probes,
         options,
@@ -153,7 +162,10 @@ pub fn run(options: &Options, source: &Source, device: &Device) -> Result<Outcom
         tables,
         scratch: &scratch,
     };
-    let chosen = chooser.choose()?;
+    let chosen = match fixed {
+        Some(policy) => Chosen::unmeasured(policy),
+        None => chooser.choose()?,
+    };
     let about = About {
         policy: chosen.policy.clone(),
         embedding: tables[0],
@@ -208,15 +220,25 @@ fn formats(options: &Options, fixed: Option<&Policy>) -> Vec<Format> {
     formats
 }
 
+/// The formats whose errors a policy is chosen by: a block is held in all of them at once.
+fn measured_formats(options: &Options, fixed: Option<&Policy>) -> Vec<Format> {
+    match (fixed, &options.policy) {
+        (Some(_), _) => Vec::new(),
+        (None, Wanted::Named(Named::Paper)) => paper_formats(options),
+        _ => options.candidates(),
+    }
+}
+
 fn runner_options(
     options: &Options,
     shape: &ModelShape,
     texts: &Texts,
-    formats: Vec<Format>,
+    (formats, together): (Vec<Format>, Vec<Format>),
 ) -> Result<RunnerOptions> {
     let mut runner = RunnerOptions::new(&formats, &texts.set);
     let Some(budget) = options.memory_budget else { return Ok(runner) };
-    let host = PROCESS_BYTES + options.method.block_bytes(shape, &formats) + 2 * SPILL_ABOVE_BYTES;
+    let block = options.method.block_bytes(shape, &formats, &together);
+    let host = PROCESS_BYTES + block + 2 * SPILL_ABOVE_BYTES;
     let left = budget.checked_sub(host).with_context(|| {
         format!(
             "compressing a block takes {} of host memory and --memory-budget allows {}: raise it, \

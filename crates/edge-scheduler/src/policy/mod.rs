@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    fn shape(num_blocks: u32) -> ModelShape {
+    pub(super) fn shape(num_blocks: u32) -> ModelShape {
         ModelShape {
             vocab_size: 139,
             hidden_size: 48,

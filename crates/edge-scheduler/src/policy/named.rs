@@ -253,21 +253,9 @@ fn shares(errors: &[f64], sparsity: f64) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::shape;
     use super::super::{bits, sparsity};
     use super::*;
-
-    fn shape(num_blocks: u32) -> ModelShape {
-        ModelShape {
-            vocab_size: 139,
-            hidden_size: 48,
-            intermediate_size: 100,
-            num_blocks,
-            num_heads: 6,
-            num_kv_heads: 2,
-            head_dim: 8,
-            tied_head: false,
-        }
-    }
 
     fn target(bits: f64, sparsity: f64) -> Target {
         Target { bits, sparsity, template: Template::default() }
