@@ -47,6 +47,10 @@ pub enum Method {
     Lora,
     /// All weights
     Full,
+    /// The same over a base of 4 bits everywhere
+    Qlora,
+    /// LoRA adapters in the top window of layers alone, gradients through it alone
+    Partial,
     /// LoRA adapters in one window of layers a step, an exit per window, voting
     #[default]
     Edge,
@@ -58,6 +62,8 @@ impl Method {
         match self {
             Self::Lora => "lora",
             Self::Full => "full",
+            Self::Qlora => "qlora",
+            Self::Partial => "partial",
             Self::Edge => "edge",
         }
     }
@@ -97,6 +103,91 @@ pub enum WindowOrder {
     Random,
     /// From the bottom up, each for its share of the steps
     Sequential,
+}
+
+/// What lies below a window while it is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Semantics {
+    /// The other windows' adapters, which go on moving
+    #[default]
+    Stacked,
+    /// Finished adapters: windows are trained one after the other, from the bottom up
+    Progressive,
+}
+
+/// Shares of a run, written `1,1,2`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Shares(pub Vec<f64>);
+
+impl FromStr for Shares {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let share = |part: &str| {
+            let share = part.trim().parse::<f64>().ok();
+            share.filter(|share| *share > 0.0 && share.is_finite())
+        };
+        let shares: Option<Vec<f64>> = text.split(',').map(share).collect();
+        let wrong = || format!("{text:?} is no list of shares: write it as 1,1,2");
+        shares.map(Self).ok_or_else(wrong)
+    }
+}
+
+impl TryFrom<String> for Shares {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Shares> for String {
+    fn from(shares: Shares) -> Self {
+        shares.0.iter().map(f64::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// Where hidden states below a window that is trained alone are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum TrunkCache {
+    /// In the run directory, until the run ends
+    #[default]
+    Auto,
+    /// Nowhere: the trunk is run each time
+    Off,
+    /// In this folder, for later runs
+    Folder(PathBuf),
+}
+
+impl From<String> for TrunkCache {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "auto" => Self::Auto,
+            "off" => Self::Off,
+            _ => Self::Folder(text.into()),
+        }
+    }
+}
+
+impl FromStr for TrunkCache {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(text.to_owned().into())
+    }
+}
+
+impl From<TrunkCache> for String {
+    fn from(cache: TrunkCache) -> Self {
+        match cache {
+            TrunkCache::Auto => "auto".into(),
+            TrunkCache::Off => "off".into(),
+            TrunkCache::Folder(dir) => dir.display().to_string(),
+        }
+    }
 }
 
 /// Bits of a frozen weight.
@@ -256,11 +347,17 @@ pub struct TuneFlags {
     #[arg(long, value_enum)]
     pub method: Option<Method>,
     /// Optimiser steps [default: 200]
-    #[arg(long, conflicts_with = "epochs")]
+    #[arg(long, conflicts_with_all = ["epochs", "max_seconds", "max_tokens"])]
     pub steps: Option<u64>,
     /// Passes over the training data, instead of steps
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["max_seconds", "max_tokens"])]
     pub epochs: Option<f64>,
+    /// Seconds of training, instead of steps; validation does not count
+    #[arg(long, value_name = "S", conflicts_with = "max_tokens")]
+    pub max_seconds: Option<f64>,
+    /// Tokens to train on, instead of steps
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u64>,
     /// Sequences a step [default: 4]
     #[arg(long)]
     pub batch_size: Option<usize>,
@@ -297,9 +394,21 @@ pub struct TuneFlags {
     /// all-linear, or a list such as q_proj,v_proj [default: all-linear]
     #[arg(long)]
     pub targets: Option<Targets>,
-    /// Windows of layers, each with an exit, for --method edge [default: 3]
+    /// Windows of layers, each with an exit, for --method edge; the share of the layers that
+    /// --method partial trains [default: 3]
     #[arg(long)]
     pub windows: Option<usize>,
+    /// What lies below a window while it is trained [default: stacked]
+    #[arg(long, value_enum)]
+    pub semantics: Option<Semantics>,
+    /// Shares of the run that progressive windows get, from the bottom up, such as 1,1,2
+    /// [default: equal]
+    #[arg(long, value_name = "LIST")]
+    pub window_shares: Option<Shares>,
+    /// Where hidden states below a window that is trained alone are kept: auto (in the run
+    /// directory until the run ends), off, or a folder, for later runs [default: auto]
+    #[arg(long, value_name = "WHERE")]
+    pub trunk_cache: Option<TrunkCache>,
     /// Which window a step trains [default: round-robin]
     #[arg(long, value_enum)]
     pub window_order: Option<WindowOrder>,

@@ -31,7 +31,7 @@ pub struct VoteLoss {
 /// `tune --json`; the keys in this order. What was not measured or predicted is null.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct TuneReport {
-    /// `lora`, `full` or `edge`.
+    /// `lora`, `full`, `qlora`, `partial` or `edge`.
     pub method: String,
     /// Name of the device.
     pub device: String,
@@ -158,7 +158,12 @@ impl Progress {
 
     /// One unit more is done; `message` says how it went.
     pub fn step(&mut self, message: impl FnOnce() -> String) {
-        self.position += 1;
+        self.reach(self.position + 1, message);
+    }
+
+    /// `position` units are done in all; `message` says how it went.
+    pub fn reach(&mut self, position: u64, message: impl FnOnce() -> String) {
+        self.position = position.min(self.len);
         let done = self.position == self.len;
         match &mut self.style {
             Style::Quiet => {}

@@ -1,16 +1,15 @@
 //! Tuning: jobs of the methods, the training step, the run.
 
+pub mod course;
 pub mod run;
 pub mod save;
 pub mod trainer;
 
 use anyhow::{Result, ensure};
 use edge_kernels::Format;
-use edge_kernels::util::SeededRng;
 use edge_scheduler::{BlockFormats, Job, Trained, Window};
-use rand::{RngExt, SeedableRng};
 
-use crate::cli::args::{Method, WindowOrder};
+use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
 use crate::session::Source;
 
@@ -32,16 +31,14 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
             job.trained = Trained::Full;
             job.blocks.fill(BlockFormats::uniform(Format::F32));
         }
-        Method::Lora => job.trained = lora,
-        Method::Edge => {
-            let blocks = source.config.num_hidden_layers;
-            ensure!(
-                options.windows <= blocks,
-                "--windows {} is more than the model's {blocks} blocks: give at most {blocks}",
-                options.windows
-            );
+        Method::Lora | Method::Qlora => job.trained = lora,
+        Method::Partial => {
             job.trained = lora;
-            job.windows = Window::split(blocks as u32, options.windows as u32);
+            job.windows = windows(options, source)?.split_off(options.windows - 1);
+        }
+        Method::Edge => {
+            job.trained = lora;
+            job.windows = windows(options, source)?;
             job.exit_norms = true;
             job.vote = job.windows.len() > 1;
         }
@@ -49,28 +46,13 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     Ok(job)
 }
 
-/// Which window each step trains.
-pub struct Order {
-    order: WindowOrder,
-    windows: usize,
-    steps: u64,
-    rng: SeededRng,
-}
-
-impl Order {
-    /// An order over a run of `steps` steps.
-    pub fn new(order: WindowOrder, windows: usize, steps: u64, seed: u64) -> Self {
-        Self { order, windows, steps, rng: SeededRng::seed_from_u64(seed) }
-    }
-
-    /// The window of step `step`; steps must be asked for in order.
-    pub fn window(&mut self, step: u64) -> usize {
-        let windows = self.windows as u64;
-        let index = match self.order {
-            WindowOrder::RoundRobin => step % windows,
-            WindowOrder::Random => self.rng.random_range(0..windows),
-            WindowOrder::Sequential => (step * windows / self.steps.max(1)).min(windows - 1),
-        };
-        index as usize
-    }
+/// The windows that the options ask for, over all blocks.
+fn windows(options: &TuneOptions, source: &Source) -> Result<Vec<Window>> {
+    let blocks = source.config.num_hidden_layers;
+    ensure!(
+        options.windows <= blocks,
+        "--windows {} is more than the model's {blocks} blocks: give at most {blocks}",
+        options.windows
+    );
+    Ok(Window::split(blocks as u32, options.windows as u32))
 }

@@ -7,8 +7,9 @@ use edge_gpu::{Device, OpTime};
 use edge_kernels::Category;
 use serde_json::{Map, Value, json};
 
+use super::course::{Budget, Course, Spent, Turn};
+use super::job;
 use super::trainer::{AdamW, StepOutcome, Trainer};
-use super::{Order, job};
 use crate::batch::{Batch, Sampler, check_seq_len};
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
@@ -72,23 +73,21 @@ pub fn run(
         run_dir,
         quiet,
         seq_len,
-        steps: options.total_steps(sampler.windows()),
+        budget: options.budget(sampler.windows()),
         outcomes: Vec::new(),
         step_ms: Vec::new(),
-        tokens: 0,
+        spent: Spent::default(),
         times: Vec::new(),
     };
     session.announce(source, mebibytes(plan.bytes()));
     let before = session.validate("validate before")?;
     device.take_profile();
-    let started = Instant::now();
     let interrupted = session.train(&mut sampler)?;
-    let seconds = started.elapsed().as_secs_f64();
     session.times.extend(device.take_profile());
     let after = session.validate("validate after")?;
     save::results(options, source, &session.trainer.model, &session.run_dir)?;
     device.unseal();
-    let mut report = session.report(seconds, before.as_ref(), after.as_ref(), device);
+    let mut report = session.report(before.as_ref(), after.as_ref(), device);
     report.predicted_peak_device_bytes = Some(plan.bytes());
     let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
     session.run_dir.write("result.json", text.as_bytes())?;
@@ -112,10 +111,10 @@ struct Session<'a> {
     run_dir: RunDir,
     quiet: bool,
     seq_len: usize,
-    steps: u64,
+    budget: Budget,
     outcomes: Vec<StepOutcome>,
     step_ms: Vec<f64>,
-    tokens: u64,
+    spent: Spent,
     /// Times of the ops in training, with `--profile`.
     times: Vec<OpTime>,
 }
@@ -126,7 +125,7 @@ impl Session<'_> {
         let trained: u64 = model.plan.groups.iter().map(|group| group.parameters()).sum();
         self.say(&format!(
             "{} on {}: {} blocks, {:.2} M parameters, {:.3} M trained, {} windows, {}; \
-             {} steps of {} x {} tokens; {} of device memory planned",
+             {}, {} x {} tokens a step; {} of device memory planned",
             options.method.name(),
             model.device.info().name,
             model.shape.num_blocks,
@@ -134,7 +133,7 @@ impl Session<'_> {
             trained as f64 / 1e6,
             model.exits.len(),
             source.precision(options.bits),
-            self.steps,
+            self.budget,
             options.batch_size,
             self.seq_len,
             planned,
@@ -167,41 +166,43 @@ impl Session<'_> {
         Ok(Some(result))
     }
 
-    /// Trains until the last step or Ctrl-C; says whether it was the latter.
+    /// Trains until the budget is used or Ctrl-C; says whether it was the latter.
     fn train(&mut self, sampler: &mut Sampler) -> Result<bool> {
         let options = self.options;
-        let windows = self.trainer.windows();
-        let mut order = Order::new(options.window_order, windows, self.steps, options.seed);
-        let mut progress = Progress::new("tune", self.steps, self.quiet);
-        let warmup = options.warmup_for(self.steps);
-        for step in 0..self.steps {
+        let mut course = Course::new(options, self.trainer.windows(), self.budget);
+        let (len, _) = self.budget.progress(self.spent);
+        let mut progress = Progress::new("tune", len, self.quiet);
+        while let Some(turn) = course.next(self.spent) {
             if interrupt::requested() {
                 progress.finish();
                 return Ok(true);
             }
-            let lr = options.schedule.learning_rate(options.lr, step, self.steps, warmup);
-            let window = order.window(step);
-            let batches = self.batches(&self.data.train, sampler);
             let started = Instant::now();
-            let outcome = self.trainer.step(window, &batches, lr)?;
+            let batches = self.batches(&self.data.train, sampler);
+            let outcome = self.trainer.step(turn.window, &batches, turn.lr)?;
             let ms = started.elapsed().as_secs_f64() * 1e3;
+            let tokens: usize = batches.iter().map(|batch| batch.ids.len()).sum();
+            self.spent.steps += 1;
+            self.spent.seconds += ms / 1e3;
+            self.spent.tokens += tokens as u64;
             self.step_ms.push(ms);
-            let tokens = (options.batch_size * self.seq_len) as u64;
-            self.tokens += tokens;
             self.outcomes.push(outcome);
-            self.record(step, window, lr, ms, &outcome)?;
+            self.record(turn, ms, &outcome)?;
             let peak = self.trainer.model.device.memory().peak_total;
-            progress.step(|| {
+            let (_, position) = self.budget.progress(self.spent);
+            progress.reach(position, || {
                 format!(
-                    "loss {:.4}, lr {lr:.2e}, {:.0} tokens/s, peak {}",
+                    "loss {:.4}, lr {:.2e}, {:.0} tokens/s, peak {}",
                     outcome.loss,
+                    turn.lr,
                     tokens as f64 / ms * 1e3,
                     mebibytes(peak)
                 )
             });
-            let due = options.eval_every > 0 && (step + 1) % options.eval_every == 0;
-            if due && step + 1 < self.steps {
-                self.validate_during(step + 1)?;
+            let steps = self.spent.steps;
+            let due = options.eval_every > 0 && steps.is_multiple_of(options.eval_every);
+            if due && self.budget.done(self.spent) < 1.0 {
+                self.validate_during(steps)?;
             }
         }
         progress.finish();
@@ -215,7 +216,8 @@ impl Session<'_> {
         // The profile is of training alone.
         device.take_profile();
         let Some(result) = result else { return Ok(()) };
-        let record = json!({"step": step, "val_loss": result.last(), "val_exits": result.exits,
+        let record = json!({"step": step, "seconds": self.spent.seconds,
+            "tokens": self.spent.tokens, "val_loss": result.last(), "val_exits": result.exits,
             "val_vote": result.vote});
         self.run_dir.metric(&record)
     }
@@ -226,28 +228,21 @@ impl Session<'_> {
         (0..count).map(|_| sampler.next_batch(stream, micro)).collect()
     }
 
-    fn record(
-        &mut self,
-        step: u64,
-        window: usize,
-        lr: f64,
-        ms: f64,
-        outcome: &StepOutcome,
-    ) -> Result<()> {
+    fn record(&mut self, turn: Turn, ms: f64, outcome: &StepOutcome) -> Result<()> {
         self.run_dir.metric(&json!({
-            "step": step + 1,
-            "exit": window + 1,
+            "step": self.spent.steps,
+            "exit": turn.window + 1,
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
-            "lr": lr,
+            "lr": turn.lr,
             "step_ms": ms,
-            "tokens": self.tokens,
+            "seconds": self.spent.seconds,
+            "tokens": self.spent.tokens,
         }))
     }
 
     fn report(
         &self,
-        seconds: f64,
         before: Option<&Evaluation>,
         after: Option<&Evaluation>,
         device: &Device,
@@ -277,9 +272,9 @@ impl Session<'_> {
             method: self.options.method.name().into(),
             device: device.info().name.clone(),
             steps: self.outcomes.len() as u64,
-            tokens: self.tokens,
+            tokens: self.spent.tokens,
             trained_tokens: self.outcomes.iter().map(|o| o.trained_tokens).sum(),
-            tokens_per_second: self.tokens as f64 / seconds.max(1e-9),
+            tokens_per_second: self.spent.tokens as f64 / self.spent.seconds.max(1e-9),
             step_ms_median: sorted.get(sorted.len() / 2).copied().unwrap_or(0.0),
             train_loss: losses.iter().sum::<f64>() / losses.len().max(1) as f64,
             val_loss_before: before.map(|r| if many { r.vote } else { r.last() }),
