@@ -177,10 +177,10 @@ fn a_window_gradient_equals_the_full_pass_at_its_exit() {
     // whether or not the blocks below keep activations.
     let tiny = tiny();
     let device = cpu();
-    let windowed = tiny.edge(&device, Format::F32);
+    let mut windowed = tiny.edge(&device, Format::F32);
     let mut job = tiny.job(Format::F32, Format::F16, lora(), 1);
     job.exit_norms = true;
-    let whole = Trainer::new(tiny.load(&device, &job), AdamW::default());
+    let mut whole = Trainer::new(tiny.load(&device, &job), AdamW::default());
     windowed.gradients(1, &[batch()], 46).expect("gradients");
     whole.gradients(0, &[batch()], 46).expect("gradients");
     let whole = whole.read_gradients(0).expect("gradients");

@@ -26,6 +26,8 @@ pub struct Batch {
     pub seq_len: usize,
     /// Targets that count.
     pub trained_tokens: usize,
+    /// Number of each sequence among those of its data.
+    pub indices: Vec<u32>,
 }
 
 impl Batch {
@@ -41,7 +43,9 @@ impl Batch {
             targets.extend_from_slice(&sequence[1..]);
             targets.push(IGNORE);
         }
-        Self { ids, targets, sequences, seq_len, trained_tokens: sequences * (seq_len - 1) }
+        let trained_tokens = sequences * (seq_len - 1);
+        let indices = (0..sequences as u32).collect();
+        Self { ids, targets, sequences, seq_len, trained_tokens, indices }
     }
 }
 
@@ -158,16 +162,18 @@ impl Sampler {
     /// The next `sequences` windows; a batch may end one epoch and begin the next.
     pub fn next_batch(&mut self, stream: &Stream, sequences: usize) -> Batch {
         let mut ids = Vec::with_capacity(sequences * self.seq_len);
+        let mut indices = Vec::with_capacity(sequences);
         for _ in 0..sequences {
             if self.position.index == self.order.len() {
                 self.position = Position { epoch: self.position.epoch + 1, index: 0 };
                 self.shuffle();
             }
+            indices.push(self.order[self.position.index]);
             let start = self.order[self.position.index] as usize * self.seq_len;
             ids.extend_from_slice(&stream.ids[start..start + self.seq_len]);
             self.position.index += 1;
         }
-        Batch::new(ids, self.seq_len)
+        Batch { indices, ..Batch::new(ids, self.seq_len) }
     }
 
     /// Fisher and Yates' shuffle of 0.., written out so that no release of `rand` changes it.

@@ -12,6 +12,7 @@ mod inspect;
 pub mod options;
 pub mod report;
 mod tune;
+mod values;
 
 use std::process::ExitCode;
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::profile::ProfileReport;
+use crate::tune::trunk_cache::CacheReport;
 
 /// Validation loss at an exit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -63,6 +64,9 @@ pub struct TuneReport {
     pub peak_device_bytes_by_category: Map<String, Value>,
     /// Most memory of the process, bytes.
     pub peak_host_bytes: Option<u64>,
+    /// What the cache of hidden states did, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trunk_cache: Option<CacheReport>,
     /// What the plan said of `peak_device_bytes`.
     pub predicted_peak_device_bytes: Option<u64>,
     /// What the plan said of a step, ms.

@@ -12,6 +12,8 @@ pub mod linear;
 pub mod load;
 pub mod workspace;
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice};
 use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
@@ -265,14 +267,22 @@ impl Model {
         let slot = &self.workspace.slots[0];
         self.embed(recorder, g.rows(), &slot.x);
         for block in 0..end {
-            self.block_forward(recorder, block, slot, Onward::InPlace, false, g);
+            self.run_blocks(recorder, block..block + 1, g);
             if let Some(exit) = self.exits.iter().position(|exit| exit.after == block + 1) {
                 at_exit(recorder, exit, &slot.x);
             }
         }
     }
 
-    /// The residual stream that [`Model::run_block`] works on: `[rows, d]`.
+    /// Runs these blocks in place on [`Model::stream`].
+    pub(crate) fn run_blocks(&self, recorder: &mut Recorder, blocks: Range<u32>, g: Geometry) {
+        let slot = &self.workspace.slots[0];
+        for block in blocks {
+            self.block_forward(recorder, block, slot, Onward::InPlace, false, g);
+        }
+    }
+
+    /// The residual stream that blocks work on in place: `[rows, d]`.
     pub(crate) fn stream(&self) -> &Slice {
         &self.workspace.slots[0].x
     }
@@ -290,8 +300,8 @@ impl Model {
         self.block_forward_tapped(recorder, index, slot, Onward::InPlace, false, g, tap);
     }
 
-    /// Runs forward to a window's exit, keeping what its blocks need for the way back. Returns the
-    /// residual stream at the exit.
+    /// Runs a window forward from [`Model::stream`] at its lower edge, keeping what its blocks
+    /// need for the way back. Returns the residual stream at the exit.
     pub(crate) fn window_forward(
         &self,
         recorder: &mut Recorder,
@@ -300,7 +310,6 @@ impl Model {
     ) -> Result<Slice> {
         let ws = &self.workspace;
         let last = ws.x_out.as_ref().context("the model was not built for training")?;
-        self.trunk(recorder, window.first, g, |_, _, _| {});
         for block in window.first..window.end {
             let depth = (block - window.first) as usize;
             let onward = match block + 1 == window.end {

@@ -1,9 +1,11 @@
 //! Tuning: jobs of the methods, the training step, the run.
 
+pub mod cache;
 pub mod course;
 pub mod run;
 pub mod save;
 pub mod trainer;
+pub mod trunk_cache;
 
 use anyhow::{Result, ensure};
 use edge_kernels::Format;

@@ -21,7 +21,7 @@ use crate::model::{LoraInit, Model};
 use crate::profile::ProfileReport;
 use crate::run_dir::RunDir;
 use crate::session::{Source, check_budget, mebibytes};
-use crate::tune::save;
+use crate::tune::{cache, save};
 
 /// How a run ended.
 pub struct Outcome {
@@ -59,13 +59,16 @@ pub fn run(
     })?;
     loading.finish();
     device.seal();
+    cache::prepare(options)?;
     // Only now is everything checked: a run that cannot start leaves nothing behind.
     let run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
     run_dir.write_config(options)?;
-    let trainer = Trainer::new(
+    let mut trainer = Trainer::new(
         model,
         AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() },
     );
+    let sequences = sampler.windows() as u64;
+    trainer.cache = cache::open(options, source, &trainer.model, &data, sequences, &run_dir)?;
     let mut session = Session {
         options,
         data: &data,
@@ -172,12 +175,16 @@ impl Session<'_> {
         let mut course = Course::new(options, self.trainer.windows(), self.budget);
         let (len, _) = self.budget.progress(self.spent);
         let mut progress = Progress::new("tune", len, self.quiet);
+        let mut phase = None;
         while let Some(turn) = course.next(self.spent) {
             if interrupt::requested() {
                 progress.finish();
                 return Ok(true);
             }
             let started = Instant::now();
+            if phase.replace(turn.phase) != Some(turn.phase) {
+                self.trainer.begin(turn.window)?;
+            }
             let batches = self.batches(&self.data.train, sampler);
             let outcome = self.trainer.step(turn.window, &batches, turn.lr)?;
             let ms = started.elapsed().as_secs_f64() * 1e3;
@@ -285,6 +292,7 @@ impl Session<'_> {
             peak_device_bytes: memory.peak_total,
             peak_device_bytes_by_category: by_category,
             peak_host_bytes: peak_host_bytes(),
+            trunk_cache: self.trainer.cache.as_ref().map(|cache| cache.report()),
             predicted_peak_device_bytes: None,
             predicted_step_ms: None,
             profile: self.options.profile.then(|| {
