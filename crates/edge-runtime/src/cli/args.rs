@@ -282,7 +282,7 @@ pub struct DevicesArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, ValueEnum};
     use clap::error::ErrorKind;
 
     use super::*;
