@@ -103,6 +103,7 @@ impl Golden {
             positions: 48,
             vote: false,
             calibration: None,
+            recompute: false,
         }
     }
 

@@ -91,9 +91,27 @@ pub struct Job {
     pub vote: bool,
     /// What calibration needs, where the job is one.
     pub calibration: Option<Calibration>,
+    /// Whether blocks keep only their input for the backward pass, which runs them forward again
+    /// (Chen et al. 2016, arXiv 1604.06174).
+    pub recompute: bool,
 }
 
 impl Job {
+    /// Blocks of the deepest window.
+    pub fn depth(&self) -> u32 {
+        self.windows.iter().map(|window| window.depth()).max().unwrap_or(1)
+    }
+
+    /// Sets of activations: one for each block of a window that keeps them, else one for all.
+    pub fn slots(&self) -> u32 {
+        if self.training && !self.recompute { self.depth() } else { 1 }
+    }
+
+    /// Inputs of blocks that are kept for recomputation; the top block's is in its slot.
+    pub fn kept_inputs(&self) -> u32 {
+        if self.training && self.recompute { self.depth() - 1 } else { 0 }
+    }
+
     /// The formats that the matrix of a projection of this block may be in, the first one first.
     pub fn projection_formats(
         &self,
@@ -370,11 +388,10 @@ impl Builder<'_> {
         self.add("normed", act, columns(d));
         self.add("rstd", act, rows);
         self.add("hidden", act, columns(shape.intermediate_size));
-        let slots = match self.job.training {
-            true => self.job.windows.iter().map(|w| w.depth()).max().unwrap_or(1),
-            false => 1,
-        };
-        for slot in 0..slots {
+        for kept in 0..self.job.kept_inputs() {
+            self.add(format!("kept.{kept}.x"), act, columns(d));
+        }
+        for slot in 0..self.job.slots() {
             let mut add = |name: &str, words| self.add(format!("slot.{slot}.{name}"), act, words);
             add("x", columns(d));
             add("q", columns(q));

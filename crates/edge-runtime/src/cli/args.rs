@@ -164,6 +164,10 @@ pub struct TuneFlags {
     /// Steps between validations; 0: only before and after [default: 0]
     #[arg(long)]
     pub eval_every: Option<u64>,
+    /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
+    /// memory, more time
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub recompute: Option<bool>,
     /// Time each kernel, and print a table of it
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub profile: Option<bool>,
@@ -282,8 +286,8 @@ pub struct DevicesArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, ValueEnum};
     use clap::error::ErrorKind;
+    use clap::{CommandFactory, ValueEnum};
 
     use super::*;
 

@@ -91,6 +91,9 @@ pub struct TuneOptions {
     /// Weights that share a scale; `None`: 32, or as a compressed checkpoint has it.
     #[serde(default)]
     pub group_size: Option<usize>,
+    /// Keep only the inputs of blocks for the backward pass.
+    #[serde(default)]
+    pub recompute: bool,
     /// Steps between validations; 0: only before and after.
     pub eval_every: u64,
     /// Time each kernel.
@@ -156,6 +159,7 @@ impl TuneFlags {
             bits: self.bits.or(file.bits),
             group_size: self.group_size.or(file.group_size),
             eval_every: self.eval_every.or(file.eval_every),
+            recompute: self.recompute.or(file.recompute),
             profile: self.profile.or(file.profile),
         }
     }
@@ -218,6 +222,7 @@ impl TuneFlags {
             bits: self.bits,
             group_size: self.group_size,
             eval_every: self.eval_every.unwrap_or(0),
+            recompute: self.recompute.unwrap_or(false),
             profile: self.profile.unwrap_or(false),
         };
         options.check()?;

@@ -266,7 +266,8 @@ impl Model {
         ));
     }
 
-    fn copy_rows(&self, recorder: &mut Recorder, rows: u32, from: &Slice, to: &Slice) {
+    /// Copies a residual stream `[rows, d]`.
+    pub(super) fn copy_rows(&self, recorder: &mut Recorder, rows: u32, from: &Slice, to: &Slice) {
         let count = rows * self.shape.hidden_size;
         let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
         recorder.push(copy::dispatch(params, from.clone(), to.clone()));

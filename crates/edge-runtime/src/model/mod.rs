@@ -310,6 +310,15 @@ impl Model {
     ) -> Result<Slice> {
         let ws = &self.workspace;
         let last = ws.x_out.as_ref().context("the model was not built for training")?;
+        if self.job.recompute {
+            let top = window.end - 1;
+            for (block, kept) in (window.first..top).zip(&ws.kept) {
+                self.copy_rows(recorder, g.rows(), self.stream(), kept);
+                self.run_blocks(recorder, block..block + 1, g);
+            }
+            self.block_forward(recorder, top, self.slot(0), Onward::Kept(last), false, g);
+            return Ok(last.clone());
+        }
         for block in window.first..window.end {
             let depth = (block - window.first) as usize;
             let onward = match block + 1 == window.end {
@@ -328,7 +337,13 @@ impl Model {
     pub(crate) fn window_backward(&self, recorder: &mut Recorder, window: Window, g: Geometry) {
         let full = self.job.trained == Trained::Full;
         for block in (window.first..window.end).rev() {
-            let slot = self.slot((block - window.first) as usize);
+            let depth = (block - window.first) as usize;
+            let slot = self.slot(if self.job.recompute { 0 } else { depth });
+            let kept = self.workspace.kept.get(depth).filter(|_| block + 1 < window.end);
+            if let (Some(kept), Some(out)) = (kept, &self.workspace.x_out) {
+                self.copy_rows(recorder, g.rows(), kept, &slot.x);
+                self.block_forward(recorder, block, slot, Onward::Kept(out), false, g);
+            }
             self.block_backward(recorder, block, slot, full || block > window.first, g);
         }
     }

@@ -23,6 +23,7 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     let formats = source.formats(options.bits, options.group_size)?;
     let mut job = source.job(formats, options.micro_batch as u32, seq_len as u32);
     job.training = true;
+    job.recompute = options.recompute;
     job.optimizer = options.optimizer.into();
     let lora = Trained::Lora {
         rank: options.rank as u32,

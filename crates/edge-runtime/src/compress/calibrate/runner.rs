@@ -377,6 +377,7 @@ fn job(
         cache: None,
         positions: seq_len,
         vote: false,
+        recompute: false,
         calibration: Some(calibration),
     }
 }
