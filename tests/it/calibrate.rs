@@ -123,6 +123,7 @@ impl Tiny {
             vote: false,
             calibration: None,
             recompute: false,
+            phases: false,
         }
     }
 

@@ -104,6 +104,7 @@ impl Golden {
             vote: false,
             calibration: None,
             recompute: false,
+            phases: false,
         }
     }
 

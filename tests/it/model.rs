@@ -60,6 +60,7 @@ impl Tiny {
             vote: windows > 1,
             calibration: None,
             recompute: false,
+            phases: false,
         }
     }
 
@@ -169,6 +170,32 @@ fn a_step_changes_its_window_and_nothing_else() {
                 assert_eq!(changed, index == window, "window {index} in a step of {window}");
             }
         }
+    }
+}
+
+#[test]
+fn windows_in_phases_share_moments_and_train_alike() {
+    let tiny = tiny();
+    for optimizer in [Optimizer::AdamW, Optimizer::AdamW8bit] {
+        let run = |phases: bool| {
+            let job = tiny.job(Format::Q8, Format::F16, lora(), 3);
+            let job = Job { optimizer, phases, ..job };
+            let mut trainer = Trainer::new(tiny.load(&cpu(), &job), AdamW::default());
+            let mut losses = Vec::new();
+            for window in 0..3 {
+                trainer.begin(window).expect("a phase");
+                for _ in 0..3 {
+                    losses.push(trainer.step(window, &[batch()], 1e-2).expect("a step").loss);
+                }
+            }
+            let bytes = trainer.model.plan.bytes_by_category()[Category::Optimizer.index()];
+            (losses, bytes)
+        };
+        let ((own, own_bytes), (shared, shared_bytes)) = (run(false), run(true));
+        assert_eq!(own, shared);
+        // Windows of 1, 1 and 2 blocks: the largest of them instead of all.
+        let share = shared_bytes as f64 / own_bytes as f64;
+        assert!((0.4..0.6).contains(&share), "{shared_bytes} of {own_bytes}");
     }
 }
 

@@ -138,6 +138,7 @@ impl Source {
             vote: false,
             calibration: None,
             recompute: false,
+            phases: false,
         }
     }
 }

@@ -94,6 +94,9 @@ pub struct Job {
     /// Whether blocks keep only their input for the backward pass, which runs them forward again
     /// (Chen et al. 2016, arXiv 1604.06174).
     pub recompute: bool,
+    /// Whether each window is trained in a phase of its own and is finished behind it, so that one
+    /// window's moments suffice.
+    pub phases: bool,
 }
 
 impl Job {
@@ -318,22 +321,26 @@ impl Builder<'_> {
 
     fn parameters(&mut self, groups: &[Group]) {
         let values = if self.full() { Category::Weights } else { Category::Adapters };
-        let mut gradients: Vec<u64> = Vec::new();
+        // Of the largest arena of each number: what windows take in turns.
+        let mut most: Vec<u64> = Vec::new();
         for (index, group) in groups.iter().enumerate() {
             for (arena, &words) in group.arenas.iter().enumerate() {
                 self.add(format!("group.{index}.values.{arena}"), values, words);
-                if self.job.training {
+                if self.job.training && !self.job.phases {
                     self.moments(&format!("group.{index}"), arena, words);
                 }
-                if gradients.len() == arena {
-                    gradients.push(0);
+                if most.len() == arena {
+                    most.push(0);
                 }
-                gradients[arena] = gradients[arena].max(words);
+                most[arena] = most[arena].max(words);
             }
         }
         if self.job.training {
-            for (arena, &words) in gradients.iter().enumerate() {
+            for (arena, &words) in most.iter().enumerate() {
                 self.add(format!("gradients.{arena}"), Category::Gradients, words);
+                if self.job.phases {
+                    self.moments("phase", arena, words);
+                }
             }
         }
     }

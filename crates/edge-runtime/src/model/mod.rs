@@ -18,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice};
 use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
+use edge_kernels::ops::optim::adamw_8bit;
 use edge_scheduler::{DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window};
 
 use self::block::{Geometry, Onward};
@@ -451,26 +452,43 @@ fn scaling(config: &RopeScaling) -> Scaling {
 }
 
 fn groups(pool: &mut Pool<'_>, plan: &Plan, job: &Job) -> Result<Vec<GroupBuffers>> {
-    let (training, eight) = (job.training, job.optimizer == Optimizer::AdamW8bit);
-    let arenas = plan.groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0);
-    let count = if training { arenas } else { 0 };
-    let gradients = (0..count)
-        .map(|arena| pool.zeroed(&format!("gradients.{arena}")))
-        .collect::<Result<Vec<_>>>()?;
-    let mut groups = Vec::new();
+    let eight = job.optimizer == Optimizer::AdamW8bit;
+    let most = plan.groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0);
+    let mut take = |what: &str, arenas: usize| {
+        let names = (0..arenas).map(|arena| format!("{what}.{arena}"));
+        names.map(|name| pool.zeroed(&name)).collect::<Result<Vec<_>>>()
+    };
+    let gradients = take("gradients", if job.training { most } else { 0 })?;
+    let mut moments = |owner: &str, arenas: usize| {
+        let arenas = if job.training { arenas } else { 0 };
+        let (m, v) = (take(&format!("{owner}.m"), arenas)?, take(&format!("{owner}.v"), arenas)?);
+        let largest = take(&format!("{owner}.largest"), if eight { arenas } else { 0 })?;
+        Ok::<_, anyhow::Error>([m, v, largest])
+    };
+    let shared = if job.phases { Some(moments("phase", most)?) } else { None };
+    let mut own = Vec::new();
     for (index, group) in plan.groups.iter().enumerate() {
-        let mut take = |what: &str, exists: bool| {
-            let count = if exists { group.arenas.len() } else { 0 };
-            (0..count)
-                .map(|arena| pool.zeroed(&format!("group.{index}.{what}.{arena}")))
-                .collect::<Result<Vec<_>>>()
+        own.push(match &shared {
+            Some(shared) => shared.clone(),
+            None => moments(&format!("group.{index}"), group.arenas.len())?,
+        });
+    }
+    let mut groups = Vec::new();
+    for (index, (group, [m, v, largest])) in plan.groups.iter().zip(own).enumerate() {
+        let words = |word_count: fn(u64) -> u64, slices: Vec<Slice>| -> Vec<Slice> {
+            let arenas = slices.iter().zip(&group.arenas);
+            arenas.map(|(slice, &words)| slice.buffer().slice(0, word_count(words))).collect()
+        };
+        let (moment, largest_words): (fn(u64) -> u64, _) = match eight {
+            true => (adamw_8bit::moment_words, adamw_8bit::largest_words),
+            false => (|words| words, adamw_8bit::largest_words),
         };
         groups.push(GroupBuffers {
-            values: take("values", true)?,
-            m: take("m", training)?,
-            v: take("v", training)?,
-            largest: take("largest", training && eight)?,
-            gradients: gradients.iter().take(group.arenas.len()).cloned().collect(),
+            values: take(&format!("group.{index}.values"), group.arenas.len())?,
+            m: words(moment, m),
+            v: words(moment, v),
+            largest: words(largest_words, largest),
+            gradients: words(|words| words, gradients.clone()),
         });
     }
     Ok(groups)

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use edge_kernels::Format;
 use edge_scheduler::{BlockFormats, Job, Trained, Window};
 
-use crate::cli::args::Method;
+use crate::cli::args::{Method, Semantics};
 use crate::cli::options::TuneOptions;
 use crate::session::Source;
 
@@ -42,6 +42,7 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
         Method::Edge => {
             job.trained = lora;
             job.windows = windows(options, source)?;
+            job.phases = options.semantics == Semantics::Progressive;
             job.exit_norms = true;
             job.vote = job.windows.len() > 1;
         }

@@ -73,10 +73,20 @@ impl Trainer {
     }
 
     /// Says that windows below `index` are finished: from now on what lies below it is fixed.
+    /// Where windows are trained in phases, its moments start at zero.
     ///
     /// # Errors
-    /// The cache cannot be opened.
+    /// The cache cannot be opened, or the device fails.
     pub fn begin(&mut self, index: usize) -> Result<()> {
+        if self.model.job.phases {
+            let group = &self.model.groups[index];
+            let mut recorder = self.model.device.recorder();
+            for moments in group.m.iter().chain(&group.v).chain(&group.largest) {
+                recorder.push(fill::dispatch(moments.words() as u32, 0.0, moments.clone()));
+            }
+            recorder.submit()?;
+            self.updates[index] = 0;
+        }
         let Some(cache) = &mut self.cache else { return Ok(()) };
         cache.begin(&self.model, self.model.job.windows[index].first)
     }

@@ -378,6 +378,7 @@ fn job(
         positions: seq_len,
         vote: false,
         recompute: false,
+        phases: false,
         calibration: Some(calibration),
     }
 }
