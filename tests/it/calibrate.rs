@@ -122,6 +122,7 @@ impl Tiny {
             positions: SEQ_LEN as u32,
             vote: false,
             calibration: None,
+            eval_batch: 1,
             recompute: false,
             phases: false,
         }

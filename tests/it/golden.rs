@@ -103,6 +103,7 @@ impl Golden {
             positions: 48,
             vote: false,
             calibration: None,
+            eval_batch: 2,
             recompute: false,
             phases: false,
         }

@@ -59,6 +59,7 @@ impl Tiny {
             positions: SEQ_LEN as u32,
             vote: windows > 1,
             calibration: None,
+            eval_batch: 2,
             recompute: false,
             phases: false,
         }

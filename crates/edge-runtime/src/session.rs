@@ -137,6 +137,7 @@ impl Source {
             positions: seq_len,
             vote: false,
             calibration: None,
+            eval_batch: batch,
             recompute: false,
             phases: false,
         }

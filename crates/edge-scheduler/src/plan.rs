@@ -26,7 +26,7 @@ pub const MAX_SHARD_BYTES: u64 = 64 << 20;
 pub const VOCAB_CHUNK: u32 = 8192;
 
 /// Bytes of a chunk of logits (tokens × vocabulary rows).
-pub const LOGITS_BYTES: u64 = 8 << 20;
+pub const LOGITS_BYTES: u64 = 4 << 20;
 
 /// Row blocks in the first pass of the gradient of a norm's weight.
 pub const NORM_GRAD_PARTS: u32 = 16;
@@ -81,6 +81,8 @@ pub struct Job {
     pub training: bool,
     /// Sequences in a pass (micro-batch).
     pub batch: u32,
+    /// Sequences in a pass that compares exits: their residual streams are all kept.
+    pub eval_batch: u32,
     /// Tokens of a sequence in a pass.
     pub seq_len: u32,
     /// Positions of the key-value cache of each block, for generation.
@@ -247,6 +249,11 @@ impl Builder<'_> {
         u64::from(self.job.batch) * u64::from(self.job.seq_len)
     }
 
+    /// Tokens of a pass that compares exits.
+    fn compared_rows(&self) -> u64 {
+        u64::from(self.job.eval_batch) * u64::from(self.job.seq_len)
+    }
+
     fn rank(&self) -> u32 {
         match self.job.trained {
             Trained::Lora { rank, .. } => rank,
@@ -370,16 +377,17 @@ impl Builder<'_> {
         let fitting = LOGITS_BYTES / (4 * u64::from(chunk));
         // Chunks of 64 tokens keep the offsets of their rows aligned.
         let tokens = (fitting / 64 * 64).max(64).min(self.rows()) as u32;
-        let words = u64::from(tokens) * u64::from(chunk);
-        self.add("logits", Category::Logits, words);
+        self.add("logits", Category::Logits, u64::from(tokens) * u64::from(chunk));
         self.add("loss", Category::Logits, 2);
+        let (rows, compared) = (self.rows(), self.compared_rows());
+        self.add("stats.0", Category::Logits, 3 * rows);
         if self.job.vote {
-            self.add("votes", Category::Logits, words);
-            self.add("vote_stats", Category::Logits, 3 * self.rows());
-        }
-        let exits = if self.job.vote { self.job.windows.len() } else { 1 };
-        for exit in 0..exits {
-            self.add(format!("stats.{exit}"), Category::Logits, 3 * self.rows());
+            let votes = u64::from(tokens).min(compared) * u64::from(chunk);
+            self.add("votes", Category::Logits, votes);
+            self.add("vote_stats", Category::Logits, 3 * compared);
+            for exit in 1..self.job.windows.len() {
+                self.add(format!("stats.{exit}"), Category::Logits, 3 * compared);
+            }
         }
         tokens
     }
@@ -433,7 +441,8 @@ impl Builder<'_> {
         }
         if self.job.vote {
             for exit in 0..self.job.windows.len() {
-                self.add(format!("exit.{exit}.x"), act, columns(d));
+                let words = self.compared_rows() * u64::from(d);
+                self.add(format!("exit.{exit}.x"), act, words);
             }
         }
     }

@@ -15,6 +15,10 @@ use crate::cli::args::{Method, Semantics};
 use crate::cli::options::TuneOptions;
 use crate::session::Source;
 
+/// Tokens that are validated at once, or one sequence: more would take memory that training does
+/// not need.
+const EVAL_TOKENS: usize = 512;
+
 /// The job of a method.
 ///
 /// # Errors
@@ -24,6 +28,8 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     let mut job = source.job(formats, options.micro_batch as u32, seq_len as u32);
     job.training = true;
     job.recompute = options.recompute;
+    let compared = EVAL_TOKENS / seq_len.max(1);
+    job.eval_batch = compared.clamp(1, options.micro_batch) as u32;
     job.optimizer = options.optimizer.into();
     let lora = Trained::Lora {
         rank: options.rank as u32,

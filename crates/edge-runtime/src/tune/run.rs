@@ -150,7 +150,7 @@ impl Session<'_> {
     fn validate(&self, label: &'static str) -> Result<Option<Evaluation>> {
         let Some(stream) = &self.data.valid else { return Ok(None) };
         let model = &self.trainer.model;
-        let sequences = self.options.micro_batch;
+        let sequences = model.job.eval_batch as usize;
         let count = stream.ids.len().div_ceil(self.seq_len * sequences) as u64;
         let mut progress = Progress::new(label, count, self.quiet);
         let batches = stream.eval_batches(self.seq_len, sequences, None)?;

@@ -377,6 +377,7 @@ fn job(
         cache: None,
         positions: seq_len,
         vote: false,
+        eval_batch: batch,
         recompute: false,
         phases: false,
         calibration: Some(calibration),
