@@ -9,6 +9,7 @@ use edge_kernels::{Category, Format, Packing};
 use edge_runtime::batch::Batch;
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::config::ModelConfig;
+use edge_runtime::data::{Example, Stream};
 use edge_runtime::exits::Vote;
 use edge_runtime::generate::Sampling;
 use edge_runtime::model::{LoraInit, Model};
@@ -169,6 +170,36 @@ fn a_step_changes_its_window_and_nothing_else() {
             for index in 0..2 {
                 let changed = before[index] != after[index];
                 assert_eq!(changed, index == window, "window {index} in a step of {window}");
+            }
+        }
+    }
+}
+
+#[test]
+fn padding_behind_examples_changes_nothing() {
+    let tiny = tiny();
+    let mut stream = Stream::text(ids(2), "a.txt".to_owned());
+    for (start, len, prompt) in [(0, 19, 4), (20, 9, 7)] {
+        stream.examples.push(Example { start, len, prompt });
+    }
+    let batches = |sequences| stream.eval_batches(SEQ_LEN, sequences, None).expect("batches");
+    for device in devices() {
+        let gradients = |batches: Vec<Batch>| {
+            let mut trainer = tiny.edge(&device, Format::F32);
+            trainer.step(0, &[batch()], 1e-2).expect("a step");
+            trainer.gradients(0, &batches, 17).expect("gradients");
+            let loss = device.read_f32(&trainer.model.workspace.loss).expect("a loss");
+            (loss, trainer.read_gradients(0).expect("gradients"))
+        };
+        let (padded, together) = gradients(batches(2).collect());
+        let (alone, apart) = gradients(batches(1).collect());
+        // Targets are the ids of the answers: 15 and 2.
+        assert_eq!((padded[1], alone[1]), (17.0, 17.0));
+        assert!((padded[0] - alone[0]).abs() <= 1e-4 * alone[0], "{padded:?} {alone:?}");
+        for (name, (_, want)) in &apart {
+            let scale = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+            for (got, want) in together[name].1.iter().zip(want) {
+                assert!((got - want).abs() <= 1e-4 * scale + 1e-9, "{name}: {got} {want}");
             }
         }
     }

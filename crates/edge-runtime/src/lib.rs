@@ -20,6 +20,7 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod evaluate;
+mod example;
 pub mod exits;
 pub mod generate;
 pub mod interrupt;

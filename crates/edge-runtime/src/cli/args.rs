@@ -71,6 +71,9 @@ pub struct TuneFlags {
     /// Share of the data to validate on: the last part, in order [default: 0.1]
     #[arg(long, value_name = "F")]
     pub val_fraction: Option<f64>,
+    /// Documents or examples to validate on, instead of a share: the last ones
+    #[arg(long, value_name = "N", conflicts_with_all = ["valid", "val_fraction"])]
+    pub val_items: Option<usize>,
     /// Run directory [default: runs/TIME-METHOD]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

@@ -66,8 +66,11 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let model = tuned.load(&device, &source, &job, &mut |_| loading.step(String::new))?;
     loading.finish();
     let vote = args.vote.or(tuned.exits.as_ref().map(|exits| exits.vote)).unwrap_or_default();
-    let windows =
-        stream.ids.len().div_ceil(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
+    let windows = match stream.examples.len() {
+        0 => stream.ids.len().div_ceil(args.seq_len),
+        _ => stream.fit(args.seq_len).usable.len(),
+    };
+    let windows = windows.min(args.max_windows.unwrap_or(usize::MAX));
     let count = windows.div_ceil(BATCH as usize) as u64;
     let mut progress = Progress::new("eval", count, args.quiet);
     let batches = stream.eval_batches(args.seq_len, BATCH as usize, args.max_windows)?;

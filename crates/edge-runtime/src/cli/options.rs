@@ -25,6 +25,9 @@ pub struct TuneOptions {
     pub valid: Option<PathBuf>,
     /// Share of the data to validate on.
     pub val_fraction: f64,
+    /// Documents to validate on, instead of a share.
+    #[serde(default)]
+    pub val_items: Option<usize>,
     /// Run directory; `None`: a new one below `runs/`.
     pub out: Option<PathBuf>,
     /// Device selector.
@@ -123,12 +126,14 @@ impl TuneFlags {
     pub fn or(self, file: Self) -> Self {
         // Alternatives exclude each other across both sources: a flag replaces the file's choice.
         let counted = self.is_counted();
-        let validated = self.valid.is_some() || self.val_fraction.is_some();
+        let validated =
+            self.valid.is_some() || self.val_fraction.is_some() || self.val_items.is_some();
         Self {
             model: self.model.or(file.model),
             data: self.data.or(file.data),
             valid: if validated { self.valid } else { file.valid },
             val_fraction: if validated { self.val_fraction } else { file.val_fraction },
+            val_items: if validated { self.val_items } else { file.val_items },
             out: self.out.or(file.out),
             device: self.device.or(file.device),
             memory_budget: self.memory_budget.or(file.memory_budget),
@@ -187,7 +192,11 @@ impl TuneFlags {
         let options = TuneOptions {
             model: self.model,
             data: self.data.unwrap_or_default(),
-            val_fraction: self.val_fraction.unwrap_or(if self.valid.is_some() { 0.0 } else { 0.1 }),
+            val_fraction: self.val_fraction.unwrap_or(match (&self.valid, self.val_items) {
+                (None, None) => 0.1,
+                _ => 0.0,
+            }),
+            val_items: self.val_items,
             valid: self.valid,
             out: self.out,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),
@@ -294,6 +303,11 @@ impl TuneOptions {
             self.valid.is_none() || self.val_fraction == 0.0,
             "both --valid and --val-fraction are given: keep one"
         );
+        ensure!(
+            self.val_items.is_none() || self.valid.is_none() && self.val_fraction == 0.0,
+            "--val-items goes without --valid and --val-fraction: keep one"
+        );
+        ensure!(self.val_items != Some(0), "--val-items is 0: give at least 1");
         ensure!(self.steps != Some(0), "--steps is 0: give at least 1");
         for (flag, value, most) in [
             ("--batch-size", batch_size, 1 << 20),

@@ -58,6 +58,9 @@ pub fn open(
     // What adapters are multiplied by.
     key.number((options.alpha / options.rank as f64).to_bits());
     key.bytes(bytemuck::cast_slice(&data.train.ids));
+    for example in &data.train.examples {
+        key.number(example.start as u64);
+    }
     let sizes = Sizes {
         sequences,
         seq_len: job.seq_len.into(),

@@ -67,7 +67,7 @@ pub fn run(
         model,
         AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() },
     );
-    let sequences = sampler.windows() as u64;
+    let sequences = data.train.windows(seq_len) as u64;
     trainer.cache = cache::open(options, source, &trainer.model, &data, sequences, &run_dir)?;
     let mut session = Session {
         options,
@@ -103,6 +103,7 @@ fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
         data: options.data.clone(),
         valid: options.valid.clone(),
         val_fraction: options.val_fraction,
+        val_items: options.val_items,
     };
     Dataset::load(&spec, &source.tokenizer)
 }
@@ -124,6 +125,17 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn announce(&self, source: &Source, planned: String) {
+        let fit = self.data.train.fit(self.seq_len);
+        if fit.cut + fit.skipped > 0 {
+            self.say(&format!(
+                "{} of {} examples are cut at {} tokens (--seq-len), {} are left out because their \
+                 answer begins behind that",
+                fit.cut,
+                self.data.train.examples.len(),
+                self.seq_len,
+                fit.skipped
+            ));
+        }
         let (model, options) = (&self.trainer.model, self.options);
         let trained: u64 = model.plan.groups.iter().map(|group| group.parameters()).sum();
         self.say(&format!(
@@ -151,7 +163,11 @@ impl Session<'_> {
         let Some(stream) = &self.data.valid else { return Ok(None) };
         let model = &self.trainer.model;
         let sequences = model.job.eval_batch as usize;
-        let count = stream.ids.len().div_ceil(self.seq_len * sequences) as u64;
+        let windows = match stream.examples.len() {
+            0 => stream.ids.len().div_ceil(self.seq_len),
+            _ => stream.fit(self.seq_len).usable.len(),
+        };
+        let count = windows.div_ceil(sequences) as u64;
         let mut progress = Progress::new(label, count, self.quiet);
         let batches = stream.eval_batches(self.seq_len, sequences, None)?;
         let result = model.evaluate(batches, self.options.vote, |_| progress.step(String::new))?;
@@ -188,7 +204,7 @@ impl Session<'_> {
             let batches = self.batches(&self.data.train, sampler);
             let outcome = self.trainer.step(turn.window, &batches, turn.lr)?;
             let ms = started.elapsed().as_secs_f64() * 1e3;
-            let tokens: usize = batches.iter().map(|batch| batch.ids.len()).sum();
+            let tokens: usize = batches.iter().map(|batch| batch.tokens).sum();
             self.spent.steps += 1;
             self.spent.seconds += ms / 1e3;
             self.spent.tokens += tokens as u64;
