@@ -390,7 +390,8 @@ mod tests {
     #[test]
     fn examples_are_sequences_of_their_own() {
         let lines = b"{\"prompt\": \"ab\", \"completion\": \"c\"}\n\
-            {\"prompt\": \"d\", \"completion\": \"ef\"}\n{\"prompt\": \"g\", \"completion\": \"h\"}";
+            {\"prompt\": \"d\", \"completion\": \"ef\"}\n\
+            {\"prompt\": \"g\", \"completion\": \"h\"}";
         let dir = folder(&[("a.jsonl", lines), ("b.txt", b"text"), ("c.jsonl", lines)]);
         let data = vec![dir.path().join("a.jsonl")];
         let spec = DataSpec { data, val_items: Some(1), ..DataSpec::default() };
