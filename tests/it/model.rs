@@ -14,6 +14,7 @@ use edge_runtime::exits::Vote;
 use edge_runtime::generate::Sampling;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
+use edge_runtime::vote::Learned;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use edge_tests::{cpu, gpu, tiny};
 use tempfile::TempDir;
@@ -372,15 +373,59 @@ fn accumulated_micro_batches_equal_one_batch() {
 fn votes_follow_their_definition() {
     let tiny = tiny();
     for device in devices() {
-        let trainer = tiny.edge(&device, Format::F32);
-        let model = &trainer.model;
+        let mut trainer = tiny.edge(&device, Format::F32);
+        let model = &mut trainer.model;
         let logits = model.exit_logits(&batch()).expect("logits");
-        for vote in [Vote::Last, Vote::Max, Vote::Mean] {
+        // Not fitted, the learned vote is the last exit's.
+        for vote in Vote::ALL {
             let got = model.evaluate([batch()].into_iter(), vote, |_| ()).expect("losses");
             let want = vote_loss(&logits, &batch(), vote);
             assert!((got.vote - want).abs() < 1e-4, "{vote:?}: {} for {want}", got.vote);
         }
+        let learned = Learned { temperatures: vec![0.7, 1.4], weights: vec![0.3, 0.7] };
+        model.set_learned(learned.clone()).expect("a vote");
+        let votes = model.evaluate_all([batch()].into_iter(), &Vote::ALL, |_| ()).expect("losses");
+        let want = mixture_loss(&logits, &batch(), &learned);
+        let got = votes.votes[3].val_loss;
+        assert!((got - want).abs() < 1e-4, "{got} for {want}");
+        assert!((votes.votes[2].val_loss - vote_loss(&logits, &batch(), Vote::Mean)).abs() < 1e-4);
     }
+}
+
+#[test]
+fn a_fitted_vote_is_no_worse_than_any_exit_on_what_it_was_fitted_on() {
+    let tiny = tiny();
+    let mut trainer = tiny.edge(&cpu(), Format::F32);
+    for step in 0..30 {
+        trainer.step(step % 2, &[batch()], 5e-3).expect("a step");
+    }
+    let model = &mut trainer.model;
+    let other = || [Batch::new(ids(2).iter().map(|id| (id * 3 + 1) % 139).collect(), SEQ_LEN)];
+    let scores = model.score_exits(other().into_iter(), || ()).expect("scores");
+    let learned = scores.fit().expect("a fit");
+    model.set_learned(learned).expect("a vote");
+    let result = model.evaluate_all(other().into_iter(), &Vote::ALL, |_| ()).expect("losses");
+    for (exit, loss) in result.exits.iter().enumerate() {
+        assert!((scores.exit_loss(exit) - loss).abs() < 1e-3, "exit {exit}");
+        assert!(result.votes[3].val_loss <= loss + 1e-4, "{result:?}");
+    }
+}
+
+/// The learned vote in f64.
+fn mixture_loss(exits: &[Vec<f32>], batch: &Batch, learned: &Learned) -> f64 {
+    let counted = batch.targets.iter().enumerate();
+    let counted = counted.filter(|(_, target)| **target != edge_runtime::batch::IGNORE);
+    let losses = counted.map(|(row, &target)| {
+        let voters = exits.iter().zip(&learned.temperatures).zip(&learned.weights);
+        let p = voters.map(|((logits, &temperature), &weight)| {
+            let row = &logits[row * VOCAB..(row + 1) * VOCAB];
+            let exp = row.iter().map(|&z| (f64::from(z) / f64::from(temperature)).exp());
+            let exp: Vec<f64> = exp.collect();
+            f64::from(weight) * exp[target as usize] / exp.iter().sum::<f64>()
+        });
+        -p.sum::<f64>().ln()
+    });
+    losses.sum::<f64>() / batch.trained_tokens as f64
 }
 
 /// The vote in f64: `max` renormalises, `mean` averages, `last` takes the top exit.
@@ -399,7 +444,7 @@ fn vote_loss(exits: &[Vec<f32>], batch: &Batch, vote: Vote) -> f64 {
         let all: Vec<Vec<f64>> = exits.iter().map(softmax).collect();
         let combined: Vec<f64> = (0..VOCAB)
             .map(|v| match vote {
-                Vote::Last => all[all.len() - 1][v],
+                Vote::Last | Vote::Learned => all[all.len() - 1][v],
                 Vote::Max => all.iter().map(|p| p[v]).fold(0.0, f64::max),
                 Vote::Mean => all.iter().map(|p| p[v]).sum::<f64>(),
             })

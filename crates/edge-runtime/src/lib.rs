@@ -31,6 +31,7 @@ pub mod schedule;
 pub mod session;
 pub mod tokenizer;
 pub mod tune;
+pub mod vote;
 
 #[cfg(test)]
 mod testing;

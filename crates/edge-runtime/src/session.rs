@@ -225,12 +225,15 @@ impl Tuned {
     ) -> Result<Model> {
         let init = self.adapter.as_ref().map_or(LoraInit::NONE, |(c, _)| LoraInit::of(c));
         let (checkpoint, config) = (&source.checkpoint, &source.config);
-        let model = Model::load(device, checkpoint, config, job, init, progress)?;
+        let mut model = Model::load(device, checkpoint, config, job, init, progress)?;
         if let Some((_, tensors)) = &self.adapter {
             model.set_adapter(tensors)?;
         }
         if let Some(exits) = &self.exits {
             model.set_exits(exits)?;
+            if let Some(learned) = exits.learned.clone().filter(|_| job.vote) {
+                model.set_learned(learned)?;
+            }
         }
         Ok(model)
     }

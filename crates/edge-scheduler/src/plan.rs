@@ -324,6 +324,10 @@ impl Builder<'_> {
         if !job.exit_norms {
             self.add("norm", Category::Weights, d.into());
         }
+        // The exits' norms over their temperatures.
+        for exit in 0..if job.vote { job.windows.len() } else { 0 } {
+            self.add(format!("vote.{exit}.norm"), Category::Adapters, d.into());
+        }
     }
 
     fn parameters(&mut self, groups: &[Group]) {

@@ -155,7 +155,7 @@ pub struct TuneFlags {
     /// Which window a step trains [default: round-robin]
     #[arg(long, value_enum)]
     pub window_order: Option<WindowOrder>,
-    /// How exits are combined [default: mean]
+    /// How exits are combined [default: learned]
     #[arg(long, value_enum)]
     pub vote: Option<Vote>,
     /// Bits of the frozen weights [default: 16]
@@ -191,6 +191,12 @@ pub struct EvalArgs {
     /// Text, JSONL, or a directory with test.* or valid.*; may be repeated
     #[arg(long, value_name = "PATH")]
     pub data: Vec<PathBuf>,
+    /// Report every vote rule with its loss and cost
+    #[arg(long)]
+    pub all_votes: bool,
+    /// Fit the learned vote on the data, and keep it in the run directory
+    #[arg(long, requires = "run")]
+    pub fit_vote: bool,
     /// Tokens of a window; its first token is given
     #[arg(long, default_value_t = 256)]
     pub seq_len: usize,

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::evaluate::Voted;
 use crate::profile::ProfileReport;
 use crate::tune::trunk_cache::CacheReport;
 
@@ -23,7 +24,7 @@ pub struct ExitLoss {
 /// Validation loss of the combined exits.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct VoteLoss {
-    /// `last`, `max` or `mean`.
+    /// `last`, `max`, `mean` or `learned`.
     pub rule: String,
     /// Mean over predicted tokens, nats.
     pub val_loss: f64,
@@ -58,6 +59,13 @@ pub struct TuneReport {
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
     pub vote: Option<VoteLoss>,
+    /// With several exits: each one's loss on the half of the validation data that the learned
+    /// vote was not fitted on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_out_exits: Vec<ExitLoss>,
+    /// Every rule's loss on that half, and its cost.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub votes: Vec<Voted>,
     /// Most device memory in use at once, bytes.
     pub peak_device_bytes: u64,
     /// The same by category.
@@ -90,6 +98,9 @@ pub struct EvalReport {
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
     pub vote: Option<VoteLoss>,
+    /// Every rule's loss and cost, with `--all-votes`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub votes: Vec<Voted>,
     /// Share of right answers, for multiple choice only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,

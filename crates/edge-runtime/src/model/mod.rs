@@ -30,6 +30,7 @@ use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::exits::Exits;
+use crate::vote::Learned;
 
 /// The weight of an RMSNorm.
 #[derive(Clone, Debug)]
@@ -108,6 +109,10 @@ pub struct Model {
     pub rope: Slice,
     /// Activations and scratch.
     pub workspace: Workspace,
+    /// The exits' norms over their temperatures, where exits vote.
+    vote_norms: Vec<Slice>,
+    /// Temperatures and weights, once they are known.
+    learned: Option<Learned>,
 }
 
 /// A compressed checkpoint comes in formats of its own.
@@ -179,6 +184,10 @@ impl Model {
         let exits = loader.exits()?;
         let groups = std::mem::take(&mut loader.groups);
         let workspace = Workspace::new(&mut pool, job, shape.num_blocks)?;
+        let voters = if job.vote { job.windows.len() } else { 0 };
+        let vote_norms = (0..voters)
+            .map(|exit| pool.zeroed(&format!("vote.{exit}.norm")))
+            .collect::<Result<Vec<_>>>()?;
         pool.finish()?;
         load::init_adapters(&blocks, device, adapter.seed)?;
         Ok(Self {
@@ -194,6 +203,8 @@ impl Model {
             groups,
             rope,
             workspace,
+            vote_norms,
+            learned: None,
         })
     }
 
@@ -402,6 +413,38 @@ impl Model {
             self.device.write(&exit.norm.weight, bytemuck::cast_slice(gamma))?;
         }
         Ok(())
+    }
+
+    /// What [`Vote::Learned`] combines exits by.
+    ///
+    /// [`Vote::Learned`]: crate::exits::Vote::Learned
+    pub fn learned(&self) -> Option<&Learned> {
+        self.learned.as_ref()
+    }
+
+    /// Sets temperatures and weights of the learned vote, under the present exit norms.
+    ///
+    /// # Errors
+    /// They are not the model's, or the device fails.
+    pub fn set_learned(&mut self, learned: Learned) -> Result<()> {
+        learned.check(self.vote_norms.len())?;
+        for (exit, &temperature) in learned.temperatures.iter().enumerate() {
+            self.set_temperature(exit, temperature)?;
+        }
+        self.learned = Some(learned);
+        Ok(())
+    }
+
+    /// Writes the norm of an exit over a temperature, which divides its logits by it.
+    pub(crate) fn set_temperature(&self, exit: usize, temperature: f32) -> Result<()> {
+        let mut gamma = self.device.read_f32(&self.exits[exit].norm.weight)?;
+        gamma.iter_mut().for_each(|gamma| *gamma /= temperature);
+        Ok(self.device.write(&self.vote_norms[exit], bytemuck::cast_slice(&gamma))?)
+    }
+
+    /// The norm of an exit over its temperature.
+    pub(crate) fn vote_norm(&self, exit: usize) -> Norm {
+        Norm { weight: self.vote_norms[exit].clone(), grad: None }
     }
 
     /// The exit norms.

@@ -16,6 +16,7 @@ use crate::cli::options::TuneOptions;
 use crate::cli::report::{ExitLoss, Progress, TuneReport, VoteLoss, peak_host_bytes};
 use crate::data::{DataSpec, Dataset, Stream};
 use crate::evaluate::Evaluation;
+use crate::exits::Vote;
 use crate::interrupt;
 use crate::model::{LoraInit, Model};
 use crate::profile::ProfileReport;
@@ -87,11 +88,16 @@ pub fn run(
     device.take_profile();
     let interrupted = session.train(&mut sampler)?;
     session.times.extend(device.take_profile());
+    let judged = session.fit_vote()?;
     let after = session.validate("validate after")?;
     save::results(options, source, &session.trainer.model, &session.run_dir)?;
     device.unseal();
     let mut report = session.report(before.as_ref(), after.as_ref(), device);
     report.predicted_peak_device_bytes = Some(plan.bytes());
+    if let Some(judged) = judged {
+        report.held_out_exits = exit_losses(&judged);
+        report.votes = judged.votes;
+    }
     let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
     session.run_dir.write("result.json", text.as_bytes())?;
     Ok(Outcome { report, interrupted })
@@ -106,6 +112,11 @@ fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
         val_items: options.val_items,
     };
     Dataset::load(&spec, &source.tokenizer)
+}
+
+fn exit_losses(result: &Evaluation) -> Vec<ExitLoss> {
+    let numbered = result.exits.iter().enumerate();
+    numbered.map(|(index, &val_loss)| ExitLoss { exit: index + 1, val_loss }).collect()
 }
 
 struct Session<'a> {
@@ -183,6 +194,52 @@ impl Session<'_> {
             exits.join(" / ")
         ));
         Ok(Some(result))
+    }
+
+    /// Fits the learned vote on the first half of the validation data, and judges all votes on the
+    /// second.
+    fn fit_vote(&mut self) -> Result<Option<Evaluation>> {
+        let (Some(stream), true) = (&self.data.valid, self.trainer.windows() > 1) else {
+            return Ok(None);
+        };
+        let model = &mut self.trainer.model;
+        let sequences = model.job.eval_batch as usize;
+        let mut batches: Vec<_> = stream.eval_batches(self.seq_len, sequences, None)?.collect();
+        let held_out = batches.split_off(batches.len() / 2);
+        if batches.is_empty() {
+            self.say("the validation data are too short to fit a vote on: the last exit speaks");
+            return Ok(None);
+        }
+        let count = (batches.len() + held_out.len()) as u64;
+        let mut progress = Progress::new("fit the vote", count, self.quiet);
+        let scores = model.score_exits(batches.into_iter(), || progress.step(String::new))?;
+        let learned = scores.fit()?;
+        model.set_learned(learned.clone())?;
+        let judged = model.evaluate_all(held_out.into_iter(), &Vote::ALL, |_| {
+            progress.step(String::new);
+        })?;
+        progress.finish();
+        let shown = |values: &[f32]| {
+            values.iter().map(|x| format!("{x:.2}")).collect::<Vec<_>>().join(" / ")
+        };
+        self.say(&format!(
+            "vote learned on the first half of the validation data: weights {}, temperatures {}",
+            shown(&learned.weights),
+            shown(&learned.temperatures)
+        ));
+        let votes = judged.votes.iter();
+        let votes: Vec<String> = votes
+            .map(|v| {
+                format!("{} {:.4} ({:.3} ms/token)", v.rule.name(), v.val_loss, v.ms_per_token)
+            })
+            .collect();
+        let exits: Vec<String> = judged.exits.iter().map(|loss| format!("{loss:.4}")).collect();
+        self.say(&format!(
+            "on the second half: loss {} at the exits, {}",
+            exits.join(" / "),
+            votes.join(", ")
+        ));
+        Ok(Some(judged))
     }
 
     /// Trains until the budget is used or Ctrl-C; says whether it was the latter.
@@ -280,10 +337,7 @@ impl Session<'_> {
         }
         let recent = self.outcomes.len().saturating_sub(20);
         let losses: Vec<f64> = self.outcomes[recent..].iter().map(|o| o.loss).collect();
-        let exits = after.map(|result| {
-            let numbered = result.exits.iter().enumerate();
-            numbered.map(|(index, &val_loss)| ExitLoss { exit: index + 1, val_loss }).collect()
-        });
+        let exits = after.map(exit_losses);
         let rule = self.options.vote.name().to_string();
         let many = self.trainer.windows() > 1;
         let voted = after.filter(|_| many).map(|r| VoteLoss { rule, val_loss: r.vote });
@@ -309,6 +363,8 @@ impl Session<'_> {
             peak_device_bytes_by_category: by_category,
             peak_host_bytes: peak_host_bytes(),
             trunk_cache: self.trainer.cache.as_ref().map(|cache| cache.report()),
+            held_out_exits: Vec::new(),
+            votes: Vec::new(),
             predicted_peak_device_bytes: None,
             predicted_step_ms: None,
             profile: self.options.profile.then(|| {

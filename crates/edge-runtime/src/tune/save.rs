@@ -11,7 +11,7 @@ use crate::adapter::{self, AdapterConfig, weight_name};
 use crate::checkpoint::Dtype;
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
-use crate::exits::Exits;
+use crate::exits::{Exits, Vote};
 use crate::model::Model;
 use crate::model::linear::Matrix;
 use crate::model::load::{EMBEDDING, HEAD, NORM, norm_name};
@@ -54,8 +54,12 @@ pub fn results(
     if options.method == Method::Edge {
         let exits = Exits {
             after_block: model.exits.iter().map(|exit| exit.after as usize).collect(),
-            vote: options.vote,
+            vote: match (options.vote, model.learned()) {
+                (Vote::Learned, None) => Vote::Last,
+                (vote, _) => vote,
+            },
             gammas: model.exit_gammas()?,
+            learned: model.learned().cloned(),
         };
         exits.save(run_dir.path(), &source.config)?;
     }
