@@ -125,6 +125,7 @@ impl Tiny {
             eval_batch: 1,
             recompute: false,
             phases: false,
+            isolated: false,
         }
     }
 

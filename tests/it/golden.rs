@@ -106,6 +106,7 @@ impl Golden {
             eval_batch: 2,
             recompute: false,
             phases: false,
+            isolated: false,
         }
     }
 

@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
 use edge_gpu::{Device, Options};
 use edge_kernels::{Category, Format, Packing};
+use edge_runtime::adapter::AdapterTensors;
 use edge_runtime::batch::Batch;
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::config::ModelConfig;
@@ -64,6 +65,7 @@ impl Tiny {
             eval_batch: 2,
             recompute: false,
             phases: false,
+            isolated: false,
         }
     }
 
@@ -142,6 +144,74 @@ fn a_cache_continues_as_whole_sequences_do() {
         let made = cached.generate(prompt, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
         assert_eq!(made.len(), 8);
         let mut text = prompt.to_vec();
+        for token in made {
+            let logits = whole.all_logits(&Batch::new(text.clone(), text.len())).expect("logits");
+            let last = &logits[(text.len() - 1) * VOCAB..];
+            let best = (0..VOCAB).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a token");
+            assert_eq!(token as usize, best, "behind {} tokens", text.len());
+            text.push(token);
+        }
+    }
+}
+
+/// An adapter on all layers that changes much.
+fn adapter(trainer: &Trainer) -> AdapterTensors {
+    let mut tensors = trainer.model.adapter().expect("an adapter");
+    for (layer, (_, b)) in tensors.iter_mut().map(|((layer, _), pair)| (*layer, pair)) {
+        for (index, b) in b.iter_mut().enumerate() {
+            *b = ((index * 7 + layer * 3) % 11) as f32 * 0.02 - 0.1;
+        }
+    }
+    tensors
+}
+
+#[test]
+fn isolated_windows_stand_on_the_base() {
+    let tiny = tiny();
+    for device in devices() {
+        let stacked = tiny.edge(&device, Format::F32);
+        let job = Job { isolated: true, phases: true, ..stacked.model.job.clone() };
+        let mut isolated = Trainer::new(tiny.load(&device, &job), AdamW::default());
+        let tensors = adapter(&stacked);
+        isolated.model.set_adapter(&tensors).expect("set");
+        let got = isolated.model.exit_logits(&batch()).expect("logits");
+        for (exit, window) in job.windows.iter().enumerate() {
+            // The stacked model with no other window's adapters.
+            let mut own = tensors.clone();
+            for ((layer, _), (_, b)) in &mut own {
+                if !window.contains(*layer as u32) {
+                    b.fill(0.0);
+                }
+            }
+            stacked.model.set_adapter(&own).expect("set");
+            let want = &stacked.model.exit_logits(&batch()).expect("logits")[exit];
+            let off = got[exit].iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-4, "exit {exit}: {off}");
+            // And so it is while that window is trained.
+            let loss = isolated.model.evaluate([batch()].into_iter(), Vote::Last, |_| ());
+            let want = loss.expect("losses").exits[exit];
+            isolated.begin(exit).expect("a phase");
+            let got = isolated.step(exit, &[batch()], 0.0).expect("a step").loss;
+            assert!((got - want).abs() < 1e-4, "exit {exit}: {got} {want}");
+        }
+    }
+}
+
+#[test]
+fn isolated_streams_continue_in_their_caches() {
+    let tiny = tiny();
+    for device in devices() {
+        let trainer = tiny.edge(&device, Format::F32);
+        let tensors = adapter(&trainer);
+        let job = Job { isolated: true, training: false, ..trainer.model.job.clone() };
+        let whole = tiny.load(&device, &job);
+        let cache = Some(SEQ_LEN as u32);
+        let cached = tiny.load(&device, &Job { batch: 1, eval_batch: 1, seq_len: 7, cache, ..job });
+        whole.set_adapter(&tensors).expect("set");
+        cached.set_adapter(&tensors).expect("set");
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote: Vote::Last };
+        let mut text = ids(1)[..10].to_vec();
+        let made = cached.generate(&text, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
         for token in made {
             let logits = whole.all_logits(&Batch::new(text.clone(), text.len())).expect("logits");
             let last = &logits[(text.len() - 1) * VOCAB..];

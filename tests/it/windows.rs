@@ -49,6 +49,40 @@ fn a_cached_trunk_gives_the_losses_of_one_that_is_run() {
 }
 
 #[test]
+fn isolated_windows_keep_one_trunk_for_the_whole_run() {
+    let dir = TempDir::new().expect("a folder");
+    let flags = ["--semantics", "isolated", "--windows", "3", "--epochs", "2"];
+    let with = |name: &str, cache: &str| {
+        tune(&dir.path().join(name), &[&flags[..], &["--trunk-cache", cache]].concat())
+    };
+    let (cached, plain) = (with("cached", "auto"), with("run", "off"));
+    assert!(close(&losses(&cached), &losses(&plain), 2e-3), "{cached} {plain}");
+    let run_dir = dir.path().join("cached").display().to_string();
+    let data = demo("valid.txt");
+    let flags = ["--data", &data, "--device", "cpu", "--all-votes", "--json", "--quiet"];
+    let output = run_program(&[&["eval", "--run", &run_dir][..], &flags].concat());
+    let votes = output["votes"].as_array().expect("votes").len();
+    assert_eq!((votes, output["vote"]["rule"].as_str()), (4, Some("learned")));
+    let prompt = ["--prompt", "The ", "--max-new-tokens", "5", "--device", "cpu"];
+    let output = run(&[&["generate", "--run", &run_dir][..], &prompt].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut fit = vec!["eval", "--run", &run_dir, "--data", &data, "--device", "cpu"];
+    fit.extend(["--fit-vote", "--json", "--quiet"]);
+    let fitted = run_program(&fit);
+    let loss = |exit: &Value| exit["val_loss"].as_f64().expect("a loss");
+    let best = fitted["exits"].as_array().expect("exits").iter().map(loss).fold(9.0, f64::min);
+    assert!(fitted["loss"].as_f64().expect("a loss") <= best + 1e-4, "{fitted}");
+}
+
+/// Runs what must succeed; its report.
+fn run_program(args: &[&str]) -> Value {
+    let output = run(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line = String::from_utf8(output.stdout).expect("UTF-8");
+    serde_json::from_str(line.lines().last().expect("a line")).expect("a report")
+}
+
+#[test]
 fn a_kept_cache_serves_later_runs_on_the_same_data_alone() {
     let dir = TempDir::new().expect("a folder");
     let cache = dir.path().join("cache").display().to_string();

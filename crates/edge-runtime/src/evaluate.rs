@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use edge_gpu::Recorder;
 use edge_kernels::ops::memory::{copy, fill};
 
 use serde::Serialize;
@@ -138,6 +139,10 @@ impl Model {
     /// Runs the current ids through all blocks, leaving the residual stream of every exit behind.
     pub(crate) fn run_to_exits(&self, g: Geometry) -> Result<()> {
         let mut recorder = self.device.recorder();
+        if self.job.isolated {
+            self.run_both_streams(&mut recorder, g);
+            return Ok(recorder.submit()?);
+        }
         self.trunk(&mut recorder, self.shape.num_blocks, g, |recorder, exit, x| {
             let Some(kept) = self.workspace.exits.get(exit) else { return };
             let count = g.rows() * self.shape.hidden_size;
@@ -145,6 +150,27 @@ impl Model {
             recorder.push(copy::dispatch(params, x.clone(), kept.clone()));
         });
         Ok(recorder.submit()?)
+    }
+
+    /// With isolated windows: from the base's stream at a window's lower edge one stream goes
+    /// through the window with its adapters to the exit, and the base's own goes on without.
+    fn run_both_streams(&self, recorder: &mut Recorder, g: Geometry) {
+        let (rows, stream) = (g.rows(), self.stream());
+        self.embed(recorder, rows, stream);
+        let last = self.job.windows.len() - 1;
+        for (index, window) in self.job.windows.iter().enumerate() {
+            let (at_exit, spare) = (&self.workspace.exits[index], &self.workspace.normed);
+            let blocks = window.first..window.end;
+            self.copy_rows(recorder, rows, stream, at_exit);
+            self.run_blocks(recorder, blocks.clone(), g);
+            // The adapted stream to its exit, the base's back into place.
+            self.copy_rows(recorder, rows, stream, spare);
+            self.copy_rows(recorder, rows, at_exit, stream);
+            self.copy_rows(recorder, rows, spare, at_exit);
+            if index < last {
+                self.run_blocks(recorder, blocks, g.of_base());
+            }
+        }
     }
 
     /// The residual stream at an exit after [`Model::run_to_exits`].

@@ -60,6 +60,8 @@ pub struct Exits {
     pub gammas: Vec<Vec<f32>>,
     /// What [`Vote::Learned`] needs, once it is fitted.
     pub learned: Option<Learned>,
+    /// Whether each window stands on the base without the adapters below it.
+    pub isolated: bool,
 }
 
 /// Layout of `exits.json`.
@@ -73,9 +75,11 @@ struct File {
     windows: Vec<[usize; 2]>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     learned: Option<Learned>,
+    #[serde(default)]
+    isolated: bool,
 }
 
-/// The layout that is written; 1 had no `learned`.
+/// The layout that is written; 1 had neither `learned` nor `isolated`.
 const FORMAT_VERSION: u32 = 2;
 
 /// Name of the norm of exit `exit`, counted from 1.
@@ -118,6 +122,7 @@ impl Exits {
             vote: self.vote,
             windows: windows(&self.after_block),
             learned: self.learned.clone(),
+            isolated: self.isolated,
         };
         let text = serde_json::to_string_pretty(&file)?;
         write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
@@ -156,8 +161,8 @@ impl Exits {
         let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
         let norm = |exit| Ok(tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32());
         let gammas: Result<Vec<_>> = (1..=file.after_block.len()).map(norm).collect();
-        let File { after_block, vote, learned, .. } = file;
-        Ok(Some(Self { after_block, vote, gammas: gammas?, learned }))
+        let File { after_block, vote, learned, isolated, .. } = file;
+        Ok(Some(Self { after_block, vote, gammas: gammas?, learned, isolated }))
     }
 }
 
@@ -187,6 +192,7 @@ mod tests {
             vote: Vote::Max,
             gammas: vec![vec![1.0; 8], (0..8).map(|i| i as f32).collect()],
             learned: Some(Learned { temperatures: vec![0.9, 1.1], weights: vec![0.25, 0.75] }),
+            isolated: true,
         }
     }
 

@@ -140,6 +140,7 @@ impl Source {
             eval_batch: batch,
             recompute: false,
             phases: false,
+            isolated: false,
         }
     }
 }
@@ -209,6 +210,7 @@ impl Tuned {
             }
             job.exit_norms = true;
             job.vote = job.windows.len() > 1;
+            job.isolated = exits.isolated;
         }
     }
 

@@ -99,12 +99,25 @@ pub struct Job {
     /// Whether each window is trained in a phase of its own and is finished behind it, so that one
     /// window's moments suffice.
     pub phases: bool,
+    /// Whether a window's adapters see a trunk without adapters, so that exits have streams of
+    /// their own beside the base's.
+    pub isolated: bool,
 }
 
 impl Job {
     /// Blocks of the deepest window.
     pub fn depth(&self) -> u32 {
         self.windows.iter().map(|window| window.depth()).max().unwrap_or(1)
+    }
+
+    /// Key-value caches of a model of `num_blocks` blocks: with isolated windows the base's stream
+    /// has its own behind those of the exits' streams.
+    pub fn caches(&self, num_blocks: u32) -> u32 {
+        match (self.cache, self.isolated) {
+            (None, _) => 0,
+            (Some(_), false) => num_blocks,
+            (Some(_), true) => 2 * num_blocks,
+        }
     }
 
     /// Sets of activations: one for each block of a window that keeps them, else one for all.
@@ -436,7 +449,7 @@ impl Builder<'_> {
             self.add("x_out", act, columns(d));
         }
         if let Some(positions) = self.job.cache {
-            for block in 0..shape.num_blocks {
+            for block in 0..self.job.caches(shape.num_blocks) {
                 for name in ["k", "v"] {
                     let words = u64::from(positions) * u64::from(kv);
                     self.add(format!("cache.{block}.{name}"), act, words);

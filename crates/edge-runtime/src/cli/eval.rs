@@ -98,13 +98,12 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     if args.fit_vote {
         fit_vote(args, &source, &tuned, &mut model, &stream)?;
     }
-    let vote = choose_vote(args.vote, &tuned, model.learned().is_some())?;
+    let asked = if args.fit_vote { args.vote.or(Some(Vote::Learned)) } else { args.vote };
+    let vote = choose_vote(asked, &tuned, model.learned().is_some())?;
     let mut votes = vec![vote];
     if args.all_votes {
-        votes.extend(Vote::ALL.into_iter().filter(|&rule| rule != vote));
+        votes = Vote::ALL.to_vec();
         votes.retain(|&rule| rule != Vote::Learned || model.learned().is_some());
-        // It overwrites what the others read.
-        votes.sort_by_key(|&rule| rule == Vote::Learned);
     }
     let windows = match stream.examples.len() {
         0 => stream.ids.len().div_ceil(args.seq_len),
@@ -123,38 +122,38 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         loss,
         perplexity: loss.exp(),
         tokens: result.tokens,
-        exits: result
-            .exits
-            .iter()
-            .enumerate()
-            .map(|(index, &val_loss)| ExitLoss { exit: index + 1, val_loss })
-            .collect(),
+        exits: ExitLoss::all(&result.exits),
         vote: many.then(|| VoteLoss { rule: vote.name().into(), val_loss: loss }),
         votes: if args.all_votes { result.votes.clone() } else { Vec::new() },
         ..EvalReport::default()
     };
     if !args.quiet {
-        eprintln!(
-            "loss {:.4}, perplexity {:.3} over {} tokens on {} ({} of device memory)",
-            report.loss,
-            report.perplexity,
-            report.tokens,
-            device.info().name,
-            mebibytes(plan.bytes())
-        );
-        for exit in report.exits.iter().filter(|_| many) {
-            eprintln!("  exit {}: loss {:.4}", exit.exit, exit.val_loss);
-        }
-        if let Some(vote) = &report.vote {
-            eprintln!("  vote {}: loss {:.4}", vote.rule, vote.val_loss);
-        }
-        for voted in &report.votes {
-            let (rule, ms) = (voted.rule.name(), voted.ms_per_token);
-            eprintln!("  {rule:<8} loss {:.4}, {ms:.3} ms a token", voted.val_loss);
-        }
+        show(&report, &device.info().name, plan.bytes());
     }
     if args.json {
         print_json(&report)?;
     }
     Ok(())
+}
+
+/// The report for people.
+fn show(report: &EvalReport, device: &str, bytes: u64) {
+    eprintln!(
+        "loss {:.4}, perplexity {:.3} over {} tokens on {device} ({} of device memory)",
+        report.loss,
+        report.perplexity,
+        report.tokens,
+        mebibytes(bytes)
+    );
+    let many = report.exits.len() > 1;
+    for exit in report.exits.iter().filter(|_| many) {
+        eprintln!("  exit {}: loss {:.4}", exit.exit, exit.val_loss);
+    }
+    if let Some(vote) = &report.vote {
+        eprintln!("  vote {}: loss {:.4}", vote.rule, vote.val_loss);
+    }
+    for voted in &report.votes {
+        let (rule, ms) = (voted.rule.name(), voted.ms_per_token);
+        eprintln!("  {rule:<8} loss {:.4}, {ms:.3} ms a token", voted.val_loss);
+    }
 }

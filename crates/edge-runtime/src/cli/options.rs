@@ -222,7 +222,7 @@ impl TuneFlags {
             windows: self.windows.unwrap_or(3),
             window_order: self.window_order.unwrap_or(match semantics {
                 Semantics::Stacked => WindowOrder::RoundRobin,
-                Semantics::Progressive => WindowOrder::Sequential,
+                Semantics::Progressive | Semantics::Isolated => WindowOrder::Sequential,
             }),
             semantics,
             window_shares: self.window_shares,
@@ -260,10 +260,11 @@ impl TuneOptions {
 
     /// Options of windows must go together.
     fn check_windows(&self) -> Result<()> {
-        let progressive = self.semantics == Semantics::Progressive;
+        let phases = self.semantics.has_phases();
         ensure!(
-            !progressive || self.window_order == WindowOrder::Sequential,
-            "--semantics progressive trains windows one after the other: leave --window-order out"
+            !phases || self.window_order == WindowOrder::Sequential,
+            "--semantics progressive and isolated train windows one after the other: leave \
+             --window-order out"
         );
         ensure!(
             self.warmup_steps.is_none() || self.max_seconds.is_none() && self.max_tokens.is_none(),
@@ -271,9 +272,9 @@ impl TuneOptions {
         );
         let Some(Shares(shares)) = &self.window_shares else { return Ok(()) };
         ensure!(
-            progressive,
-            "--window-shares goes with --semantics progressive, whose windows have a part of the \
-             run each: leave it out"
+            phases,
+            "--window-shares goes with --semantics progressive or isolated, whose windows have a \
+             part of the run each: leave it out"
         );
         ensure!(
             shares.len() == self.windows,

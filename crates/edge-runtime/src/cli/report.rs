@@ -21,6 +21,14 @@ pub struct ExitLoss {
     pub val_loss: f64,
 }
 
+impl ExitLoss {
+    /// Of exits from the bottom up.
+    pub fn all(losses: &[f64]) -> Vec<Self> {
+        let numbered = losses.iter().enumerate();
+        numbered.map(|(index, &val_loss)| Self { exit: index + 1, val_loss }).collect()
+    }
+}
+
 /// Validation loss of the combined exits.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct VoteLoss {

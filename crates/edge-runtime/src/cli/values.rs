@@ -82,6 +82,15 @@ pub enum Semantics {
     Stacked,
     /// Finished adapters: windows are trained one after the other, from the bottom up
     Progressive,
+    /// No adapters: each window stands on the base, and each exit reads a stream of its own
+    Isolated,
+}
+
+impl Semantics {
+    /// Whether windows have a part of the run each, one after the other.
+    pub fn has_phases(self) -> bool {
+        matches!(self, Self::Progressive | Self::Isolated)
+    }
 }
 
 /// Shares of a run, written `1,1,2`.

@@ -170,7 +170,8 @@ pub struct Workspace {
     pub slots: Vec<Slot>,
     /// Output of the window's last block.
     pub x_out: Option<Slice>,
-    /// Key-value cache of each block.
+    /// Key-value cache of each block; with isolated windows the base's stream has its own behind
+    /// them.
     pub cache: Vec<(Slice, Slice)>,
     /// The residual stream at each exit, where exits are compared.
     pub exits: Vec<Slice>,
@@ -184,7 +185,7 @@ impl Workspace {
     /// Allocates the workspace of a job.
     pub fn new(pool: &mut Pool<'_>, job: &Job, num_blocks: u32) -> Result<Self> {
         let stats = if job.vote { job.windows.len() } else { 1 };
-        let caches = if job.cache.is_some() { num_blocks } else { 0 };
+        let caches = job.caches(num_blocks);
         let exits = if job.vote { job.windows.len() } else { 0 };
         Ok(Self {
             ids: pool.zeroed("ids")?,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::trunk_cache::{Sizes, TrunkCache};
-use crate::cli::args::{Method, Semantics, TrunkCache as Place};
+use crate::cli::args::{Method, TrunkCache as Place};
 use crate::cli::options::TuneOptions;
 use crate::compress::calibrate::hash::{Fnv, model_hash};
 use crate::data::Dataset;
@@ -15,7 +15,7 @@ use crate::session::Source;
 fn trunk_is_fixed(options: &TuneOptions) -> bool {
     match options.method {
         Method::Partial => true,
-        Method::Edge => options.semantics == Semantics::Progressive,
+        Method::Edge => options.semantics.has_phases(),
         Method::Full | Method::Lora | Method::Qlora => false,
     }
 }

@@ -3,7 +3,7 @@
 use edge_kernels::util::SeededRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::cli::args::{Semantics, WindowOrder};
+use crate::cli::args::WindowOrder;
 use crate::cli::options::TuneOptions;
 use crate::schedule::Schedule;
 
@@ -64,7 +64,8 @@ impl std::fmt::Display for Budget {
 pub struct Turn {
     /// The window that is trained, from 0.
     pub window: usize,
-    /// Which part of the run this is, from 0; more than one with `progressive` windows alone.
+    /// Which part of the run this is, from 0; more than one with `progressive` and `isolated`
+    /// windows.
     pub phase: usize,
     /// Learning rate.
     pub lr: f64,
@@ -87,9 +88,9 @@ pub struct Course {
 impl Course {
     /// The course of a run over `windows` windows.
     pub fn new(options: &TuneOptions, windows: usize, budget: Budget) -> Self {
-        let progressive = options.semantics == Semantics::Progressive && windows > 1;
-        let equal = vec![1.0; if progressive { windows } else { 1 }];
-        let shares = options.window_shares.as_ref().filter(|_| progressive);
+        let phases = options.semantics.has_phases() && windows > 1;
+        let equal = vec![1.0; if phases { windows } else { 1 }];
+        let shares = options.window_shares.as_ref().filter(|_| phases);
         let shares = shares.map_or(equal, |shares| shares.0.clone());
         let total: f64 = shares.iter().sum();
         let mut sum = 0.0;
@@ -152,7 +153,7 @@ impl Course {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{Shares, TuneFlags};
+    use crate::cli::args::{Semantics, Shares, TuneFlags};
 
     fn options(flags: TuneFlags) -> TuneOptions {
         flags.resolve().expect("options")

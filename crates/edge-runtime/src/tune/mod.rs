@@ -48,7 +48,8 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
         Method::Edge => {
             job.trained = lora;
             job.windows = windows(options, source)?;
-            job.phases = options.semantics == Semantics::Progressive;
+            job.phases = options.semantics.has_phases();
+            job.isolated = options.semantics == Semantics::Isolated && options.windows > 1;
             job.exit_norms = true;
             job.vote = job.windows.len() > 1;
         }

@@ -95,7 +95,7 @@ pub fn run(
     let mut report = session.report(before.as_ref(), after.as_ref(), device);
     report.predicted_peak_device_bytes = Some(plan.bytes());
     if let Some(judged) = judged {
-        report.held_out_exits = exit_losses(&judged);
+        report.held_out_exits = ExitLoss::all(&judged.exits);
         report.votes = judged.votes;
     }
     let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
@@ -112,11 +112,6 @@ fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
         val_items: options.val_items,
     };
     Dataset::load(&spec, &source.tokenizer)
-}
-
-fn exit_losses(result: &Evaluation) -> Vec<ExitLoss> {
-    let numbered = result.exits.iter().enumerate();
-    numbered.map(|(index, &val_loss)| ExitLoss { exit: index + 1, val_loss }).collect()
 }
 
 struct Session<'a> {
@@ -337,7 +332,7 @@ impl Session<'_> {
         }
         let recent = self.outcomes.len().saturating_sub(20);
         let losses: Vec<f64> = self.outcomes[recent..].iter().map(|o| o.loss).collect();
-        let exits = after.map(exit_losses);
+        let exits = after.map(|result| ExitLoss::all(&result.exits));
         let rule = self.options.vote.name().to_string();
         let many = self.trainer.windows() > 1;
         let voted = after.filter(|_| many).map(|r| VoteLoss { rule, val_loss: r.vote });

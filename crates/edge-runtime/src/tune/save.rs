@@ -60,18 +60,24 @@ pub fn results(
             },
             gammas: model.exit_gammas()?,
             learned: model.learned().cloned(),
+            isolated: model.job.isolated,
         };
         exits.save(run_dir.path(), &source.config)?;
+    }
+    let mut facts = vec![
+        ("rank".into(), options.rank.to_string()),
+        ("alpha".into(), options.alpha.to_string()),
+        ("base".into(), source.precision(options.bits)),
+        ("learning rate".into(), options.lr.to_string()),
+    ];
+    if model.job.isolated {
+        let note = "isolated: each stands on the base, so the adapter is no model by itself";
+        facts.push(("windows".into(), note.into()));
     }
     run_dir.write_model_card(&ModelCard {
         base_model: base,
         method: options.method.name().into(),
-        facts: vec![
-            ("rank".into(), options.rank.to_string()),
-            ("alpha".into(), options.alpha.to_string()),
-            ("base".into(), source.precision(options.bits)),
-            ("learning rate".into(), options.lr.to_string()),
-        ],
+        facts,
     })
 }
 

@@ -149,7 +149,8 @@ impl Trainer {
                 None => false,
             };
             if !cached {
-                model.trunk(&mut recorder, window.first, g, |_, _, _| {});
+                let below = if model.job.isolated { g.of_base() } else { g };
+                model.trunk(&mut recorder, window.first, below, |_, _, _| {});
             }
             let x = model.window_forward(&mut recorder, window, g)?;
             let exit = &model.exits[index];

@@ -133,7 +133,9 @@ impl TrunkCache {
     pub fn begin(&mut self, model: &Model, after: u32) -> Result<()> {
         let mut key = Fnv::default();
         key.text(&self.base).number(after.into());
-        adapters_below(&mut key, &model.adapter()?, after);
+        if !model.job.isolated {
+            adapters_below(&mut key, &model.adapter()?, after);
+        }
         let old = self.below.take();
         self.below = self.level.take();
         if let Some(old) = old.filter(|_| !self.keep) {
@@ -203,6 +205,7 @@ impl TrunkCache {
                 continue;
             }
             let g = Geometry::sequences(rows.len() as u32, batch.seq_len as u32);
+            let g = if model.job.isolated { g.of_base() } else { g };
             let mut recorder = model.device.recorder();
             if from > 0 {
                 let stream = head(model.stream(), starts.len());
@@ -354,6 +357,10 @@ impl Level {
 
     /// Writes the states of a sequence, and leaves them in `rounded` as they will be read.
     fn write(&mut self, index: u32, states: &[f32], rounded: &mut [f32]) -> Result<()> {
+        ensure!(
+            states.iter().all(|x| x.is_finite()),
+            "the hidden states below the window are no numbers: the run diverged, lower --lr"
+        );
         ensure!(
             states.iter().all(|x| x.abs() <= f16::MAX.to_f32()),
             "the hidden states below the window exceed what f16 holds ({}): give --trunk-cache off",

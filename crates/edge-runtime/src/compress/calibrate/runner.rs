@@ -380,6 +380,7 @@ fn job(
         eval_batch: batch,
         recompute: false,
         phases: false,
+        isolated: false,
         calibration: Some(calibration),
     }
 }
