@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use edge_runtime::adapter;
+use edge_runtime::batch::Batch;
 use edge_runtime::config::ModelConfig;
+use edge_runtime::session::{Source, Tuned};
+use edge_tests::cpu;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -144,4 +147,48 @@ fn windows_that_cannot_be_are_refused() {
         assert!(text.contains(part), "{flags:?}: {text}");
         assert!(!Path::new(&out).exists(), "{flags:?} left a run directory");
     }
+}
+
+#[test]
+fn a_merged_export_has_the_logits_of_base_and_adapter() {
+    let dir = TempDir::new().expect("a folder");
+    for (name, flags) in [
+        ("stacked", &["--windows", "2"][..]),
+        ("progressive", &["--semantics", "progressive", "--windows", "2"]),
+        ("partial", &["--method", "partial", "--windows", "2"]),
+    ] {
+        let (out, merged) = (dir.path().join(name), dir.path().join(format!("{name}-merged")));
+        tune(&out, &[&["--bits", "16", "--steps", "8"][..], flags].concat());
+        let (run_dir, into) = (out.display().to_string(), merged.display().to_string());
+        let args = ["export", "--run", &run_dir, "--out", &into, "--dtype", "f32", "--json"];
+        run_program(&args);
+        let (want, got) = (logits(Some(&out), demo("model").as_ref()), logits(None, &merged));
+        let off = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-3, "{name}: {off}");
+        let plain = logits(None, demo("model").as_ref());
+        let moved = plain.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(moved > 0.1, "{name}: the adapter does nothing ({moved})");
+        let again = refused(&args, 1);
+        assert!(again.contains("has files already"), "{again}");
+    }
+    let isolated = dir.path().join("isolated");
+    tune(&isolated, &["--semantics", "isolated", "--windows", "2", "--steps", "2"]);
+    let (run_dir, into) = (isolated.display().to_string(), dir.path().join("x"));
+    let text = refused(&["export", "--run", &run_dir, "--out", &into.display().to_string()], 1);
+    assert!(text.contains("--semantics stacked") && !into.exists(), "{text}");
+}
+
+/// Logits at the last exit of a run, or of a model alone, in f32.
+fn logits(run: Option<&Path>, model: &Path) -> Vec<f32> {
+    let source = Source::open(model).expect("a model");
+    let tuned = match run {
+        Some(run) => Tuned::run(run, &source.config).expect("a run"),
+        None => Tuned::default(),
+    };
+    let formats = source.formats(None, None).expect("formats");
+    let mut job = source.job(formats, 1, 24);
+    tuned.apply(&mut job);
+    let model = tuned.load(&cpu(), &source, &job, &mut |_| ()).expect("a model");
+    let ids = (0..24).map(|i| (i * 7 + 3) % 200).collect();
+    model.all_logits(&Batch::new(ids, 24)).expect("logits")
 }

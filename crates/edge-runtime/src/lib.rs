@@ -24,6 +24,7 @@ mod example;
 pub mod exits;
 pub mod generate;
 pub mod interrupt;
+pub mod merge;
 pub mod model;
 pub mod profile;
 pub mod run_dir;

@@ -26,7 +26,7 @@ pub const MAX_SHARD_BYTES: u64 = 64 << 20;
 pub const VOCAB_CHUNK: u32 = 8192;
 
 /// Bytes of a chunk of logits (tokens × vocabulary rows).
-pub const LOGITS_BYTES: u64 = 4 << 20;
+pub const LOGITS_BYTES: u64 = 2 << 20;
 
 /// Row blocks in the first pass of the gradient of a norm's weight.
 pub const NORM_GRAD_PARTS: u32 = 16;

@@ -32,6 +32,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Write text with a model, with or without an adapter
     Generate(GenerateArgs),
+    /// Merge an adapter into its base: a model folder for any program
+    Export(ExportArgs),
     /// List the devices with their limits and features
     Devices(DevicesArgs),
     /// Show what is in a model folder, compressed or not, an adapter or a run directory
@@ -174,6 +176,32 @@ pub struct TuneFlags {
     /// Time each kernel, and print a table of it
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub profile: Option<bool>,
+}
+
+/// Options of `export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// Hugging Face model folder [default: the run's]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// PEFT adapter folder
+    #[arg(long, value_name = "DIR", conflicts_with = "run")]
+    pub adapter: Option<PathBuf>,
+    /// Run directory of tune
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Where the merged model goes, a new or empty folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Number format of the weights [default: the base's own]
+    #[arg(long, value_enum)]
+    pub dtype: Option<NumberFormat>,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing on stderr but errors
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Options of `eval`.

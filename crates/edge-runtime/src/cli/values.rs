@@ -7,6 +7,8 @@ use clap::ValueEnum;
 use edge_scheduler::Optimizer;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Dtype;
+
 /// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -212,6 +214,27 @@ impl TryFrom<u32> for Bits {
             8 => Ok(Self::Eight),
             16 => Ok(Self::Sixteen),
             _ => Err(format!("bits {bits} are not supported: use 2, 3, 4, 8 or 16")),
+        }
+    }
+}
+
+/// A number format of unpacked weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NumberFormat {
+    /// IEEE single
+    F32,
+    /// IEEE half
+    F16,
+    /// Upper half of a single
+    Bf16,
+}
+
+impl From<NumberFormat> for Dtype {
+    fn from(format: NumberFormat) -> Self {
+        match format {
+            NumberFormat::F32 => Self::F32,
+            NumberFormat::F16 => Self::F16,
+            NumberFormat::Bf16 => Self::BF16,
         }
     }
 }

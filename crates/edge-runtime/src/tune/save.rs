@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use edge_scheduler::Projection;
-use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Kind, TensorView};
 
 use crate::adapter::{self, AdapterConfig, weight_name};
@@ -12,6 +11,7 @@ use crate::checkpoint::Dtype;
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
 use crate::exits::{Exits, Vote};
+use crate::merge::encode;
 use crate::model::Model;
 use crate::model::linear::Matrix;
 use crate::model::load::{EMBEDDING, HEAD, NORM, norm_name};
@@ -136,12 +136,4 @@ fn full(source: &Source, model: &Model, run_dir: &RunDir) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
-    match dtype {
-        Dtype::F32 => bytemuck::cast_slice(values).to_vec(),
-        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-    }
 }
