@@ -63,7 +63,7 @@ fn fresh_buffers_are_zero_and_writes_come_back() {
 
 #[test]
 fn large_transfers_are_cut_into_pieces() {
-    // Above the pieces of writing (8 MiB) and reading (1 MiB), and no multiple of either.
+    // Above the pieces of writing and reading (1 MiB each), and no multiple of them.
     let words = (5 << 20) + 3;
     let value = |i: usize| (i as u32).wrapping_mul(2_654_435_761);
     let unmapped = gpu_with(&Options { disable_mapping: true, ..Options::default() });

@@ -277,7 +277,7 @@ impl Device {
     }
 
     /// Overwrites a slice piece by piece: `fill(first, piece)` writes all of the words that
-    /// start at word `first` of the slice. Needs 8 MiB of host memory however large the slice.
+    /// start at word `first` of the slice. Needs 1 MiB of host memory however large the slice.
     ///
     /// # Errors
     /// [`Error::ForeignBuffer`], or what the device reports.

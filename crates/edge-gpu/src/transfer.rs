@@ -12,7 +12,7 @@ use crate::pipeline::scoped;
 
 /// Words of a write that are staged at once: wgpu allocates staging memory for every write and
 /// frees it only when a later submission is done.
-pub(crate) const WRITE_WORDS: usize = 2 << 20;
+pub(crate) const WRITE_WORDS: usize = 256 << 10;
 /// Bytes that are read back at once.
 const READ_BYTES: u64 = 1 << 20;
 
