@@ -26,10 +26,12 @@ pub struct Batch {
     pub seq_len: usize,
     /// Targets that count.
     pub trained_tokens: usize,
+    /// Of each sequence its index in the data, the same in every epoch `[sequences]`.
+    pub indices: Vec<u32>,
 }
 
 impl Batch {
-    /// A batch of whole sequences of `seq_len` tokens.
+    /// A batch of whole sequences of `seq_len` tokens, with indices from 0.
     ///
     /// # Panics
     /// When `ids` is no multiple of `seq_len`: a mistake of the caller.
@@ -41,7 +43,19 @@ impl Batch {
             targets.extend_from_slice(&sequence[1..]);
             targets.push(IGNORE);
         }
-        Self { ids, targets, sequences, seq_len, trained_tokens: sequences * (seq_len - 1) }
+        let indices = (0..sequences as u32).collect();
+        let trained_tokens = sequences * (seq_len - 1);
+        Self { ids, targets, sequences, seq_len, trained_tokens, indices }
+    }
+
+    /// The batch with these indices of its sequences.
+    ///
+    /// # Panics
+    /// When there is not one for each sequence: a mistake of the caller.
+    #[must_use]
+    pub fn with_indices(self, indices: Vec<u32>) -> Self {
+        assert_eq!(indices.len(), self.sequences);
+        Self { indices, ..self }
     }
 }
 
@@ -87,7 +101,12 @@ impl Stream {
         let (whole, rest) = ids.split_at(ids.len() / seq_len * seq_len);
         let last = (rest.len() >= 2).then(|| Batch::new(rest.to_vec(), rest.len()));
         let batches = whole.chunks(seq_len * sequences.max(1));
-        Ok(batches.map(move |ids| Batch::new(ids.to_vec(), seq_len)).chain(last))
+        let batches = batches.map(move |ids| Batch::new(ids.to_vec(), seq_len)).chain(last);
+        Ok(batches.scan(0, |first, batch| {
+            let indices = *first..*first + batch.sequences as u32;
+            *first = indices.end;
+            Some(batch.with_indices(indices.collect()))
+        }))
     }
 }
 
@@ -158,16 +177,19 @@ impl Sampler {
     /// The next `sequences` windows; a batch may end one epoch and begin the next.
     pub fn next_batch(&mut self, stream: &Stream, sequences: usize) -> Batch {
         let mut ids = Vec::with_capacity(sequences * self.seq_len);
+        let mut indices = Vec::with_capacity(sequences);
         for _ in 0..sequences {
             if self.position.index == self.order.len() {
                 self.position = Position { epoch: self.position.epoch + 1, index: 0 };
                 self.shuffle();
             }
-            let start = self.order[self.position.index] as usize * self.seq_len;
+            let window = self.order[self.position.index];
+            let start = window as usize * self.seq_len;
             ids.extend_from_slice(&stream.ids[start..start + self.seq_len]);
+            indices.push(window);
             self.position.index += 1;
         }
-        Batch::new(ids, self.seq_len)
+        Batch::new(ids, self.seq_len).with_indices(indices)
     }
 
     /// Fisher and Yates' shuffle of 0.., written out so that no release of `rand` changes it.
@@ -209,6 +231,9 @@ mod tests {
             let batches: Vec<_> = stream(len).eval_batches(4, 2, max).unwrap().collect();
             let ids: Vec<u32> = batches.iter().flat_map(|batch| batch.ids.clone()).collect();
             assert_eq!(ids, (0..ids.len() as u32).collect::<Vec<_>>());
+            let indices: Vec<u32> =
+                batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+            assert_eq!(indices, (0..indices.len() as u32).collect::<Vec<_>>());
             batches.iter().map(|batch| (batch.sequences, batch.seq_len)).collect()
         };
         assert_eq!(lens(14, None), [(2, 4), (1, 4), (1, 2)]);
@@ -225,7 +250,12 @@ mod tests {
         let mut sampler = Sampler::new(&stream, 4, 7).unwrap();
         assert_eq!(sampler.windows(), 10);
         let mut epoch = || -> Vec<u32> {
-            (0..5).flat_map(|_| sampler.next_batch(&stream, 2).ids).step_by(4).collect()
+            let batches: Vec<Batch> = (0..5).map(|_| sampler.next_batch(&stream, 2)).collect();
+            for batch in &batches {
+                let windows = batch.ids.chunks(4).zip(&batch.indices);
+                assert!(windows.into_iter().all(|(ids, &index)| ids[0] == 4 * index));
+            }
+            batches.into_iter().flat_map(|batch| batch.ids).step_by(4).collect()
         };
         let (first, second) = (epoch(), epoch());
         assert_ne!(first, second);
