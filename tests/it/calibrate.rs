@@ -63,7 +63,7 @@ fn tiny() -> Tiny {
     let dir = TempDir::new().expect("a temporary folder");
     tiny::write(dir.path(), 11).expect("a checkpoint");
     let ids = (0..SEQUENCES * SEQ_LEN + 5).map(|i| ((i * i * 7 + i * 13 + 5) % VOCAB) as u32);
-    let stream = Stream { ids: ids.collect(), source: "a.txt".to_owned() };
+    let stream = Stream::text(ids.collect(), "a.txt".to_owned());
     Tiny {
         config: ModelConfig::load(dir.path()).expect("a config"),
         checkpoint: Checkpoint::open(dir.path()).expect("weights"),
@@ -122,6 +122,10 @@ impl Tiny {
             positions: SEQ_LEN as u32,
             vote: false,
             calibration: None,
+            eval_batch: 1,
+            recompute: false,
+            phases: false,
+            isolated: false,
         }
     }
 
@@ -514,7 +518,7 @@ fn hidden_states_go_to_a_file_where_memory_is_short() {
 #[cfg(target_os = "linux")]
 fn many_sequences() -> CalibrationSet {
     let ids = (0..8192 * SEQ_LEN as u32).map(|i| (i * 7 + 3) % VOCAB as u32).collect();
-    let stream = Stream { ids, source: "a.txt".to_owned() };
+    let stream = Stream::text(ids, "a.txt".to_owned());
     CalibrationSet::of_stream(&stream, SEQ_LEN, 8192, None).expect("a set")
 }
 

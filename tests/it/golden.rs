@@ -103,6 +103,10 @@ impl Golden {
             positions: 48,
             vote: false,
             calibration: None,
+            eval_batch: 2,
+            recompute: false,
+            phases: false,
+            isolated: false,
         }
     }
 
@@ -172,7 +176,7 @@ fn check(name: &'static str, device: &Device) {
     let difference = largest_difference(&logits, &golden.floats("logits"));
     println!("{name} on {device_name}: logits differ by at most {difference:.2e}");
     assert!(difference < 1e-3, "{name} on {device_name}: logits differ by {difference}");
-    let trainer = Trainer::new(full, AdamW::default());
+    let mut trainer = Trainer::new(full, AdamW::default());
     let batches = std::slice::from_ref(&batch);
     trainer.gradients(0, batches, batch.trained_tokens).expect("gradients");
     check_gradients(&golden, &device_name, &trainer, 10);

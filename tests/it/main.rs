@@ -10,3 +10,4 @@ mod formats;
 mod golden;
 mod model;
 mod ops;
+mod windows;

@@ -6,13 +6,16 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
 use edge_gpu::{Device, Options};
 use edge_kernels::{Category, Format, Packing};
+use edge_runtime::adapter::AdapterTensors;
 use edge_runtime::batch::Batch;
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::config::ModelConfig;
+use edge_runtime::data::{Example, Stream};
 use edge_runtime::exits::Vote;
 use edge_runtime::generate::Sampling;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
+use edge_runtime::vote::Learned;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use edge_tests::{cpu, gpu, tiny};
 use tempfile::TempDir;
@@ -59,6 +62,10 @@ impl Tiny {
             positions: SEQ_LEN as u32,
             vote: windows > 1,
             calibration: None,
+            eval_batch: 2,
+            recompute: false,
+            phases: false,
+            isolated: false,
         }
     }
 
@@ -147,6 +154,74 @@ fn a_cache_continues_as_whole_sequences_do() {
     }
 }
 
+/// An adapter on all layers that changes much.
+fn adapter(trainer: &Trainer) -> AdapterTensors {
+    let mut tensors = trainer.model.adapter().expect("an adapter");
+    for (layer, (_, b)) in tensors.iter_mut().map(|((layer, _), pair)| (*layer, pair)) {
+        for (index, b) in b.iter_mut().enumerate() {
+            *b = ((index * 7 + layer * 3) % 11) as f32 * 0.02 - 0.1;
+        }
+    }
+    tensors
+}
+
+#[test]
+fn isolated_windows_stand_on_the_base() {
+    let tiny = tiny();
+    for device in devices() {
+        let stacked = tiny.edge(&device, Format::F32);
+        let job = Job { isolated: true, phases: true, ..stacked.model.job.clone() };
+        let mut isolated = Trainer::new(tiny.load(&device, &job), AdamW::default());
+        let tensors = adapter(&stacked);
+        isolated.model.set_adapter(&tensors).expect("set");
+        let got = isolated.model.exit_logits(&batch()).expect("logits");
+        for (exit, window) in job.windows.iter().enumerate() {
+            // The stacked model with no other window's adapters.
+            let mut own = tensors.clone();
+            for ((layer, _), (_, b)) in &mut own {
+                if !window.contains(*layer as u32) {
+                    b.fill(0.0);
+                }
+            }
+            stacked.model.set_adapter(&own).expect("set");
+            let want = &stacked.model.exit_logits(&batch()).expect("logits")[exit];
+            let off = got[exit].iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-4, "exit {exit}: {off}");
+            // And so it is while that window is trained.
+            let loss = isolated.model.evaluate([batch()].into_iter(), Vote::Last, |_| ());
+            let want = loss.expect("losses").exits[exit];
+            isolated.begin(exit).expect("a phase");
+            let got = isolated.step(exit, &[batch()], 0.0).expect("a step").loss;
+            assert!((got - want).abs() < 1e-4, "exit {exit}: {got} {want}");
+        }
+    }
+}
+
+#[test]
+fn isolated_streams_continue_in_their_caches() {
+    let tiny = tiny();
+    for device in devices() {
+        let trainer = tiny.edge(&device, Format::F32);
+        let tensors = adapter(&trainer);
+        let job = Job { isolated: true, training: false, ..trainer.model.job.clone() };
+        let whole = tiny.load(&device, &job);
+        let cache = Some(SEQ_LEN as u32);
+        let cached = tiny.load(&device, &Job { batch: 1, eval_batch: 1, seq_len: 7, cache, ..job });
+        whole.set_adapter(&tensors).expect("set");
+        cached.set_adapter(&tensors).expect("set");
+        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote: Vote::Last };
+        let mut text = ids(1)[..10].to_vec();
+        let made = cached.generate(&text, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
+        for token in made {
+            let logits = whole.all_logits(&Batch::new(text.clone(), text.len())).expect("logits");
+            let last = &logits[(text.len() - 1) * VOCAB..];
+            let best = (0..VOCAB).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a token");
+            assert_eq!(token as usize, best, "behind {} tokens", text.len());
+            text.push(token);
+        }
+    }
+}
+
 fn values(trainer: &Trainer) -> Vec<Vec<u32>> {
     let groups = &trainer.model.groups;
     let read = |slice| trainer.model.device.read(slice).expect("values");
@@ -172,15 +247,102 @@ fn a_step_changes_its_window_and_nothing_else() {
 }
 
 #[test]
+fn padding_behind_examples_changes_nothing() {
+    let tiny = tiny();
+    let mut stream = Stream::text(ids(2), "a.txt".to_owned());
+    for (start, len, prompt) in [(0, 19, 4), (20, 9, 7)] {
+        stream.examples.push(Example { start, len, prompt });
+    }
+    let batches = |sequences| stream.eval_batches(SEQ_LEN, sequences, None).expect("batches");
+    for device in devices() {
+        let gradients = |batches: Vec<Batch>| {
+            let mut trainer = tiny.edge(&device, Format::F32);
+            trainer.step(0, &[batch()], 1e-2).expect("a step");
+            trainer.gradients(0, &batches, 17).expect("gradients");
+            let loss = device.read_f32(&trainer.model.workspace.loss).expect("a loss");
+            (loss, trainer.read_gradients(0).expect("gradients"))
+        };
+        let (padded, together) = gradients(batches(2).collect());
+        let (alone, apart) = gradients(batches(1).collect());
+        // Targets are the ids of the answers: 15 and 2.
+        assert_eq!((padded[1], alone[1]), (17.0, 17.0));
+        assert!((padded[0] - alone[0]).abs() <= 1e-4 * alone[0], "{padded:?} {alone:?}");
+        for (name, (_, want)) in &apart {
+            let scale = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+            for (got, want) in together[name].1.iter().zip(want) {
+                assert!((got - want).abs() <= 1e-4 * scale + 1e-9, "{name}: {got} {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn windows_in_phases_share_moments_and_train_alike() {
+    let tiny = tiny();
+    for optimizer in [Optimizer::AdamW, Optimizer::AdamW8bit] {
+        let run = |phases: bool| {
+            let job = tiny.job(Format::Q8, Format::F16, lora(), 3);
+            let job = Job { optimizer, phases, ..job };
+            let mut trainer = Trainer::new(tiny.load(&cpu(), &job), AdamW::default());
+            let mut losses = Vec::new();
+            for window in 0..3 {
+                trainer.begin(window).expect("a phase");
+                for _ in 0..3 {
+                    losses.push(trainer.step(window, &[batch()], 1e-2).expect("a step").loss);
+                }
+            }
+            let bytes = trainer.model.plan.bytes_by_category()[Category::Optimizer.index()];
+            (losses, bytes)
+        };
+        let ((own, own_bytes), (shared, shared_bytes)) = (run(false), run(true));
+        assert_eq!(own, shared);
+        // Windows of 1, 1 and 2 blocks: the largest of them instead of all.
+        let share = shared_bytes as f64 / own_bytes as f64;
+        assert!((0.4..0.6).contains(&share), "{shared_bytes} of {own_bytes}");
+    }
+}
+
+#[test]
+fn recomputed_activations_give_the_same_gradients() {
+    let tiny = tiny();
+    for device in devices() {
+        let trained = [lora(), Trained::Full];
+        for (trained, windows) in trained.into_iter().zip([2, 1]) {
+            let mut job = tiny.job(Format::F32, Format::F32, trained, windows);
+            job.vote = false;
+            let gradients = |job: &Job| {
+                let mut trainer = Trainer::new(tiny.load(&device, job), AdamW::default());
+                let window = windows as usize - 1;
+                // An update first: with B = 0 nothing flows back through A.
+                trainer.step(window, &[batch()], 1e-2).expect("a step");
+                trainer.gradients(window, &[batch()], 46).expect("gradients");
+                (trainer.read_gradients(window).expect("gradients"), trainer.model.plan.bytes())
+            };
+            let (kept, kept_bytes) = gradients(&job);
+            job.recompute = true;
+            let (recomputed, bytes) = gradients(&job);
+            assert!(bytes < kept_bytes, "{bytes} instead of less than {kept_bytes}");
+            for (name, (_, want)) in &kept {
+                let (_, got) = &recomputed[name];
+                let scale = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+                for (got, want) in got.iter().zip(want) {
+                    assert!((got - want).abs() <= 1e-4 * scale + 1e-9, "{name}: {got} {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_window_gradient_equals_the_full_pass_at_its_exit() {
     // With one window over all blocks and the same exit, the top window's gradient is the same
     // whether or not the blocks below keep activations.
     let tiny = tiny();
     let device = cpu();
-    let windowed = tiny.edge(&device, Format::F32);
+    let mut windowed = tiny.edge(&device, Format::F32);
     let mut job = tiny.job(Format::F32, Format::F16, lora(), 1);
     job.exit_norms = true;
-    let whole = Trainer::new(tiny.load(&device, &job), AdamW::default());
+    let mut whole = Trainer::new(tiny.load(&device, &job), AdamW::default());
     windowed.gradients(1, &[batch()], 46).expect("gradients");
     whole.gradients(0, &[batch()], 46).expect("gradients");
     let whole = whole.read_gradients(0).expect("gradients");
@@ -281,15 +443,59 @@ fn accumulated_micro_batches_equal_one_batch() {
 fn votes_follow_their_definition() {
     let tiny = tiny();
     for device in devices() {
-        let trainer = tiny.edge(&device, Format::F32);
-        let model = &trainer.model;
+        let mut trainer = tiny.edge(&device, Format::F32);
+        let model = &mut trainer.model;
         let logits = model.exit_logits(&batch()).expect("logits");
-        for vote in [Vote::Last, Vote::Max, Vote::Mean] {
+        // Not fitted, the learned vote is the last exit's.
+        for vote in Vote::ALL {
             let got = model.evaluate([batch()].into_iter(), vote, |_| ()).expect("losses");
             let want = vote_loss(&logits, &batch(), vote);
             assert!((got.vote - want).abs() < 1e-4, "{vote:?}: {} for {want}", got.vote);
         }
+        let learned = Learned { temperatures: vec![0.7, 1.4], weights: vec![0.3, 0.7] };
+        model.set_learned(learned.clone()).expect("a vote");
+        let votes = model.evaluate_all([batch()].into_iter(), &Vote::ALL, |_| ()).expect("losses");
+        let want = mixture_loss(&logits, &batch(), &learned);
+        let got = votes.votes[3].val_loss;
+        assert!((got - want).abs() < 1e-4, "{got} for {want}");
+        assert!((votes.votes[2].val_loss - vote_loss(&logits, &batch(), Vote::Mean)).abs() < 1e-4);
     }
+}
+
+#[test]
+fn a_fitted_vote_is_no_worse_than_any_exit_on_what_it_was_fitted_on() {
+    let tiny = tiny();
+    let mut trainer = tiny.edge(&cpu(), Format::F32);
+    for step in 0..30 {
+        trainer.step(step % 2, &[batch()], 5e-3).expect("a step");
+    }
+    let model = &mut trainer.model;
+    let other = || [Batch::new(ids(2).iter().map(|id| (id * 3 + 1) % 139).collect(), SEQ_LEN)];
+    let scores = model.score_exits(other().into_iter(), || ()).expect("scores");
+    let learned = scores.fit().expect("a fit");
+    model.set_learned(learned).expect("a vote");
+    let result = model.evaluate_all(other().into_iter(), &Vote::ALL, |_| ()).expect("losses");
+    for (exit, loss) in result.exits.iter().enumerate() {
+        assert!((scores.exit_loss(exit) - loss).abs() < 1e-3, "exit {exit}");
+        assert!(result.votes[3].val_loss <= loss + 1e-4, "{result:?}");
+    }
+}
+
+/// The learned vote in f64.
+fn mixture_loss(exits: &[Vec<f32>], batch: &Batch, learned: &Learned) -> f64 {
+    let counted = batch.targets.iter().enumerate();
+    let counted = counted.filter(|(_, target)| **target != edge_runtime::batch::IGNORE);
+    let losses = counted.map(|(row, &target)| {
+        let voters = exits.iter().zip(&learned.temperatures).zip(&learned.weights);
+        let p = voters.map(|((logits, &temperature), &weight)| {
+            let row = &logits[row * VOCAB..(row + 1) * VOCAB];
+            let exp = row.iter().map(|&z| (f64::from(z) / f64::from(temperature)).exp());
+            let exp: Vec<f64> = exp.collect();
+            f64::from(weight) * exp[target as usize] / exp.iter().sum::<f64>()
+        });
+        -p.sum::<f64>().ln()
+    });
+    losses.sum::<f64>() / batch.trained_tokens as f64
 }
 
 /// The vote in f64: `max` renormalises, `mean` averages, `last` takes the top exit.
@@ -308,7 +514,7 @@ fn vote_loss(exits: &[Vec<f32>], batch: &Batch, vote: Vote) -> f64 {
         let all: Vec<Vec<f64>> = exits.iter().map(softmax).collect();
         let combined: Vec<f64> = (0..VOCAB)
             .map(|v| match vote {
-                Vote::Last => all[all.len() - 1][v],
+                Vote::Last | Vote::Learned => all[all.len() - 1][v],
                 Vote::Max => all.iter().map(|p| p[v]).fold(0.0, f64::max),
                 Vote::Mean => all.iter().map(|p| p[v]).sum::<f64>(),
             })

@@ -156,12 +156,16 @@ pub fn save(
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
     let bytes = safetensors::serialize(views, metadata).context("cannot lay out the adapter")?;
     write_atomically(&dir.join(TENSORS_FILE), &bytes)?;
-    let text = serde_json::to_string_pretty(&peft_config(config))?;
+    let mut layers: Vec<usize> = tensors.keys().map(|(layer, _)| *layer).collect();
+    layers.dedup();
+    let layers = (layers.len() < model.num_hidden_layers).then_some(layers);
+    let text = serde_json::to_string_pretty(&peft_config(config, layers.as_deref()))?;
     write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
 }
 
-/// The keys that all releases of PEFT since 0.5 know: they refuse ones that they do not.
-fn peft_config(config: &AdapterConfig) -> Value {
+/// The keys that all releases of PEFT since 0.5 know: they refuse ones that they do not. `layers`
+/// are those with an adapter where not all have one.
+fn peft_config(config: &AdapterConfig, layers: Option<&[usize]>) -> Value {
     let names: Vec<_> = config.target_modules.iter().map(|module| module.name()).collect();
     let alpha = config.lora_alpha;
     // PEFT declares an integer; a whole number is written as one.
@@ -174,7 +178,7 @@ fn peft_config(config: &AdapterConfig) -> Value {
         "inference_mode": true,
         "init_lora_weights": true,
         "layers_pattern": null,
-        "layers_to_transform": null,
+        "layers_to_transform": layers,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "modules_to_save": null,

@@ -48,7 +48,7 @@ fn unsupported_settings_are_refused_by_name() {
     let model = tiny_config();
     let (config, tensors) = sample(&model);
     save(dir.path(), &config, &tensors, &model).unwrap();
-    let good: Value = peft_config(&config);
+    let good: Value = peft_config(&config, None);
     for (key, value) in [
         ("use_dora", json!(true)),
         ("use_rslora", json!(true)),
@@ -143,7 +143,7 @@ fn adapters_of_peft_are_read() {
         // The key names written here are among those of PEFT's own file.
         let text = std::fs::read_to_string(dir.join("adapter").join(CONFIG_FILE)).unwrap();
         let theirs: Map<String, Value> = serde_json::from_str(&text).unwrap();
-        let ours = peft_config(&config);
+        let ours = peft_config(&config, None);
         let ours = ours.as_object().unwrap();
         assert!(ours.keys().all(|key| theirs.contains_key(key)));
         // And so are the tensors, byte for byte.

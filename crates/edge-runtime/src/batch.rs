@@ -1,7 +1,9 @@
 //! Windows of a token stream, in shuffled order for training and in order for evaluation.
 //!
 //! A window is `seq_len` consecutive tokens: its first token is given and the others are
-//! predicted, in training and in evaluation alike.
+//! predicted, in training and in evaluation alike. Of examples each is a sequence, of which the
+//! answer is predicted; those of a batch are padded on the right, which causal attention does not
+//! see, to the longest of them.
 
 use anyhow::{Result, ensure};
 use edge_kernels::util::SeededRng;
@@ -12,6 +14,20 @@ use crate::data::Stream;
 
 /// A target that does not count: the loss kernels skip it.
 pub const IGNORE: u32 = u32::MAX;
+
+/// Lengths of padded sequences are multiples of this, so that there are few of them.
+const PADDED_TO: usize = 16;
+
+/// Examples of a stream against a length.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fit {
+    /// Numbers of those whose answer begins before it.
+    pub usable: Vec<u32>,
+    /// How many of these lose their end.
+    pub cut: usize,
+    /// The others: nothing of their answer is left.
+    pub skipped: usize,
+}
 
 /// Sequences of one length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,12 +42,14 @@ pub struct Batch {
     pub seq_len: usize,
     /// Targets that count.
     pub trained_tokens: usize,
-    /// Of each sequence its index in the data, the same in every epoch `[sequences]`.
+    /// Ids that are no padding.
+    pub tokens: usize,
+    /// Number of each sequence among those of its data.
     pub indices: Vec<u32>,
 }
 
 impl Batch {
-    /// A batch of whole sequences of `seq_len` tokens, with indices from 0.
+    /// A batch of whole sequences of `seq_len` tokens.
     ///
     /// # Panics
     /// When `ids` is no multiple of `seq_len`: a mistake of the caller.
@@ -43,19 +61,40 @@ impl Batch {
             targets.extend_from_slice(&sequence[1..]);
             targets.push(IGNORE);
         }
-        let indices = (0..sequences as u32).collect();
         let trained_tokens = sequences * (seq_len - 1);
-        Self { ids, targets, sequences, seq_len, trained_tokens, indices }
+        let (tokens, indices) = (ids.len(), (0..sequences as u32).collect());
+        Self { ids, targets, sequences, seq_len, trained_tokens, tokens, indices }
     }
 
-    /// The batch with these indices of its sequences.
-    ///
-    /// # Panics
-    /// When there is not one for each sequence: a mistake of the caller.
-    #[must_use]
-    pub fn with_indices(self, indices: Vec<u32>) -> Self {
-        assert_eq!(indices.len(), self.sequences);
-        Self { indices, ..self }
+    /// A batch of examples, the numbers `indices` of a stream, none above `seq_len` tokens.
+    fn of_examples(stream: &Stream, seq_len: usize, indices: &[u32]) -> Self {
+        let cut = |&index: &u32| {
+            let example = stream.examples[index as usize];
+            let ids = &stream.ids[example.start..example.start + example.len.min(seq_len)];
+            (ids, example.prompt)
+        };
+        let examples: Vec<(&[u32], usize)> = indices.iter().map(cut).collect();
+        let longest = examples.iter().map(|(ids, _)| ids.len()).max().unwrap_or(1);
+        let padded = longest.next_multiple_of(PADDED_TO).min(seq_len);
+        let mut batch = Self {
+            ids: Vec::with_capacity(examples.len() * padded),
+            targets: Vec::with_capacity(examples.len() * padded),
+            sequences: examples.len(),
+            seq_len: padded,
+            trained_tokens: 0,
+            tokens: examples.iter().map(|(ids, _)| ids.len()).sum(),
+            indices: indices.to_vec(),
+        };
+        for (ids, prompt) in examples {
+            batch.ids.extend(ids);
+            batch.ids.resize(batch.ids.len() + padded - ids.len(), 0);
+            let answer = prompt.max(1).min(ids.len());
+            batch.targets.resize(batch.targets.len() + answer - 1, IGNORE);
+            batch.targets.extend(&ids[answer..]);
+            batch.targets.resize(batch.ids.len(), IGNORE);
+            batch.trained_tokens += ids.len() - answer;
+        }
+        batch
     }
 }
 
@@ -74,9 +113,48 @@ pub fn check_seq_len(seq_len: usize, max_position_embeddings: usize) -> Result<(
 }
 
 impl Stream {
-    /// Windows of exactly `seq_len` tokens; the rest of the stream is left out.
+    /// Windows of exactly `seq_len` tokens, of which the rest of the stream is left out; examples.
     pub fn windows(&self, seq_len: usize) -> usize {
-        self.ids.len() / seq_len
+        if self.examples.is_empty() { self.ids.len() / seq_len } else { self.examples.len() }
+    }
+
+    /// Which examples have an answer within `seq_len` tokens.
+    pub fn fit(&self, seq_len: usize) -> Fit {
+        let mut fit = Fit::default();
+        for (example, index) in self.examples.iter().zip(0..) {
+            if example.prompt.max(1) >= example.len.min(seq_len) {
+                fit.skipped += 1;
+                continue;
+            }
+            fit.usable.push(index);
+            fit.cut += usize::from(example.len > seq_len);
+        }
+        fit
+    }
+
+    /// The numbers of windows or usable examples.
+    ///
+    /// # Errors
+    /// There is none.
+    fn numbers(&self, seq_len: usize) -> Result<Vec<u32>> {
+        if !self.examples.is_empty() {
+            let fit = self.fit(seq_len);
+            ensure!(
+                !fit.usable.is_empty(),
+                "{} has no example whose answer begins within {seq_len} tokens: raise --seq-len",
+                self.source
+            );
+            return Ok(fit.usable);
+        }
+        let windows = self.windows(seq_len);
+        ensure!(
+            windows > 0,
+            "{} has {} tokens, fewer than one window of {seq_len}: add text or use --seq-len {}",
+            self.source,
+            self.ids.len(),
+            self.ids.len().max(2)
+        );
+        Ok((0..windows as u32).collect())
     }
 
     /// All windows in order, up to `sequences` a batch and `max_windows` in total; the last,
@@ -89,7 +167,17 @@ impl Stream {
         seq_len: usize,
         sequences: usize,
         max_windows: Option<usize>,
-    ) -> Result<impl Iterator<Item = Batch>> {
+    ) -> Result<Box<dyn Iterator<Item = Batch> + '_>> {
+        if !self.examples.is_empty() {
+            let mut numbers = self.numbers(seq_len)?;
+            numbers.truncate(max_windows.unwrap_or(usize::MAX));
+            let step = sequences.max(1);
+            let batches = (0..numbers.len()).step_by(step).map(move |first| {
+                let last = (first + step).min(numbers.len());
+                Batch::of_examples(self, seq_len, &numbers[first..last])
+            });
+            return Ok(Box::new(batches));
+        }
         ensure!(
             self.ids.len() >= 2,
             "{} has {} tokens, and evaluation needs at least 2: add text",
@@ -101,12 +189,7 @@ impl Stream {
         let (whole, rest) = ids.split_at(ids.len() / seq_len * seq_len);
         let last = (rest.len() >= 2).then(|| Batch::new(rest.to_vec(), rest.len()));
         let batches = whole.chunks(seq_len * sequences.max(1));
-        let batches = batches.map(move |ids| Batch::new(ids.to_vec(), seq_len)).chain(last);
-        Ok(batches.scan(0, |first, batch| {
-            let indices = *first..*first + batch.sequences as u32;
-            *first = indices.end;
-            Some(batch.with_indices(indices.collect()))
-        }))
+        Ok(Box::new(batches.map(move |ids| Batch::new(ids.to_vec(), seq_len)).chain(last)))
     }
 }
 
@@ -126,7 +209,9 @@ pub struct Sampler {
     seed: u64,
     seq_len: usize,
     position: Position,
-    /// Windows of this epoch, in order of use.
+    /// Windows or examples that are used, rising.
+    numbers: Vec<u32>,
+    /// Those of this epoch, in order of use.
     order: Vec<u32>,
 }
 
@@ -144,14 +229,8 @@ impl Sampler {
     /// # Errors
     /// The stream is too short for one window, or has fewer windows than the position says.
     pub fn resume(stream: &Stream, seq_len: usize, seed: u64, position: Position) -> Result<Self> {
-        let windows = stream.windows(seq_len);
-        ensure!(
-            windows > 0,
-            "{} has {} tokens, fewer than one window of {seq_len}: add text or use --seq-len {}",
-            stream.source,
-            stream.ids.len(),
-            stream.ids.len().max(2)
-        );
+        let numbers = stream.numbers(seq_len)?;
+        let windows = numbers.len();
         ensure!(
             position.index <= windows,
             "{} has {windows} windows and the checkpoint stands at window {}: resume with the \
@@ -159,7 +238,7 @@ impl Sampler {
             stream.source,
             position.index
         );
-        let mut sampler = Self { seed, seq_len, position, order: (0..windows as u32).collect() };
+        let mut sampler = Self { seed, seq_len, position, order: numbers.clone(), numbers };
         sampler.shuffle();
         Ok(sampler)
     }
@@ -176,20 +255,24 @@ impl Sampler {
 
     /// The next `sequences` windows; a batch may end one epoch and begin the next.
     pub fn next_batch(&mut self, stream: &Stream, sequences: usize) -> Batch {
-        let mut ids = Vec::with_capacity(sequences * self.seq_len);
         let mut indices = Vec::with_capacity(sequences);
         for _ in 0..sequences {
             if self.position.index == self.order.len() {
                 self.position = Position { epoch: self.position.epoch + 1, index: 0 };
                 self.shuffle();
             }
-            let window = self.order[self.position.index];
-            let start = window as usize * self.seq_len;
-            ids.extend_from_slice(&stream.ids[start..start + self.seq_len]);
-            indices.push(window);
+            indices.push(self.order[self.position.index]);
             self.position.index += 1;
         }
-        Batch::new(ids, self.seq_len).with_indices(indices)
+        if !stream.examples.is_empty() {
+            return Batch::of_examples(stream, self.seq_len, &indices);
+        }
+        let mut ids = Vec::with_capacity(sequences * self.seq_len);
+        for &index in &indices {
+            let start = index as usize * self.seq_len;
+            ids.extend_from_slice(&stream.ids[start..start + self.seq_len]);
+        }
+        Batch { indices, ..Batch::new(ids, self.seq_len) }
     }
 
     /// Fisher and Yates' shuffle of 0.., written out so that no release of `rand` changes it.
@@ -198,9 +281,7 @@ impl Sampler {
         seed[..8].copy_from_slice(&self.seed.to_le_bytes());
         seed[8..16].copy_from_slice(&self.position.epoch.to_le_bytes());
         let mut rng = SeededRng::from_seed(seed);
-        for (index, window) in self.order.iter_mut().enumerate() {
-            *window = index as u32;
-        }
+        self.order.copy_from_slice(&self.numbers);
         for last in (1..self.order.len()).rev() {
             // The high word of the product is uniform up to a bias of 2^-32.
             let pick = (u128::from(rng.next_u64()) * (last as u128 + 1)) >> 64;
@@ -215,7 +296,7 @@ mod tests {
     use crate::testing::message;
 
     fn stream(len: u32) -> Stream {
-        Stream { ids: (0..len).collect(), source: "a.txt".to_owned() }
+        Stream::text((0..len).collect(), "a.txt".to_owned())
     }
 
     #[test]
@@ -231,9 +312,6 @@ mod tests {
             let batches: Vec<_> = stream(len).eval_batches(4, 2, max).unwrap().collect();
             let ids: Vec<u32> = batches.iter().flat_map(|batch| batch.ids.clone()).collect();
             assert_eq!(ids, (0..ids.len() as u32).collect::<Vec<_>>());
-            let indices: Vec<u32> =
-                batches.iter().flat_map(|batch| batch.indices.clone()).collect();
-            assert_eq!(indices, (0..indices.len() as u32).collect::<Vec<_>>());
             batches.iter().map(|batch| (batch.sequences, batch.seq_len)).collect()
         };
         assert_eq!(lens(14, None), [(2, 4), (1, 4), (1, 2)]);
@@ -250,12 +328,7 @@ mod tests {
         let mut sampler = Sampler::new(&stream, 4, 7).unwrap();
         assert_eq!(sampler.windows(), 10);
         let mut epoch = || -> Vec<u32> {
-            let batches: Vec<Batch> = (0..5).map(|_| sampler.next_batch(&stream, 2)).collect();
-            for batch in &batches {
-                let windows = batch.ids.chunks(4).zip(&batch.indices);
-                assert!(windows.into_iter().all(|(ids, &index)| ids[0] == 4 * index));
-            }
-            batches.into_iter().flat_map(|batch| batch.ids).step_by(4).collect()
+            (0..5).flat_map(|_| sampler.next_batch(&stream, 2).ids).step_by(4).collect()
         };
         let (first, second) = (epoch(), epoch());
         assert_ne!(first, second);
@@ -284,6 +357,49 @@ mod tests {
         assert_eq!(sampler.position(), Position { epoch: 2, index: 5 });
         let far = Position { epoch: 0, index: 12 };
         assert!(message(Sampler::resume(&stream, 2, 3, far)).contains("11 windows"));
+    }
+
+    /// Prompts of 2, 5 and 1 ids; sequences of 4, 6 and 40.
+    fn examples() -> Stream {
+        let mut stream = stream(50);
+        for (start, len, prompt) in [(0, 4, 2), (4, 6, 5), (10, 40, 1)] {
+            stream.examples.push(crate::data::Example { start, len, prompt });
+        }
+        stream
+    }
+
+    #[test]
+    fn answers_are_trained_and_padding_is_not() {
+        let stream = examples();
+        let batch = Batch::of_examples(&stream, 64, &[1, 0]);
+        assert_eq!((batch.sequences, batch.seq_len), (2, 16));
+        assert_eq!((batch.tokens, batch.trained_tokens), (10, 3));
+        assert_eq!(batch.ids[..7], [4, 5, 6, 7, 8, 9, 0]);
+        let trained = |from: usize| -> Vec<(usize, u32)> {
+            let targets = batch.targets[from..from + 16].iter().copied().enumerate();
+            targets.filter(|(_, target)| *target != IGNORE).collect()
+        };
+        assert_eq!(trained(0), [(4, 9)]);
+        assert_eq!(trained(16), [(1, 2), (2, 3)]);
+        let cut = Batch::of_examples(&stream, 20, &[2]);
+        assert_eq!((cut.seq_len, cut.tokens, cut.trained_tokens), (20, 20, 19));
+    }
+
+    #[test]
+    fn examples_are_sampled_and_evaluated_whole() {
+        let stream = examples();
+        assert_eq!(stream.fit(5), Fit { usable: vec![0, 2], cut: 1, skipped: 1 });
+        assert_eq!(stream.fit(64).usable, [0, 1, 2]);
+        let mut sampler = Sampler::new(&stream, 5, 3).unwrap();
+        assert_eq!(sampler.windows(), 2);
+        let mut seen = sampler.next_batch(&stream, 2).indices;
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 2]);
+        let batches: Vec<Batch> = stream.eval_batches(64, 2, None).unwrap().collect();
+        let shapes: Vec<_> = batches.iter().map(|b| (b.sequences, b.seq_len)).collect();
+        assert_eq!(shapes, [(2, 16), (1, 48)]);
+        assert_eq!(stream.eval_batches(64, 2, Some(1)).unwrap().count(), 1);
+        assert!(message(Sampler::new(&stream, 1, 0)).contains("raise --seq-len"));
     }
 
     #[test]

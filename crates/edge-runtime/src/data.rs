@@ -1,14 +1,18 @@
-//! Texts to streams of token ids: which files, which part of them, which documents.
+//! Texts and examples to streams of token ids: which files, which part of them, which documents.
 //!
 //! A plain text is one document. A JSONL file has one document a line. Documents follow each other
 //! in one stream, each with the special tokens that the tokenizer puts around a text and an
 //! end-of-sequence token between them; [`crate::batch`] cuts streams into windows.
+//!
+//! An example is a prompt and its answer ([`crate::example`]), a sequence of its own, of which the
+//! answer alone is trained.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::example::{self, Document};
 use crate::tokenizer::Tokenizer;
 
 /// What to read.
@@ -21,6 +25,8 @@ pub struct DataSpec {
     /// Share of each file of `data` to validate on: its last characters (plain text) or documents
     /// (JSONL). 0: none. Unused where validation data are given.
     pub val_fraction: f64,
+    /// The same as a number of documents, instead of a share.
+    pub val_items: Option<usize>,
 }
 
 /// Token ids of documents, one after the other.
@@ -30,6 +36,31 @@ pub struct Stream {
     pub ids: Vec<u32>,
     /// The files, for messages.
     pub source: String,
+    /// Where each example lies among the ids; empty where they are text.
+    pub examples: Vec<Example>,
+}
+
+/// An example in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// Its first id.
+    pub start: usize,
+    /// Ids of prompt and answer.
+    pub len: usize,
+    /// Ids of the prompt.
+    pub prompt: usize,
+}
+
+impl Stream {
+    /// A stream of text.
+    pub fn text(ids: Vec<u32>, source: String) -> Self {
+        Self { ids, source, examples: Vec::new() }
+    }
+
+    /// The same ids as one text.
+    pub fn into_text(self) -> Self {
+        Self { examples: Vec::new(), ..self }
+    }
 }
 
 /// The streams of a run.
@@ -62,7 +93,12 @@ impl Dataset {
                 (None, None) => spec.val_fraction,
                 _ => 0.0,
             };
-            let (first, last) = Documents::read(&train_file(path)?)?.split(fraction);
+            let items = spec.val_items.filter(|_| held_out.is_none() && spec.valid.is_none());
+            let documents = Documents::read(&train_file(path)?)?;
+            let (first, last) = match items {
+                Some(items) => documents.split_items(items)?,
+                None => documents.split(fraction),
+            };
             train.push(&first, tokenizer)?;
             if let Some(last) = last {
                 valid.push(&last, tokenizer)?;
@@ -128,7 +164,7 @@ fn eval_file(path: &Path, parts: &[&str]) -> Result<PathBuf> {
 /// The documents of a file.
 struct Documents {
     path: PathBuf,
-    texts: Vec<String>,
+    texts: Vec<Document>,
     /// One plain text, which may be cut anywhere.
     plain: bool,
 }
@@ -152,7 +188,7 @@ impl Documents {
         ensure!(!text.trim().is_empty(), "{shown} is empty: name a file with text");
         let plain = matches!(ending, "txt" | "md");
         let texts = match (plain, text.trim_start().starts_with('[')) {
-            (true, _) => vec![text.to_owned()],
+            (true, _) => vec![Document::Text(text.to_owned())],
             (false, true) => json_array(text, path)?,
             (false, false) => json_lines(text, path)?,
         };
@@ -165,61 +201,63 @@ impl Documents {
             return (self, None);
         }
         let cut = |len: usize| (len as f64 * (1.0 - fraction)) as usize;
-        let last = if self.plain {
-            let text = &mut self.texts[0];
-            let chars = cut(text.chars().count());
-            let at = text.char_indices().nth(chars).map_or(text.len(), |(at, _)| at);
-            vec![text.split_off(at)]
-        } else {
-            self.texts.split_off(cut(self.texts.len()))
+        let last = match (&mut self.texts[..], self.plain) {
+            ([Document::Text(text)], true) => {
+                let chars = cut(text.chars().count());
+                let at = text.char_indices().nth(chars).map_or(text.len(), |(at, _)| at);
+                vec![Document::Text(text.split_off(at))]
+            }
+            (texts, _) => {
+                let at = cut(texts.len());
+                self.texts.split_off(at)
+            }
         };
         let last = Self { path: self.path.clone(), texts: last, plain: self.plain };
         (self, Some(last))
     }
+
+    /// All but the last `items` documents, and these.
+    fn split_items(mut self, items: usize) -> Result<(Self, Option<Self>)> {
+        let (shown, count) = (self.path.display(), self.texts.len());
+        ensure!(!self.plain, "{shown} is one text: give --val-fraction instead of --val-items");
+        ensure!(
+            items < count,
+            "{shown} has {count} items and --val-items is {items}: leave some to train on"
+        );
+        let last = self.texts.split_off(count - items);
+        let last = Self { path: self.path.clone(), texts: last, plain: false };
+        Ok((self, Some(last)))
+    }
 }
 
-fn json_lines(text: &str, path: &Path) -> Result<Vec<String>> {
+fn json_lines(text: &str, path: &Path) -> Result<Vec<Document>> {
     let mut texts = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let place = format!("{} line {}", path.display(), index + 1);
         let value = serde_json::from_str(line)
             .map_err(|error| anyhow::anyhow!("{place} is no JSON ({error}): correct it"))?;
-        texts.push(document(&value, &place)?);
+        texts.push(Document::read(&value, &place)?);
     }
     Ok(texts)
 }
 
-fn json_array(text: &str, path: &Path) -> Result<Vec<String>> {
+fn json_array(text: &str, path: &Path) -> Result<Vec<Document>> {
     let shown = path.display();
     let items: Vec<Value> = serde_json::from_str(text)
         .map_err(|error| anyhow::anyhow!("{shown} is no JSON ({error}): correct it"))?;
     ensure!(!items.is_empty(), "{shown} is empty: name a file with text");
     let items = items.iter().enumerate();
-    items.map(|(index, item)| document(item, &format!("{shown} item {}", index + 1))).collect()
-}
-
-fn document(value: &Value, place: &str) -> Result<String> {
-    let Value::Object(keys) = value else {
-        bail!("{place} is no JSON object: write {{\"text\": …}}");
-    };
-    match keys.get("text") {
-        Some(Value::String(text)) if !text.is_empty() => Ok(text.clone()),
-        Some(Value::String(_)) => bail!("{place} has an empty \"text\": remove the line"),
-        Some(_) => bail!("the \"text\" of {place} is no string: put it in quotes"),
-        None => {
-            let names: Vec<&str> = keys.keys().map(String::as_str).collect();
-            bail!(
-                "{place} has no \"text\" but [{}]: write the text under the key \"text\"",
-                names.join(", ")
-            )
-        }
-    }
+    items
+        .map(|(index, item)| Document::read(item, &format!("{shown} item {}", index + 1)))
+        .collect()
 }
 
 #[derive(Default)]
 struct Builder {
     ids: Vec<u32>,
     sources: Vec<String>,
+    examples: Vec<Example>,
+    texts: bool,
 }
 
 impl Builder {
@@ -229,7 +267,20 @@ impl Builder {
             documents.texts.iter().any(|text| !text.is_empty()),
             "{shown} has too little text to be split: change --val-fraction or give --valid"
         );
-        for text in &documents.texts {
+        for document in &documents.texts {
+            let text = match document {
+                Document::Text(text) => text,
+                Document::Example { prompt, answer } => {
+                    let ids = example::encode(prompt, answer, tokenizer);
+                    let (ids, prompt) =
+                        ids.with_context(|| format!("{shown} cannot be tokenised"))?;
+                    let start = self.ids.len();
+                    self.examples.push(Example { start, len: ids.len(), prompt });
+                    self.ids.extend(ids);
+                    continue;
+                }
+            };
+            self.texts = true;
             // A separator follows each document but the last, whose end may be no end: a plain
             // text is cut at the validation fraction.
             if let (Some(eos), false) = (tokenizer.eos_id(), self.ids.is_empty())
@@ -245,7 +296,12 @@ impl Builder {
     }
 
     fn finish(self) -> Result<Stream> {
-        Ok(Stream { ids: self.ids, source: self.sources.join(", ") })
+        let source = self.sources.join(", ");
+        ensure!(
+            self.examples.is_empty() || !self.texts,
+            "{source} has texts and examples with answers: give data of one kind"
+        );
+        Ok(Stream { ids: self.ids, source, examples: self.examples })
     }
 }
 
@@ -272,7 +328,7 @@ mod tests {
 
     fn load(dir: &TempDir, name: &str, val_fraction: f64) -> Result<Dataset> {
         let data = vec![dir.path().join(name)];
-        Dataset::load(&DataSpec { data, valid: None, val_fraction }, &tokenizer())
+        Dataset::load(&DataSpec { data, val_fraction, ..DataSpec::default() }, &tokenizer())
     }
 
     /// `<` for the start, `>` for the end of a sequence.
@@ -306,7 +362,7 @@ mod tests {
         let assets = shared.join("assets");
         let tokenizer = Tokenizer::load(&assets.join("models/mini12")).unwrap();
         let data = vec![assets.join("datasets/tinyshakespeare/input.txt")];
-        let spec = DataSpec { data, valid: None, val_fraction: 0.1 };
+        let spec = DataSpec { data, val_fraction: 0.1, ..DataSpec::default() };
         let valid = Dataset::load(&spec, &tokenizer).unwrap().valid.unwrap();
         assert_eq!(valid.ids.len() - 1, 47247);
         let batches = valid.eval_batches(256, 8, None).unwrap();
@@ -332,6 +388,28 @@ mod tests {
     }
 
     #[test]
+    fn examples_are_sequences_of_their_own() {
+        let lines = b"{\"prompt\": \"ab\", \"completion\": \"c\"}\n\
+            {\"prompt\": \"d\", \"completion\": \"ef\"}\n\
+            {\"prompt\": \"g\", \"completion\": \"h\"}";
+        let dir = folder(&[("a.jsonl", lines), ("b.txt", b"text"), ("c.jsonl", lines)]);
+        let data = vec![dir.path().join("a.jsonl")];
+        let spec = DataSpec { data, val_items: Some(1), ..DataSpec::default() };
+        let dataset = Dataset::load(&spec, &tokenizer()).unwrap();
+        assert_eq!(shown(&dataset.train.ids), "<abc><def>");
+        let example = |start, len, prompt| Example { start, len, prompt };
+        assert_eq!(dataset.train.examples, [example(0, 5, 3), example(5, 5, 2)]);
+        let valid = dataset.valid.unwrap();
+        assert_eq!((shown(&valid.ids).as_str(), valid.examples.len()), ("<gh>", 1));
+        let load = |spec: &DataSpec| message(Dataset::load(spec, &tokenizer()));
+        assert!(load(&DataSpec { val_items: Some(3), ..spec.clone() }).contains("3 items"));
+        let text = DataSpec { data: vec![dir.path().join("b.txt")], ..spec.clone() };
+        assert!(load(&text).contains("--val-fraction instead"));
+        let data = vec![dir.path().join("b.txt"), dir.path().join("c.jsonl")];
+        assert!(load(&DataSpec { data, ..DataSpec::default() }).contains("one kind"));
+    }
+
+    #[test]
     fn a_directory_has_its_parts() {
         let dir = folder(&[
             ("train.txt", b"train"),
@@ -345,7 +423,7 @@ mod tests {
         assert_eq!(shown(&eval.ids), "<test");
         let data = vec![dir.path().to_owned()];
         let valid = Some(dir.path().join("test.txt"));
-        let spec = DataSpec { data, valid, val_fraction: 0.5 };
+        let spec = DataSpec { data, valid, val_fraction: 0.5, val_items: None };
         let dataset = Dataset::load(&spec, &tokenizer()).unwrap();
         assert_eq!(shown(&dataset.train.ids), "<train");
         assert_eq!(shown(&dataset.valid.unwrap().ids), "<test");

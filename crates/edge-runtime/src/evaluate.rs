@@ -1,12 +1,18 @@
 //! Loss over a text: at every exit, and by the exits' vote.
 
+use std::time::Instant;
+
 use anyhow::Result;
+use edge_gpu::Recorder;
 use edge_kernels::ops::memory::{copy, fill};
+
+use serde::Serialize;
 
 use crate::batch::Batch;
 use crate::exits::Vote;
 use crate::model::Model;
 use crate::model::block::Geometry;
+use crate::vote::{Scores, TEMPERATURES};
 
 /// Mean losses over the predicted tokens of a text, nats.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +23,19 @@ pub struct Evaluation {
     pub exits: Vec<f64>,
     /// Loss of the vote; of the only exit where there is one.
     pub vote: f64,
+    /// All votes that were asked for.
+    pub votes: Vec<Voted>,
+}
+
+/// A rule's loss and cost.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Voted {
+    /// The rule.
+    pub rule: Vote,
+    /// Mean over predicted tokens, nats.
+    pub val_loss: f64,
+    /// Time of the vote behind the blocks, exits' logits included, ms.
+    pub ms_per_token: f64,
 }
 
 impl Evaluation {
@@ -30,6 +49,7 @@ impl Evaluation {
 struct Sum {
     loss: f64,
     tokens: f64,
+    ms: f64,
 }
 
 impl Model {
@@ -41,10 +61,23 @@ impl Model {
         &self,
         batches: impl Iterator<Item = Batch>,
         vote: Vote,
+        progress: impl FnMut(u64),
+    ) -> Result<Evaluation> {
+        self.evaluate_all(batches, &[vote], progress)
+    }
+
+    /// Evaluates batches at every exit and by these votes, [`Vote::Learned`] last among them.
+    ///
+    /// # Errors
+    /// As [`Model::evaluate`].
+    pub fn evaluate_all(
+        &self,
+        batches: impl Iterator<Item = Batch>,
+        votes: &[Vote],
         mut progress: impl FnMut(u64),
     ) -> Result<Evaluation> {
         let mut exits: Vec<Sum> = self.exits.iter().map(|_| Sum::default()).collect();
-        let mut voted = Sum::default();
+        let mut voted: Vec<Sum> = votes.iter().map(|_| Sum::default()).collect();
         for batch in batches {
             let g = self.set_batch(&batch)?;
             self.run_to_exits(g)?;
@@ -56,24 +89,60 @@ impl Model {
                     Ok(())
                 })?;
             }
-            if self.job.vote {
-                self.measure(&mut voted, |recorder| self.vote_loss(recorder, vote, g))?;
+            for (&vote, sum) in votes.iter().zip(&mut voted).filter(|_| self.job.vote) {
+                self.measure(sum, |recorder| self.vote_loss(recorder, vote, g))?;
             }
             progress((batch.sequences * batch.seq_len) as u64);
         }
         let mean = |sum: &Sum| sum.loss / sum.tokens;
         let losses: Vec<f64> = exits.iter().map(mean).collect();
         let last = *losses.last().unwrap_or(&f64::NAN);
+        let votes: Vec<Voted> = votes
+            .iter()
+            .zip(&voted)
+            .filter(|_| self.job.vote)
+            .map(|(&rule, sum)| Voted {
+                rule,
+                val_loss: mean(sum),
+                ms_per_token: sum.ms / sum.tokens.max(1.0),
+            })
+            .collect();
         Ok(Evaluation {
             tokens: exits[0].tokens as u64,
             exits: losses,
-            vote: if self.job.vote { mean(&voted) } else { last },
+            vote: votes.first().map_or(last, |voted| voted.val_loss),
+            votes,
         })
+    }
+
+    /// Log-probabilities of what came, at every exit and temperature: what a vote is fitted on.
+    ///
+    /// # Errors
+    /// As [`Model::evaluate`].
+    pub fn score_exits(
+        &self,
+        batches: impl Iterator<Item = Batch>,
+        mut progress: impl FnMut(),
+    ) -> Result<Scores> {
+        let mut log_p = vec![vec![Vec::new(); TEMPERATURES.len()]; self.exits.len()];
+        for batch in batches {
+            let g = self.set_batch(&batch)?;
+            self.run_to_exits(g)?;
+            for (index, log_p) in log_p.iter_mut().enumerate() {
+                self.score_exit(index, &batch.targets, g, log_p)?;
+            }
+            progress();
+        }
+        Ok(Scores { log_p })
     }
 
     /// Runs the current ids through all blocks, leaving the residual stream of every exit behind.
     pub(crate) fn run_to_exits(&self, g: Geometry) -> Result<()> {
         let mut recorder = self.device.recorder();
+        if self.job.isolated {
+            self.run_both_streams(&mut recorder, g);
+            return Ok(recorder.submit()?);
+        }
         self.trunk(&mut recorder, self.shape.num_blocks, g, |recorder, exit, x| {
             let Some(kept) = self.workspace.exits.get(exit) else { return };
             let count = g.rows() * self.shape.hidden_size;
@@ -81,6 +150,27 @@ impl Model {
             recorder.push(copy::dispatch(params, x.clone(), kept.clone()));
         });
         Ok(recorder.submit()?)
+    }
+
+    /// With isolated windows: from the base's stream at a window's lower edge one stream goes
+    /// through the window with its adapters to the exit, and the base's own goes on without.
+    fn run_both_streams(&self, recorder: &mut Recorder, g: Geometry) {
+        let (rows, stream) = (g.rows(), self.stream());
+        self.embed(recorder, rows, stream);
+        let last = self.job.windows.len() - 1;
+        for (index, window) in self.job.windows.iter().enumerate() {
+            let (at_exit, spare) = (&self.workspace.exits[index], &self.workspace.normed);
+            let blocks = window.first..window.end;
+            self.copy_rows(recorder, rows, stream, at_exit);
+            self.run_blocks(recorder, blocks.clone(), g);
+            // The adapted stream to its exit, the base's back into place.
+            self.copy_rows(recorder, rows, stream, spare);
+            self.copy_rows(recorder, rows, at_exit, stream);
+            self.copy_rows(recorder, rows, spare, at_exit);
+            if index < last {
+                self.run_blocks(recorder, blocks, g.of_base());
+            }
+        }
     }
 
     /// The residual stream at an exit after [`Model::run_to_exits`].
@@ -97,6 +187,7 @@ impl Model {
         sum: &mut Sum,
         record: impl FnOnce(&mut edge_gpu::Recorder) -> Result<()>,
     ) -> Result<()> {
+        let started = Instant::now();
         let loss = &self.workspace.loss;
         let mut recorder = self.device.recorder();
         recorder.push(fill::dispatch(2, 0.0, loss.clone()));
@@ -105,6 +196,7 @@ impl Model {
         let values = self.device.read_f32(loss)?;
         sum.loss += f64::from(values[0]);
         sum.tokens += f64::from(values[1]);
+        sum.ms += started.elapsed().as_secs_f64() * 1e3;
         Ok(())
     }
 

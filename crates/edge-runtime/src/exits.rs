@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::run_dir::write_atomically;
+use crate::vote::Learned;
 
 /// File name of the description.
 pub const CONFIG_FILE: &str = "exits.json";
@@ -26,17 +27,24 @@ pub enum Vote {
     /// Element-wise maximum, renormalised: the rule of the Edge-LLM paper.
     Max,
     /// Arithmetic mean.
-    #[default]
     Mean,
+    /// With a temperature and a weight for each exit, fitted on validation data; the last exit's
+    /// until there are such.
+    #[default]
+    Learned,
 }
 
 impl Vote {
+    /// All rules, the learned one last.
+    pub const ALL: [Self; 4] = [Self::Last, Self::Max, Self::Mean, Self::Learned];
+
     /// The name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Last => "last",
             Self::Max => "max",
             Self::Mean => "mean",
+            Self::Learned => "learned",
         }
     }
 }
@@ -50,6 +58,10 @@ pub struct Exits {
     pub vote: Vote,
     /// Weight of each exit's RMSNorm `[hidden_size]`.
     pub gammas: Vec<Vec<f32>>,
+    /// What [`Vote::Learned`] needs, once it is fitted.
+    pub learned: Option<Learned>,
+    /// Whether each window stands on the base without the adapters below it.
+    pub isolated: bool,
 }
 
 /// Layout of `exits.json`.
@@ -61,7 +73,14 @@ struct File {
     vote: Vote,
     /// First and last block (from 1) that each exit trains.
     windows: Vec<[usize; 2]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    learned: Option<Learned>,
+    #[serde(default)]
+    isolated: bool,
 }
+
+/// The layout that is written; 1 had neither `learned` nor `isolated`.
+const FORMAT_VERSION: u32 = 2;
 
 /// Name of the norm of exit `exit`, counted from 1.
 pub fn tensor_name(exit: usize) -> String {
@@ -98,10 +117,12 @@ impl Exits {
         let bytes = safetensors::serialize(views, None).context("cannot lay out the exits")?;
         write_atomically(&dir.join(TENSORS_FILE), &bytes)?;
         let file = File {
-            format_version: 1,
+            format_version: FORMAT_VERSION,
             after_block: self.after_block.clone(),
             vote: self.vote,
             windows: windows(&self.after_block),
+            learned: self.learned.clone(),
+            isolated: self.isolated,
         };
         let text = serde_json::to_string_pretty(&file)?;
         write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
@@ -121,18 +142,27 @@ impl Exits {
             .with_context(|| format!("cannot read {shown}: check its permissions"))?;
         let file: File = serde_json::from_str(&text)
             .with_context(|| format!("{shown} does not describe exits: run tune again"))?;
-        if file.format_version != 1 {
-            bail!("{shown} has format_version {}, not 1: run tune again", file.format_version);
+        if !(1..=FORMAT_VERSION).contains(&file.format_version) {
+            bail!(
+                "{shown} has format_version {}, and this program knows up to {FORMAT_VERSION}: \
+                 update it",
+                file.format_version
+            );
         }
         check(&file.after_block, model).with_context(|| format!("{shown} is not usable"))?;
         ensure!(
             file.windows == windows(&file.after_block),
             "the windows in {shown} contradict its after_block: run tune again"
         );
+        if let Some(learned) = &file.learned {
+            let exits = file.after_block.len();
+            learned.check(exits).with_context(|| format!("{shown} is not usable"))?;
+        }
         let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
         let norm = |exit| Ok(tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32());
         let gammas: Result<Vec<_>> = (1..=file.after_block.len()).map(norm).collect();
-        Ok(Some(Self { after_block: file.after_block, vote: file.vote, gammas: gammas? }))
+        let File { after_block, vote, learned, isolated, .. } = file;
+        Ok(Some(Self { after_block, vote, gammas: gammas?, learned, isolated }))
     }
 }
 
@@ -161,6 +191,8 @@ mod tests {
             after_block: vec![1, 2],
             vote: Vote::Max,
             gammas: vec![vec![1.0; 8], (0..8).map(|i| i as f32).collect()],
+            learned: Some(Learned { temperatures: vec![0.9, 1.1], weights: vec![0.25, 0.75] }),
+            isolated: true,
         }
     }
 
@@ -197,7 +229,8 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         for (from, to) in [
             ("\"max\"", "\"min\""),
-            ("\"format_version\": 1", "\"format_version\": 2"),
+            ("\"format_version\": 2", "\"format_version\": 3"),
+            ("0.75", "0.85"),
             ("after_block", "blocks"),
         ] {
             std::fs::write(&path, text.replace(from, to)).unwrap();

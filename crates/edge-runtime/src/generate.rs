@@ -91,7 +91,7 @@ impl Model {
         let mut position0 = 0;
         let mut g = Geometry::sequences(1, 1);
         for piece in prompt.chunks(self.job.seq_len as usize) {
-            g = Geometry { batch: 1, seq_len: piece.len() as u32, position0 };
+            g = Geometry { position0, ..Geometry::sequences(1, piece.len() as u32) };
             self.set_ids(piece)?;
             self.run_to_exits(g)?;
             position0 += g.seq_len;
@@ -108,7 +108,7 @@ impl Model {
             if position0 as usize >= positions {
                 break;
             }
-            g = Geometry { batch: 1, seq_len: 1, position0 };
+            g = Geometry { position0, ..Geometry::sequences(1, 1) };
             self.set_ids(&[token])?;
             self.run_to_exits(g)?;
             position0 += 1;

@@ -20,9 +20,11 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod evaluate;
+mod example;
 pub mod exits;
 pub mod generate;
 pub mod interrupt;
+pub mod merge;
 pub mod model;
 pub mod profile;
 pub mod run_dir;
@@ -30,6 +32,7 @@ pub mod schedule;
 pub mod session;
 pub mod tokenizer;
 pub mod tune;
+pub mod vote;
 
 #[cfg(test)]
 mod testing;

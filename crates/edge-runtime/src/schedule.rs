@@ -17,13 +17,13 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// Learning rate of step `step` (the first is 0) of `steps`, `warmup_steps` of them rising.
-    pub fn learning_rate(self, peak: f64, step: u64, steps: u64, warmup_steps: u64) -> f64 {
-        if step < warmup_steps {
-            return peak * step as f64 / warmup_steps as f64;
+    /// Learning rate where the share `done` of a run is behind it, which rises over its first
+    /// share `warmup`.
+    pub fn learning_rate(self, peak: f64, done: f64, warmup: f64) -> f64 {
+        if done < warmup {
+            return peak * done / warmup;
         }
-        let falling = steps.saturating_sub(warmup_steps).max(1) as f64;
-        let progress = ((step - warmup_steps) as f64 / falling).min(1.0);
+        let progress = if warmup < 1.0 { ((done - warmup) / (1.0 - warmup)).min(1.0) } else { 0.0 };
         match self {
             Self::Constant => peak,
             Self::Linear => peak * (1.0 - progress),
@@ -38,7 +38,8 @@ mod tests {
 
     fn check(schedule: Schedule, steps: u64, warmup: u64, expected: &[f64]) {
         for (step, want) in expected.iter().enumerate() {
-            let got = schedule.learning_rate(2e-4, step as u64, steps, warmup);
+            let share = |count: f64| count / steps.max(1) as f64;
+            let got = schedule.learning_rate(2e-4, share(step as f64), share(warmup as f64));
             assert!((got - 2e-4 * want).abs() < 1e-15, "{schedule:?} step {step}: {got}");
         }
     }
@@ -67,7 +68,7 @@ mod tests {
     #[test]
     fn no_warmup_starts_at_the_peak_and_all_warmup_never_divides_by_zero() {
         check(Schedule::Cosine, 1, 0, &[1.0, 0.0]);
-        check(Schedule::Linear, 4, 4, &[0.0, 0.25, 0.5, 0.75, 1.0, 0.0]);
+        check(Schedule::Linear, 4, 4, &[0.0, 0.25, 0.5, 0.75, 1.0]);
         check(Schedule::Cosine, 0, 0, &[1.0]);
     }
 }

@@ -137,6 +137,10 @@ impl Source {
             positions: seq_len,
             vote: false,
             calibration: None,
+            eval_batch: batch,
+            recompute: false,
+            phases: false,
+            isolated: false,
         }
     }
 }
@@ -206,6 +210,7 @@ impl Tuned {
             }
             job.exit_norms = true;
             job.vote = job.windows.len() > 1;
+            job.isolated = exits.isolated;
         }
     }
 
@@ -222,12 +227,15 @@ impl Tuned {
     ) -> Result<Model> {
         let init = self.adapter.as_ref().map_or(LoraInit::NONE, |(c, _)| LoraInit::of(c));
         let (checkpoint, config) = (&source.checkpoint, &source.config);
-        let model = Model::load(device, checkpoint, config, job, init, progress)?;
+        let mut model = Model::load(device, checkpoint, config, job, init, progress)?;
         if let Some((_, tensors)) = &self.adapter {
             model.set_adapter(tensors)?;
         }
         if let Some(exits) = &self.exits {
             model.set_exits(exits)?;
+            if let Some(learned) = exits.learned.clone().filter(|_| job.vote) {
+                model.set_learned(learned)?;
+            }
         }
         Ok(model)
     }

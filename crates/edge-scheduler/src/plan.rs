@@ -26,7 +26,7 @@ pub const MAX_SHARD_BYTES: u64 = 64 << 20;
 pub const VOCAB_CHUNK: u32 = 8192;
 
 /// Bytes of a chunk of logits (tokens × vocabulary rows).
-pub const LOGITS_BYTES: u64 = 8 << 20;
+pub const LOGITS_BYTES: u64 = 2 << 20;
 
 /// Row blocks in the first pass of the gradient of a norm's weight.
 pub const NORM_GRAD_PARTS: u32 = 16;
@@ -81,6 +81,8 @@ pub struct Job {
     pub training: bool,
     /// Sequences in a pass (micro-batch).
     pub batch: u32,
+    /// Sequences in a pass that compares exits: their residual streams are all kept.
+    pub eval_batch: u32,
     /// Tokens of a sequence in a pass.
     pub seq_len: u32,
     /// Positions of the key-value cache of each block, for generation.
@@ -91,9 +93,43 @@ pub struct Job {
     pub vote: bool,
     /// What calibration needs, where the job is one.
     pub calibration: Option<Calibration>,
+    /// Whether blocks keep only their input for the backward pass, which runs them forward again
+    /// (Chen et al. 2016, arXiv 1604.06174).
+    pub recompute: bool,
+    /// Whether each window is trained in a phase of its own and is finished behind it, so that one
+    /// window's moments suffice.
+    pub phases: bool,
+    /// Whether a window's adapters see a trunk without adapters, so that exits have streams of
+    /// their own beside the base's.
+    pub isolated: bool,
 }
 
 impl Job {
+    /// Blocks of the deepest window.
+    pub fn depth(&self) -> u32 {
+        self.windows.iter().map(|window| window.depth()).max().unwrap_or(1)
+    }
+
+    /// Key-value caches of a model of `num_blocks` blocks: with isolated windows the base's stream
+    /// has its own behind those of the exits' streams.
+    pub fn caches(&self, num_blocks: u32) -> u32 {
+        match (self.cache, self.isolated) {
+            (None, _) => 0,
+            (Some(_), false) => num_blocks,
+            (Some(_), true) => 2 * num_blocks,
+        }
+    }
+
+    /// Sets of activations: one for each block of a window that keeps them, else one for all.
+    pub fn slots(&self) -> u32 {
+        if self.training && !self.recompute { self.depth() } else { 1 }
+    }
+
+    /// Inputs of blocks that are kept for recomputation; the top block's is in its slot.
+    pub fn kept_inputs(&self) -> u32 {
+        if self.training && self.recompute { self.depth() - 1 } else { 0 }
+    }
+
     /// The formats that the matrix of a projection of this block may be in, the first one first.
     pub fn projection_formats(
         &self,
@@ -226,6 +262,11 @@ impl Builder<'_> {
         u64::from(self.job.batch) * u64::from(self.job.seq_len)
     }
 
+    /// Tokens of a pass that compares exits.
+    fn compared_rows(&self) -> u64 {
+        u64::from(self.job.eval_batch) * u64::from(self.job.seq_len)
+    }
+
     fn rank(&self) -> u32 {
         match self.job.trained {
             Trained::Lora { rank, .. } => rank,
@@ -296,26 +337,34 @@ impl Builder<'_> {
         if !job.exit_norms {
             self.add("norm", Category::Weights, d.into());
         }
+        // The exits' norms over their temperatures.
+        for exit in 0..if job.vote { job.windows.len() } else { 0 } {
+            self.add(format!("vote.{exit}.norm"), Category::Adapters, d.into());
+        }
     }
 
     fn parameters(&mut self, groups: &[Group]) {
         let values = if self.full() { Category::Weights } else { Category::Adapters };
-        let mut gradients: Vec<u64> = Vec::new();
+        // Of the largest arena of each number: what windows take in turns.
+        let mut most: Vec<u64> = Vec::new();
         for (index, group) in groups.iter().enumerate() {
             for (arena, &words) in group.arenas.iter().enumerate() {
                 self.add(format!("group.{index}.values.{arena}"), values, words);
-                if self.job.training {
+                if self.job.training && !self.job.phases {
                     self.moments(&format!("group.{index}"), arena, words);
                 }
-                if gradients.len() == arena {
-                    gradients.push(0);
+                if most.len() == arena {
+                    most.push(0);
                 }
-                gradients[arena] = gradients[arena].max(words);
+                most[arena] = most[arena].max(words);
             }
         }
         if self.job.training {
-            for (arena, &words) in gradients.iter().enumerate() {
+            for (arena, &words) in most.iter().enumerate() {
                 self.add(format!("gradients.{arena}"), Category::Gradients, words);
+                if self.job.phases {
+                    self.moments("phase", arena, words);
+                }
             }
         }
     }
@@ -345,16 +394,17 @@ impl Builder<'_> {
         let fitting = LOGITS_BYTES / (4 * u64::from(chunk));
         // Chunks of 64 tokens keep the offsets of their rows aligned.
         let tokens = (fitting / 64 * 64).max(64).min(self.rows()) as u32;
-        let words = u64::from(tokens) * u64::from(chunk);
-        self.add("logits", Category::Logits, words);
+        self.add("logits", Category::Logits, u64::from(tokens) * u64::from(chunk));
         self.add("loss", Category::Logits, 2);
+        let (rows, compared) = (self.rows(), self.compared_rows());
+        self.add("stats.0", Category::Logits, 3 * rows);
         if self.job.vote {
-            self.add("votes", Category::Logits, words);
-            self.add("vote_stats", Category::Logits, 3 * self.rows());
-        }
-        let exits = if self.job.vote { self.job.windows.len() } else { 1 };
-        for exit in 0..exits {
-            self.add(format!("stats.{exit}"), Category::Logits, 3 * self.rows());
+            let votes = u64::from(tokens).min(compared) * u64::from(chunk);
+            self.add("votes", Category::Logits, votes);
+            self.add("vote_stats", Category::Logits, 3 * compared);
+            for exit in 1..self.job.windows.len() {
+                self.add(format!("stats.{exit}"), Category::Logits, 3 * compared);
+            }
         }
         tokens
     }
@@ -370,11 +420,10 @@ impl Builder<'_> {
         self.add("normed", act, columns(d));
         self.add("rstd", act, rows);
         self.add("hidden", act, columns(shape.intermediate_size));
-        let slots = match self.job.training {
-            true => self.job.windows.iter().map(|w| w.depth()).max().unwrap_or(1),
-            false => 1,
-        };
-        for slot in 0..slots {
+        for kept in 0..self.job.kept_inputs() {
+            self.add(format!("kept.{kept}.x"), act, columns(d));
+        }
+        for slot in 0..self.job.slots() {
             let mut add = |name: &str, words| self.add(format!("slot.{slot}.{name}"), act, words);
             add("x", columns(d));
             add("q", columns(q));
@@ -400,7 +449,7 @@ impl Builder<'_> {
             self.add("x_out", act, columns(d));
         }
         if let Some(positions) = self.job.cache {
-            for block in 0..shape.num_blocks {
+            for block in 0..self.job.caches(shape.num_blocks) {
                 for name in ["k", "v"] {
                     let words = u64::from(positions) * u64::from(kv);
                     self.add(format!("cache.{block}.{name}"), act, words);
@@ -409,7 +458,8 @@ impl Builder<'_> {
         }
         if self.job.vote {
             for exit in 0..self.job.windows.len() {
-                self.add(format!("exit.{exit}.x"), act, columns(d));
+                let words = self.compared_rows() * u64::from(d);
+                self.add(format!("exit.{exit}.x"), act, words);
             }
         }
     }

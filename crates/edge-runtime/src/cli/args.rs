@@ -1,13 +1,12 @@
 //! Flags of the commands. `tune` takes the same names from a YAML file (`--config`).
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use edge_scheduler::Optimizer;
-use serde::{Deserialize, Serialize};
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
 
 pub use super::compress::CompressArgs;
+pub use super::values::*;
 
 use crate::adapter::Targets;
 use crate::exits::Vote;
@@ -33,178 +32,12 @@ pub enum Command {
     Eval(EvalArgs),
     /// Write text with a model, with or without an adapter
     Generate(GenerateArgs),
+    /// Merge an adapter into its base: a model folder for any program
+    Export(ExportArgs),
     /// List the devices with their limits and features
     Devices(DevicesArgs),
     /// Show what is in a model folder, compressed or not, an adapter or a run directory
     Inspect(InspectArgs),
-}
-
-/// What is trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// LoRA adapters in all layers, gradients through the full depth
-    Lora,
-    /// All weights
-    Full,
-    /// LoRA adapters in one window of layers a step, an exit per window, voting
-    #[default]
-    Edge,
-}
-
-impl Method {
-    /// The name on the command line, in reports and in directory names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lora => "lora",
-            Self::Full => "full",
-            Self::Edge => "edge",
-        }
-    }
-}
-
-/// How the optimizer stores its moments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-pub enum OptimizerName {
-    /// AdamW with moments in 32 bits
-    #[default]
-    #[value(name = "adamw")]
-    #[serde(rename = "adamw")]
-    AdamW,
-    /// AdamW with moments in 8 bits: a quarter of the memory for nearly the same loss
-    #[value(name = "adamw-8bit")]
-    #[serde(rename = "adamw-8bit")]
-    AdamW8bit,
-}
-
-impl From<OptimizerName> for Optimizer {
-    fn from(name: OptimizerName) -> Self {
-        match name {
-            OptimizerName::AdamW => Self::AdamW,
-            OptimizerName::AdamW8bit => Self::AdamW8bit,
-        }
-    }
-}
-
-/// Which window a step trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WindowOrder {
-    /// One after the other, a step each
-    #[default]
-    RoundRobin,
-    /// A random one each step
-    Random,
-    /// From the bottom up, each for its share of the steps
-    Sequential,
-}
-
-/// Bits of a frozen weight.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub enum Bits {
-    /// Groups of 2-bit values with a scale
-    #[value(name = "2")]
-    Two,
-    /// Groups of 3-bit values with a scale
-    #[value(name = "3")]
-    Three,
-    /// Groups of 4-bit values with a scale
-    #[value(name = "4")]
-    Four,
-    /// Groups of 8-bit values with a scale
-    #[value(name = "8")]
-    Eight,
-    /// 16-bit floats
-    #[default]
-    #[value(name = "16")]
-    Sixteen,
-}
-
-impl From<Bits> for u32 {
-    fn from(bits: Bits) -> Self {
-        match bits {
-            Bits::Two => 2,
-            Bits::Three => 3,
-            Bits::Four => 4,
-            Bits::Eight => 8,
-            Bits::Sixteen => 16,
-        }
-    }
-}
-
-impl TryFrom<u32> for Bits {
-    type Error = String;
-
-    fn try_from(bits: u32) -> Result<Self, String> {
-        match bits {
-            2 => Ok(Self::Two),
-            3 => Ok(Self::Three),
-            4 => Ok(Self::Four),
-            8 => Ok(Self::Eight),
-            16 => Ok(Self::Sixteen),
-            _ => Err(format!("bits {bits} are not supported: use 2, 3, 4, 8 or 16")),
-        }
-    }
-}
-
-/// A number of bytes, written `2GiB`, `512MiB`, `1.5GB` or `1000000`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "ByteText", into = "u64")]
-pub struct ByteSize(pub u64);
-
-impl From<ByteSize> for u64 {
-    fn from(size: ByteSize) -> Self {
-        size.0
-    }
-}
-
-/// How a file may write a [`ByteSize`].
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ByteText {
-    Bytes(u64),
-    Text(String),
-}
-
-impl TryFrom<ByteText> for ByteSize {
-    type Error = String;
-
-    fn try_from(text: ByteText) -> Result<Self, String> {
-        match text {
-            ByteText::Bytes(0) => "0".parse(),
-            ByteText::Bytes(bytes) => Ok(Self(bytes)),
-            ByteText::Text(text) => text.parse(),
-        }
-    }
-}
-
-impl FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no size: write it as 2GiB, 512MiB or bytes");
-        let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(split);
-        let unit: u64 = match unit.to_ascii_lowercase().as_str() {
-            "" | "b" => 1,
-            "k" | "kib" => 1 << 10,
-            "m" | "mib" => 1 << 20,
-            "g" | "gib" => 1 << 30,
-            "kb" => 1_000,
-            "mb" => 1_000_000,
-            "gb" => 1_000_000_000,
-            _ => return Err(wrong()),
-        };
-        let number: f64 = number.trim().parse().map_err(|_| wrong())?;
-        let bytes = number * unit as f64;
-        // 2^53: whole numbers are exact up to there, and no device has as much.
-        if (1.0..9_007_199_254_740_992.0).contains(&bytes) {
-            Ok(Self(bytes as u64))
-        } else {
-            Err(wrong())
-        }
-    }
 }
 
 /// `--config` and what is no property of the run itself.
@@ -240,6 +73,9 @@ pub struct TuneFlags {
     /// Share of the data to validate on: the last part, in order [default: 0.1]
     #[arg(long, value_name = "F")]
     pub val_fraction: Option<f64>,
+    /// Documents or examples to validate on, instead of a share: the last ones
+    #[arg(long, value_name = "N", conflicts_with_all = ["valid", "val_fraction"])]
+    pub val_items: Option<usize>,
     /// Run directory [default: runs/TIME-METHOD]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -256,11 +92,17 @@ pub struct TuneFlags {
     #[arg(long, value_enum)]
     pub method: Option<Method>,
     /// Optimiser steps [default: 200]
-    #[arg(long, conflicts_with = "epochs")]
+    #[arg(long, conflicts_with_all = ["epochs", "max_seconds", "max_tokens"])]
     pub steps: Option<u64>,
     /// Passes over the training data, instead of steps
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["max_seconds", "max_tokens"])]
     pub epochs: Option<f64>,
+    /// Seconds of training, instead of steps; validation does not count
+    #[arg(long, value_name = "S", conflicts_with = "max_tokens")]
+    pub max_seconds: Option<f64>,
+    /// Tokens to train on, instead of steps
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u64>,
     /// Sequences a step [default: 4]
     #[arg(long)]
     pub batch_size: Option<usize>,
@@ -297,13 +139,25 @@ pub struct TuneFlags {
     /// all-linear, or a list such as q_proj,v_proj [default: all-linear]
     #[arg(long)]
     pub targets: Option<Targets>,
-    /// Windows of layers, each with an exit, for --method edge [default: 3]
+    /// Windows of layers, each with an exit, for --method edge; the share of the layers that
+    /// --method partial trains [default: 3]
     #[arg(long)]
     pub windows: Option<usize>,
+    /// What lies below a window while it is trained [default: stacked]
+    #[arg(long, value_enum)]
+    pub semantics: Option<Semantics>,
+    /// Shares of the run that progressive windows get, from the bottom up, such as 1,1,2
+    /// [default: equal]
+    #[arg(long, value_name = "LIST")]
+    pub window_shares: Option<Shares>,
+    /// Where hidden states below a window that is trained alone are kept: auto (in the run
+    /// directory until the run ends), off, or a folder, for later runs [default: auto]
+    #[arg(long, value_name = "WHERE")]
+    pub trunk_cache: Option<TrunkCache>,
     /// Which window a step trains [default: round-robin]
     #[arg(long, value_enum)]
     pub window_order: Option<WindowOrder>,
-    /// How exits are combined [default: mean]
+    /// How exits are combined [default: learned]
     #[arg(long, value_enum)]
     pub vote: Option<Vote>,
     /// Bits of the frozen weights [default: 16]
@@ -315,9 +169,39 @@ pub struct TuneFlags {
     /// Steps between validations; 0: only before and after [default: 0]
     #[arg(long)]
     pub eval_every: Option<u64>,
+    /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
+    /// memory, more time
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub recompute: Option<bool>,
     /// Time each kernel, and print a table of it
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub profile: Option<bool>,
+}
+
+/// Options of `export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// Hugging Face model folder [default: the run's]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// PEFT adapter folder
+    #[arg(long, value_name = "DIR", conflicts_with = "run")]
+    pub adapter: Option<PathBuf>,
+    /// Run directory of tune
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Where the merged model goes, a new or empty folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Number format of the weights [default: the base's own]
+    #[arg(long, value_enum)]
+    pub dtype: Option<NumberFormat>,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing on stderr but errors
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Options of `eval`.
@@ -335,6 +219,12 @@ pub struct EvalArgs {
     /// Text, JSONL, or a directory with test.* or valid.*; may be repeated
     #[arg(long, value_name = "PATH")]
     pub data: Vec<PathBuf>,
+    /// Report every vote rule with its loss and cost
+    #[arg(long)]
+    pub all_votes: bool,
+    /// Fit the learned vote on the data, and keep it in the run directory
+    #[arg(long, requires = "run")]
+    pub fit_vote: bool,
     /// Tokens of a window; its first token is given
     #[arg(long, default_value_t = 256)]
     pub seq_len: usize,
@@ -433,8 +323,8 @@ pub struct DevicesArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use clap::error::ErrorKind;
+    use clap::{CommandFactory, ValueEnum};
 
     use super::*;
 
@@ -498,22 +388,6 @@ mod tests {
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!((error.kind(), error.exit_code()), (kind, 2), "{line}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_parsed() {
-        for (text, bytes) in [
-            ("2GiB", 2 << 30),
-            ("512MiB", 512 << 20),
-            ("1.5 GB", 1_500_000_000),
-            ("4k", 4096),
-            ("1000000", 1_000_000),
-        ] {
-            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
-        }
-        for text in ["", "0", "-1", "GiB", "2TiBs", "nan", "inf", "1e300", "2 Gi B"] {
-            assert!(text.parse::<ByteSize>().unwrap_err().contains("512MiB"), "{text}");
         }
     }
 }

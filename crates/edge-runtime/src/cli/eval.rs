@@ -1,12 +1,14 @@
 //! `eval`: loss and perplexity of a text, per exit and by vote.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use edge_gpu::Options;
 
 use super::args::EvalArgs;
 use super::report::{EvalReport, ExitLoss, Progress, VoteLoss, print_json};
 use crate::batch::check_seq_len;
-use crate::data::load_eval;
+use crate::data::{Stream, load_eval};
+use crate::exits::{Exits, Vote};
+use crate::model::Model;
 use crate::session::{Formats, Source, Tuned, check_budget, demo_dir, mebibytes};
 
 /// Sequences that are evaluated at once.
@@ -45,6 +47,34 @@ pub(super) fn formats(source: &Source, tuned: &Tuned) -> Result<Formats> {
     source.formats(options.and_then(|o| o.bits), options.and_then(|o| o.group_size))
 }
 
+/// The rule that is asked for, or the run's own; the last exit's where there are no exits.
+pub(super) fn choose_vote(asked: Option<Vote>, tuned: &Tuned, learned: bool) -> Result<Vote> {
+    ensure!(
+        asked != Some(Vote::Learned) || learned,
+        "there is no learned vote: fit one with eval --run DIR --data FILE --fit-vote"
+    );
+    Ok(asked.or(tuned.exits.as_ref().map(|exits| exits.vote)).unwrap_or(Vote::Last))
+}
+
+/// Fits the learned vote on a text and keeps it in the run directory, as the run's rule.
+fn fit_vote(
+    args: &EvalArgs,
+    source: &Source,
+    tuned: &Tuned,
+    model: &mut Model,
+    stream: &Stream,
+) -> Result<()> {
+    let (Some(run), Some(exits)) = (&args.run, &tuned.exits) else {
+        bail!("--fit-vote needs the exits of a run with --method edge: give its --run");
+    };
+    ensure!(exits.after_block.len() > 1, "--fit-vote needs more than one exit");
+    let batches = stream.eval_batches(args.seq_len, BATCH as usize, args.max_windows)?;
+    let learned = model.score_exits(batches, || ())?.fit()?;
+    model.set_learned(learned.clone())?;
+    let exits = Exits { vote: Vote::Learned, learned: Some(learned), ..exits.clone() };
+    exits.save(run, &source.config)
+}
+
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let (source, tuned) =
         open(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
@@ -63,48 +93,67 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let plan = check_budget(&source, &job, &device, None)?;
     let tensors = 7 * job.blocks.len() as u64 + 1;
     let mut loading = Progress::new("load", tensors, args.quiet);
-    let model = tuned.load(&device, &source, &job, &mut |_| loading.step(String::new))?;
+    let mut model = tuned.load(&device, &source, &job, &mut |_| loading.step(String::new))?;
     loading.finish();
-    let vote = args.vote.or(tuned.exits.as_ref().map(|exits| exits.vote)).unwrap_or_default();
-    let windows =
-        stream.ids.len().div_ceil(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
+    if args.fit_vote {
+        fit_vote(args, &source, &tuned, &mut model, &stream)?;
+    }
+    let asked = if args.fit_vote { args.vote.or(Some(Vote::Learned)) } else { args.vote };
+    let vote = choose_vote(asked, &tuned, model.learned().is_some())?;
+    let mut votes = vec![vote];
+    if args.all_votes {
+        votes = Vote::ALL.to_vec();
+        votes.retain(|&rule| rule != Vote::Learned || model.learned().is_some());
+    }
+    let windows = match stream.examples.len() {
+        0 => stream.ids.len().div_ceil(args.seq_len),
+        _ => stream.fit(args.seq_len).usable.len(),
+    };
+    let windows = windows.min(args.max_windows.unwrap_or(usize::MAX));
     let count = windows.div_ceil(BATCH as usize) as u64;
     let mut progress = Progress::new("eval", count, args.quiet);
     let batches = stream.eval_batches(args.seq_len, BATCH as usize, args.max_windows)?;
-    let result = model.evaluate(batches, vote, |_| progress.step(String::new))?;
+    let result = model.evaluate_all(batches, &votes, |_| progress.step(String::new))?;
     progress.finish();
+    let chosen = result.votes.iter().find(|voted| voted.rule == vote);
+    let loss = chosen.map_or(result.vote, |voted| voted.val_loss);
     let many = result.exits.len() > 1;
     let report = EvalReport {
-        loss: result.vote,
-        perplexity: result.vote.exp(),
+        loss,
+        perplexity: loss.exp(),
         tokens: result.tokens,
-        exits: result
-            .exits
-            .iter()
-            .enumerate()
-            .map(|(index, &val_loss)| ExitLoss { exit: index + 1, val_loss })
-            .collect(),
-        vote: many.then(|| VoteLoss { rule: vote.name().into(), val_loss: result.vote }),
+        exits: ExitLoss::all(&result.exits),
+        vote: many.then(|| VoteLoss { rule: vote.name().into(), val_loss: loss }),
+        votes: if args.all_votes { result.votes.clone() } else { Vec::new() },
         ..EvalReport::default()
     };
     if !args.quiet {
-        eprintln!(
-            "loss {:.4}, perplexity {:.3} over {} tokens on {} ({} of device memory)",
-            report.loss,
-            report.perplexity,
-            report.tokens,
-            device.info().name,
-            mebibytes(plan.bytes())
-        );
-        for exit in report.exits.iter().filter(|_| many) {
-            eprintln!("  exit {}: loss {:.4}", exit.exit, exit.val_loss);
-        }
-        if let Some(vote) = &report.vote {
-            eprintln!("  vote {}: loss {:.4}", vote.rule, vote.val_loss);
-        }
+        show(&report, &device.info().name, plan.bytes());
     }
     if args.json {
         print_json(&report)?;
     }
     Ok(())
+}
+
+/// The report for people.
+fn show(report: &EvalReport, device: &str, bytes: u64) {
+    eprintln!(
+        "loss {:.4}, perplexity {:.3} over {} tokens on {device} ({} of device memory)",
+        report.loss,
+        report.perplexity,
+        report.tokens,
+        mebibytes(bytes)
+    );
+    let many = report.exits.len() > 1;
+    for exit in report.exits.iter().filter(|_| many) {
+        eprintln!("  exit {}: loss {:.4}", exit.exit, exit.val_loss);
+    }
+    if let Some(vote) = &report.vote {
+        eprintln!("  vote {}: loss {:.4}", vote.rule, vote.val_loss);
+    }
+    for voted in &report.votes {
+        let (rule, ms) = (voted.rule.name(), voted.ms_per_token);
+        eprintln!("  {rule:<8} loss {:.4}, {ms:.3} ms a token", voted.val_loss);
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Options};
 
 use super::args::GenerateArgs;
-use super::eval::{formats, open};
+use super::eval::{choose_vote, formats, open};
 use crate::generate::{PREFILL_TOKENS, Sampling};
 use crate::session::{Source, Tuned};
 
@@ -74,7 +74,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
     let (source, tuned) =
         open(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
     let device = super::open_device(&args.device, &Options::default())?;
-    let vote = args.vote.or(tuned.exits.as_ref().map(|exits| exits.vote)).unwrap_or_default();
+    let learned = tuned.exits.as_ref().is_some_and(|exits| exits.learned.is_some());
+    let vote = choose_vote(args.vote, &tuned, learned)?;
     let request = Request {
         prompt: &args.prompt,
         max_new_tokens: args.max_new_tokens,

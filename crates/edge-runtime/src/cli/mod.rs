@@ -7,11 +7,13 @@ pub mod args;
 pub mod compress;
 mod devices;
 mod eval;
+mod export;
 mod generate;
 mod inspect;
 pub mod options;
 pub mod report;
 mod tune;
+mod values;
 
 use std::process::ExitCode;
 
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Tune(args) => tune::run(*args),
         Command::Eval(args) => eval::run(&args).map(|()| 0),
+        Command::Export(args) => export::run(&args).map(|()| 0),
         Command::Generate(args) => generate::run(&args).map(|()| 0),
         Command::Compress(args) => compress::run(&args).map(|()| 0),
         Command::Devices(args) => devices::run(&args).map(|()| 0),

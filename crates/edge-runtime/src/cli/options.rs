@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::args::{Bits, ByteSize, Method, OptimizerName, TuneFlags, WindowOrder};
+use super::args::{
+    Bits, ByteSize, Method, OptimizerName, Semantics, Shares, TrunkCache, TuneFlags, WindowOrder,
+};
 use crate::adapter::Targets;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
+use crate::tune::course::Budget;
 
 /// All options of a run. Written to `config.resolved.yaml`, which `--config` reads again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +25,9 @@ pub struct TuneOptions {
     pub valid: Option<PathBuf>,
     /// Share of the data to validate on.
     pub val_fraction: f64,
+    /// Documents to validate on, instead of a share.
+    #[serde(default)]
+    pub val_items: Option<usize>,
     /// Run directory; `None`: a new one below `runs/`.
     pub out: Option<PathBuf>,
     /// Device selector.
@@ -32,10 +38,16 @@ pub struct TuneOptions {
     pub seed: u64,
     /// What is trained.
     pub method: Method,
-    /// Optimiser steps; `None` where `epochs` counts.
+    /// Optimiser steps; `None` where something else counts.
     pub steps: Option<u64>,
-    /// Passes over the data; `None` where `steps` counts.
+    /// Passes over the data; `None` where something else counts.
     pub epochs: Option<f64>,
+    /// Seconds of training; `None` where something else counts.
+    #[serde(default)]
+    pub max_seconds: Option<f64>,
+    /// Tokens; `None` where something else counts.
+    #[serde(default)]
+    pub max_tokens: Option<u64>,
     /// Sequences a step.
     pub batch_size: usize,
     /// Sequences at once, a divisor of `batch_size`.
@@ -65,6 +77,15 @@ pub struct TuneOptions {
     pub windows: usize,
     /// Which window a step trains.
     pub window_order: WindowOrder,
+    /// What lies below a window while it is trained.
+    #[serde(default)]
+    pub semantics: Semantics,
+    /// Shares of the run that progressive windows get; `None`: equal ones.
+    #[serde(default)]
+    pub window_shares: Option<Shares>,
+    /// Where hidden states below a window that is trained alone are kept.
+    #[serde(default)]
+    pub trunk_cache: TrunkCache,
     /// How exits are combined.
     pub vote: Vote,
     /// Bits of the frozen weights; `None`: as the checkpoint stores them.
@@ -73,6 +94,9 @@ pub struct TuneOptions {
     /// Weights that share a scale; `None`: 32, or as a compressed checkpoint has it.
     #[serde(default)]
     pub group_size: Option<usize>,
+    /// Keep only the inputs of blocks for the backward pass.
+    #[serde(default)]
+    pub recompute: bool,
     /// Steps between validations; 0: only before and after.
     pub eval_every: u64,
     /// Time each kernel.
@@ -101,13 +125,15 @@ impl TuneFlags {
     /// These options, and those of `file` where these are not given.
     pub fn or(self, file: Self) -> Self {
         // Alternatives exclude each other across both sources: a flag replaces the file's choice.
-        let counted = self.steps.is_some() || self.epochs.is_some();
-        let validated = self.valid.is_some() || self.val_fraction.is_some();
+        let counted = self.is_counted();
+        let validated =
+            self.valid.is_some() || self.val_fraction.is_some() || self.val_items.is_some();
         Self {
             model: self.model.or(file.model),
             data: self.data.or(file.data),
             valid: if validated { self.valid } else { file.valid },
             val_fraction: if validated { self.val_fraction } else { file.val_fraction },
+            val_items: if validated { self.val_items } else { file.val_items },
             out: self.out.or(file.out),
             device: self.device.or(file.device),
             memory_budget: self.memory_budget.or(file.memory_budget),
@@ -115,6 +141,8 @@ impl TuneFlags {
             method: self.method.or(file.method),
             steps: if counted { self.steps } else { file.steps },
             epochs: if counted { self.epochs } else { file.epochs },
+            max_seconds: if counted { self.max_seconds } else { file.max_seconds },
+            max_tokens: if counted { self.max_tokens } else { file.max_tokens },
             batch_size: self.batch_size.or(file.batch_size),
             micro_batch: self.micro_batch.or(file.micro_batch),
             seq_len: self.seq_len.or(file.seq_len),
@@ -129,12 +157,24 @@ impl TuneFlags {
             targets: self.targets.or(file.targets),
             windows: self.windows.or(file.windows),
             window_order: self.window_order.or(file.window_order),
+            semantics: self.semantics.or(file.semantics),
+            window_shares: self.window_shares.or(file.window_shares),
+            trunk_cache: self.trunk_cache.or(file.trunk_cache),
             vote: self.vote.or(file.vote),
             bits: self.bits.or(file.bits),
             group_size: self.group_size.or(file.group_size),
             eval_every: self.eval_every.or(file.eval_every),
+            recompute: self.recompute.or(file.recompute),
             profile: self.profile.or(file.profile),
         }
+    }
+
+    /// Whether it is said what ends the run.
+    pub fn is_counted(&self) -> bool {
+        self.steps.is_some()
+            || self.epochs.is_some()
+            || self.max_seconds.is_some()
+            || self.max_tokens.is_some()
     }
 
     /// Fills in the defaults and checks the values.
@@ -142,6 +182,8 @@ impl TuneFlags {
     /// # Errors
     /// A value makes no sense; the flag is named.
     pub fn resolve(self) -> Result<TuneOptions> {
+        let counted = self.is_counted();
+        let semantics = self.semantics.unwrap_or_default();
         let method = self.method.unwrap_or_default();
         let batch_size = self.batch_size.unwrap_or(4);
         let rank = self.rank.unwrap_or(8);
@@ -150,15 +192,21 @@ impl TuneFlags {
         let options = TuneOptions {
             model: self.model,
             data: self.data.unwrap_or_default(),
-            val_fraction: self.val_fraction.unwrap_or(if self.valid.is_some() { 0.0 } else { 0.1 }),
+            val_fraction: self.val_fraction.unwrap_or(match (&self.valid, self.val_items) {
+                (None, None) => 0.1,
+                _ => 0.0,
+            }),
+            val_items: self.val_items,
             valid: self.valid,
             out: self.out,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),
             memory_budget: self.memory_budget,
             seed: self.seed.unwrap_or(0),
             method,
-            steps: if self.epochs.is_some() { self.steps } else { self.steps.or(Some(200)) },
+            steps: if counted { self.steps } else { Some(200) },
             epochs: self.epochs,
+            max_seconds: self.max_seconds,
+            max_tokens: self.max_tokens,
             batch_size,
             micro_batch: self.micro_batch.unwrap_or(batch_size),
             seq_len: self.seq_len,
@@ -172,11 +220,18 @@ impl TuneFlags {
             alpha: self.alpha.unwrap_or(2.0 * rank as f64),
             targets: self.targets.unwrap_or_else(Targets::all),
             windows: self.windows.unwrap_or(3),
-            window_order: self.window_order.unwrap_or_default(),
+            window_order: self.window_order.unwrap_or(match semantics {
+                Semantics::Stacked => WindowOrder::RoundRobin,
+                Semantics::Progressive | Semantics::Isolated => WindowOrder::Sequential,
+            }),
+            semantics,
+            window_shares: self.window_shares,
+            trunk_cache: self.trunk_cache.unwrap_or_default(),
             vote: self.vote.unwrap_or_default(),
             bits: self.bits,
             group_size: self.group_size,
             eval_every: self.eval_every.unwrap_or(0),
+            recompute: self.recompute.unwrap_or(false),
             profile: self.profile.unwrap_or(false),
         };
         options.check()?;
@@ -190,33 +245,70 @@ impl TuneOptions {
         self.seq_len.unwrap_or(SEQ_LEN.min(max_position_embeddings))
     }
 
-    /// Steps of the run, where an epoch has `windows` sequences; at least 1.
-    pub fn total_steps(&self, windows: usize) -> u64 {
-        match (self.steps, self.epochs) {
-            (Some(steps), _) => steps,
-            (None, epochs) => {
-                let sequences = epochs.unwrap_or(1.0) * windows as f64;
-                (sequences / self.batch_size as f64).ceil().max(1.0) as u64
+    /// What ends the run, where an epoch has `windows` sequences.
+    pub fn budget(&self, windows: usize) -> Budget {
+        match (self.steps, self.max_seconds, self.max_tokens) {
+            (Some(steps), ..) => Budget::Steps(steps),
+            (_, Some(seconds), _) => Budget::Seconds(seconds),
+            (.., Some(tokens)) => Budget::Tokens(tokens),
+            _ => {
+                let sequences = self.epochs.unwrap_or(1.0) * windows as f64;
+                Budget::Steps((sequences / self.batch_size as f64).ceil().max(1.0) as u64)
             }
         }
     }
 
-    /// Steps of rising learning rate in a run of `steps`.
-    pub fn warmup_for(&self, steps: u64) -> u64 {
-        self.warmup_steps.unwrap_or(steps.div_ceil(20).min(steps / 2))
+    /// Options of windows must go together.
+    fn check_windows(&self) -> Result<()> {
+        let phases = self.semantics.has_phases();
+        ensure!(
+            !phases || self.window_order == WindowOrder::Sequential,
+            "--semantics progressive and isolated train windows one after the other: leave \
+             --window-order out"
+        );
+        ensure!(
+            self.warmup_steps.is_none() || self.max_seconds.is_none() && self.max_tokens.is_none(),
+            "--warmup-steps goes with --steps or --epochs: leave it out (5 % of the run)"
+        );
+        let Some(Shares(shares)) = &self.window_shares else { return Ok(()) };
+        ensure!(
+            phases,
+            "--window-shares goes with --semantics progressive or isolated, whose windows have a \
+             part of the run each: leave it out"
+        );
+        ensure!(
+            shares.len() == self.windows,
+            "--window-shares has {} shares and there are {} --windows: give one for each",
+            shares.len(),
+            self.windows
+        );
+        Ok(())
     }
 
     fn check(&self) -> Result<()> {
         let TuneOptions { batch_size, micro_batch, rank, windows, .. } = *self;
         let group_size = self.group_size.unwrap_or(32);
+        let counts = [
+            self.steps.is_some(),
+            self.epochs.is_some(),
+            self.max_seconds.is_some(),
+            self.max_tokens.is_some(),
+        ];
         ensure!(
-            self.steps.is_none() || self.epochs.is_none(),
-            "both --steps and --epochs are given: keep one"
+            counts.into_iter().filter(|given| *given).count() <= 1,
+            "more than one of --steps, --epochs, --max-seconds, --max-tokens is given: keep one"
         );
+        ensure!(self.max_tokens != Some(0), "--max-tokens is 0: give at least 1");
+        self.check_windows()?;
         ensure!(
             self.valid.is_none() || self.val_fraction == 0.0,
             "both --valid and --val-fraction are given: keep one"
         );
+        ensure!(
+            self.val_items.is_none() || self.valid.is_none() && self.val_fraction == 0.0,
+            "--val-items goes without --valid and --val-fraction: keep one"
+        );
+        ensure!(self.val_items != Some(0), "--val-items is 0: give at least 1");
         ensure!(self.steps != Some(0), "--steps is 0: give at least 1");
         for (flag, value, most) in [
             ("--batch-size", batch_size, 1 << 20),
@@ -239,6 +331,7 @@ impl TuneOptions {
             ("--lr", self.lr, 1e3),
             ("--alpha", self.alpha, 1e9),
             ("--epochs", self.epochs.unwrap_or(1.0), 1e9),
+            ("--max-seconds", self.max_seconds.unwrap_or(1.0), 1e9),
         ] {
             ensure!(value > 0.0 && value < below, "{flag} is {value}: give a number above 0");
         }
@@ -347,16 +440,29 @@ mod tests {
         }
         let both = file("steps: 1\nepochs: 1\n").unwrap();
         assert!(message(both.resolve()).contains("keep one"));
+        for (line, flag) in [
+            ("--max-seconds 0", "--max-seconds"),
+            ("--max-tokens 0", "--max-tokens"),
+            ("--max-seconds 5 --warmup-steps 3", "--warmup-steps"),
+            ("--semantics progressive --window-order random", "--window-order"),
+            ("--window-shares 1,2,3", "--semantics progressive"),
+            ("--semantics progressive --window-shares 1,2", "give one for each"),
+        ] {
+            assert!(message(flags(line).resolve()).contains(flag), "{line}");
+        }
     }
 
     #[test]
     fn steps_and_lengths_follow_from_the_data() {
         let options = flags("--epochs 1.5 --batch-size 4").resolve().unwrap();
-        assert_eq!((options.total_steps(10), options.total_steps(1)), (4, 1));
+        let budgets = (options.budget(10), options.budget(1));
+        assert_eq!(budgets, (Budget::Steps(4), Budget::Steps(1)));
         assert_eq!((options.seq_len_for(64), options.seq_len_for(4096)), (64, 256));
-        assert_eq!((options.warmup_for(200), options.warmup_for(1)), (10, 0));
         let options = flags("--steps 9 --warmup-steps 3 --seq-len 32").resolve().unwrap();
-        assert_eq!((options.total_steps(1), options.warmup_for(9)), (9, 3));
+        assert_eq!(options.budget(1), Budget::Steps(9));
+        let seconds = flags("--max-seconds 1.5").resolve().unwrap();
+        assert_eq!(seconds.budget(1), Budget::Seconds(1.5));
+        assert_eq!(flags("--max-tokens 7").resolve().unwrap().budget(1), Budget::Tokens(7));
         assert_eq!(options.seq_len_for(4096), 32);
     }
 }

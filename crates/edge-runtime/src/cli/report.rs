@@ -8,7 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::evaluate::Voted;
 use crate::profile::ProfileReport;
+use crate::tune::trunk_cache::CacheReport;
 
 /// Validation loss at an exit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -19,10 +21,18 @@ pub struct ExitLoss {
     pub val_loss: f64,
 }
 
+impl ExitLoss {
+    /// Of exits from the bottom up.
+    pub fn all(losses: &[f64]) -> Vec<Self> {
+        let numbered = losses.iter().enumerate();
+        numbered.map(|(index, &val_loss)| Self { exit: index + 1, val_loss }).collect()
+    }
+}
+
 /// Validation loss of the combined exits.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct VoteLoss {
-    /// `last`, `max` or `mean`.
+    /// `last`, `max`, `mean` or `learned`.
     pub rule: String,
     /// Mean over predicted tokens, nats.
     pub val_loss: f64,
@@ -31,7 +41,7 @@ pub struct VoteLoss {
 /// `tune --json`; the keys in this order. What was not measured or predicted is null.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct TuneReport {
-    /// `lora`, `full` or `edge`.
+    /// `lora`, `full`, `qlora`, `partial` or `edge`.
     pub method: String,
     /// Name of the device.
     pub device: String,
@@ -57,12 +67,22 @@ pub struct TuneReport {
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
     pub vote: Option<VoteLoss>,
+    /// With several exits: each one's loss on the half of the validation data that the learned
+    /// vote was not fitted on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_out_exits: Vec<ExitLoss>,
+    /// Every rule's loss on that half, and its cost.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub votes: Vec<Voted>,
     /// Most device memory in use at once, bytes.
     pub peak_device_bytes: u64,
     /// The same by category.
     pub peak_device_bytes_by_category: Map<String, Value>,
     /// Most memory of the process, bytes.
     pub peak_host_bytes: Option<u64>,
+    /// What the cache of hidden states did, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trunk_cache: Option<CacheReport>,
     /// What the plan said of `peak_device_bytes`.
     pub predicted_peak_device_bytes: Option<u64>,
     /// What the plan said of a step, ms.
@@ -86,6 +106,9 @@ pub struct EvalReport {
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
     pub vote: Option<VoteLoss>,
+    /// Every rule's loss and cost, with `--all-votes`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub votes: Vec<Voted>,
     /// Share of right answers, for multiple choice only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
@@ -158,7 +181,12 @@ impl Progress {
 
     /// One unit more is done; `message` says how it went.
     pub fn step(&mut self, message: impl FnOnce() -> String) {
-        self.position += 1;
+        self.reach(self.position + 1, message);
+    }
+
+    /// `position` units are done in all; `message` says how it went.
+    pub fn reach(&mut self, position: u64, message: impl FnOnce() -> String) {
+        self.position = position.min(self.len);
         let done = self.position == self.len;
         match &mut self.style {
             Style::Quiet => {}

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use edge_gpu::{Device, Options};
 
-use super::args::{Method, TuneArgs, TuneFlags};
+use super::args::{Bits, Method, TuneArgs, TuneFlags};
 use super::generate::{Request, continue_text};
 use super::options::TuneOptions;
 use super::report::{TuneReport, print_json};
@@ -38,7 +38,7 @@ fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
     }
     flags.lr = flags.lr.or(Some(1e-2));
     flags.windows = flags.windows.or(Some(2));
-    if flags.steps.is_none() && flags.epochs.is_none() {
+    if !flags.is_counted() {
         flags.steps = Some(600);
     }
     flags.seq_len = flags.seq_len.or(Some(128));
@@ -54,12 +54,13 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     let compressed = flags.model.as_deref().filter(|model| is_compressed(model));
     if let Some(model) = compressed {
         refuse_formats(model, flags.bits, flags.group_size)?;
-    } else if flags.method != Some(Method::Full)
-        && flags.method != Some(Method::Lora)
-        && flags.bits.is_none()
-    {
-        // The method's point is a packed base; 8 bit costs nearly nothing in loss.
-        flags.bits = Some(super::args::Bits::Eight);
+    } else if flags.bits.is_none() {
+        flags.bits = match flags.method.unwrap_or_default() {
+            Method::Full | Method::Lora => None,
+            Method::Qlora => Some(Bits::Four),
+            // The method's point is a packed base; 8 bit costs nearly nothing in loss.
+            Method::Edge | Method::Partial => Some(Bits::Eight),
+        };
     }
     if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
         eprintln!("no --model given: tuning the bundled demo model on your data");

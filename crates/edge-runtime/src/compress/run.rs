@@ -18,7 +18,7 @@ use super::solve::Weight;
 use super::time::StepTimes;
 use super::write::Writer;
 use crate::cli::report::Progress;
-use crate::data::{DataSpec, Dataset, load_eval};
+use crate::data::{DataSpec, Dataset, Stream, load_eval};
 use crate::interrupt;
 use crate::run_dir::RunDir;
 use crate::session::{Source, mebibytes};
@@ -78,13 +78,17 @@ impl Texts {
     fn load(options: &Options, source: &Source) -> Result<Self> {
         let spec = DataSpec {
             data: options.calibration.clone(),
-            valid: None,
             val_fraction: if options.valid.is_none() { HELD_OUT } else { 0.0 },
+            ..DataSpec::default()
         };
-        let data = Dataset::load(&spec, &source.tokenizer)?;
+        let mut data = Dataset::load(&spec, &source.tokenizer)?;
+        // Weights see prompts and answers alike.
+        data.train = data.train.into_text();
         let valid = match &options.valid {
-            Some(path) => Some(load_eval(std::slice::from_ref(path), &source.tokenizer)?),
-            None => data.valid,
+            Some(path) => {
+                Some(load_eval(std::slice::from_ref(path), &source.tokenizer)?.into_text())
+            }
+            None => data.valid.map(Stream::into_text),
         };
         let seq_len = options.seq_len;
         let of = |count| CalibrationSet::of_stream(&data.train, seq_len, count, None);

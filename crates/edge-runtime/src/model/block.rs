@@ -36,12 +36,19 @@ pub struct Geometry {
     pub seq_len: u32,
     /// Position of the first token; above 0 only with a key-value cache and one sequence.
     pub position0: u32,
+    /// Adapters are left out: the base's own stream.
+    pub base: bool,
 }
 
 impl Geometry {
     /// Whole sequences, from position 0.
     pub fn sequences(batch: u32, seq_len: u32) -> Self {
-        Self { batch, seq_len, position0: 0 }
+        Self { batch, seq_len, position0: 0, base: false }
+    }
+
+    /// The same without adapters.
+    pub(crate) fn of_base(self) -> Self {
+        Self { base: true, ..self }
     }
 
     /// Tokens in the pass.
@@ -193,7 +200,8 @@ impl Model {
     ) {
         let (ws, rows) = (&self.workspace, g.rows());
         let block = &self.blocks[index as usize];
-        let inner = |p: Projection| slot.lora.as_ref().map(|all| &all[p.index()]);
+        let lora = slot.lora.as_ref().filter(|_| !g.base);
+        let inner = |p: Projection| lora.map(|all| &all[p.index()]);
         let linear = |recorder: &mut Recorder, p: Projection, x: &Slice, y: Target<'_>| {
             block.linear(p).forward(recorder, rows, x, y, inner(p));
         };
@@ -218,7 +226,7 @@ impl Model {
         tap(recorder, LinearInput::Mlp, &ws.normed);
         linear(recorder, Projection::Gate, &ws.normed, Target::set(&slot.gate));
         let up = block.linear(Projection::Up);
-        if up.lora.is_none() || slot.lora.is_none() {
+        if up.lora.is_none() || lora.is_none() {
             let kept = (!matches!(onward, Onward::InPlace)).then_some(&slot.up);
             up.matrix.forward_gated(recorder, rows, &ws.normed, &slot.gate, &ws.hidden, kept);
         } else {
@@ -243,7 +251,9 @@ impl Model {
     fn attention(&self, recorder: &mut Recorder, index: u32, slot: &Slot, g: Geometry) {
         let (ws, shape, rows) = (&self.workspace, &self.shape, g.rows());
         let block = &self.blocks[index as usize];
-        let (k, v, at) = match (ws.cache.get(index as usize), &slot.k, &slot.v) {
+        let behind = if g.base && self.job.isolated { shape.num_blocks } else { 0 };
+        let cache = ws.cache.get((index + behind) as usize);
+        let (k, v, at) = match (cache, &slot.k, &slot.v) {
             (Some((k, v)), ..) => (k, v, g.position0 * shape.kv_dim()),
             (None, Some(k), Some(v)) => (k, v, 0),
             _ => unreachable!("a slot has keys and values where there is no cache"),
@@ -251,7 +261,8 @@ impl Model {
         let into_cache = |slice| Target { slice, offset: at, accumulate: false };
         let targets = [Target::set(&slot.q), into_cache(k), into_cache(v)];
         for (p, y) in [Projection::Q, Projection::K, Projection::V].into_iter().zip(targets) {
-            let inner = slot.lora.as_ref().map(|all| &all[p.index()]);
+            let lora = slot.lora.as_ref().filter(|_| !g.base);
+            let inner = lora.map(|all| &all[p.index()]);
             block.linear(p).forward(recorder, rows, &ws.normed, y, inner);
         }
         self.rope(recorder, g, shape.num_heads, (&slot.q, 0), false);
@@ -266,7 +277,8 @@ impl Model {
         ));
     }
 
-    fn copy_rows(&self, recorder: &mut Recorder, rows: u32, from: &Slice, to: &Slice) {
+    /// Copies a residual stream `[rows, d]`.
+    pub(crate) fn copy_rows(&self, recorder: &mut Recorder, rows: u32, from: &Slice, to: &Slice) {
         let count = rows * self.shape.hidden_size;
         let params = copy::Params { count, src_offset: 0, dst_offset: 0 };
         recorder.push(copy::dispatch(params, from.clone(), to.clone()));

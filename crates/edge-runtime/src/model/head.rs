@@ -16,8 +16,10 @@ use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
 use super::block::Geometry;
 use super::linear::{MatrixShard, weight_gradient};
 use super::workspace::CalibrationBuffers;
-use super::{Exit, Model};
+use super::{Exit, Model, Norm};
+use crate::batch::IGNORE;
 use crate::exits::Vote;
+use crate::vote::TEMPERATURES;
 
 /// Some rows of a pass.
 #[derive(Clone, Copy, Debug)]
@@ -240,13 +242,25 @@ impl Model {
     /// Adds the loss of the exits' vote to the workspace's `loss`. Needs the residual streams in
     /// `workspace.exits` and the row statistics of every exit.
     ///
-    /// `max`: P(v) = max_k p_k(v) / Σ_u max_k p_k(u), the paper's; `mean`: P(v) = mean_k p_k(v).
+    /// `max`: P(v) = max_k p_k(v) / Σ_u max_k p_k(u), the paper's; `mean`: P(v) = mean_k p_k(v);
+    /// `learned`: P(v) = Σ_k w_k softmax(z_k / τ_k)(v), whose row statistics it makes itself.
     ///
     /// # Errors
     /// The model was not built to vote.
     pub(crate) fn vote_loss(&self, recorder: &mut Recorder, vote: Vote, g: Geometry) -> Result<()> {
         let ws = &self.workspace;
         let (votes, vote_stats) = ws.votes.as_ref().context("the model was not built to vote")?;
+        if vote == Vote::Learned {
+            for (index, _) in self.voters(vote) {
+                self.norm(recorder, g.rows(), &ws.exits[index], &self.voter_norm(vote, index));
+                for rows in self.row_chunks(g.rows()) {
+                    for part in &self.head_matrix().shards {
+                        self.logits(recorder, rows, part);
+                        self.statistics(recorder, rows, part, &ws.stats[index]);
+                    }
+                }
+            }
+        }
         for rows in self.row_chunks(g.rows()) {
             for part in &self.head_matrix().shards {
                 self.vote_chunk(recorder, vote, rows, part, g)?;
@@ -271,6 +285,57 @@ impl Model {
         Ok(())
     }
 
+    /// The exits that a vote asks, with their weights.
+    fn voters(&self, vote: Vote) -> Vec<(usize, f32)> {
+        let exits = self.exits.len();
+        match (vote, self.learned()) {
+            (Vote::Learned, Some(learned)) => {
+                let weights = learned.weights.iter().copied().enumerate();
+                weights.filter(|(_, weight)| *weight > 1e-6).collect()
+            }
+            (Vote::Last | Vote::Learned, _) => vec![(exits - 1, 1.0)],
+            (Vote::Max, _) => (0..exits).map(|index| (index, 1.0)).collect(),
+            (Vote::Mean, _) => (0..exits).map(|index| (index, 1.0 / exits as f32)).collect(),
+        }
+    }
+
+    /// The norm that a vote reads an exit with.
+    fn voter_norm(&self, vote: Vote, index: usize) -> Norm {
+        match (vote, self.learned()) {
+            (Vote::Learned, Some(_)) => self.vote_norm(index),
+            _ => self.exits[index].norm.clone(),
+        }
+    }
+
+    /// Row statistics of an exit under each temperature of [`TEMPERATURES`]: the log-probability
+    /// of each target that counts, added to `log_p`, by temperature.
+    ///
+    /// # Errors
+    /// The device fails, or the model was not built to vote.
+    pub(crate) fn score_exit(
+        &self,
+        index: usize,
+        targets: &[u32],
+        g: Geometry,
+        log_p: &mut [Vec<f32>],
+    ) -> Result<()> {
+        let ws = &self.workspace;
+        let stats = &ws.stats[index];
+        for (log_p, &temperature) in log_p.iter_mut().zip(&TEMPERATURES) {
+            self.set_temperature(index, temperature)?;
+            let exit = Exit { after: self.exits[index].after, norm: self.vote_norm(index) };
+            let mut recorder = self.device.recorder();
+            self.exit_loss(&mut recorder, &exit, &ws.exits[index], stats, g);
+            recorder.submit()?;
+            let rows = stats.buffer().slice(stats.offset_words(), 3 * u64::from(g.rows()));
+            let rows = self.device.read_f32(&rows)?;
+            let counted = rows.as_chunks::<3>().0.iter().zip(targets);
+            let counted = counted.filter(|(_, target)| **target != IGNORE);
+            log_p.extend(counted.map(|([max, sum, z], _)| z - max - sum.ln()));
+        }
+        Ok(())
+    }
+
     /// Combines the exits' probabilities of a chunk in `workspace.votes`.
     fn vote_chunk(
         &self,
@@ -282,12 +347,8 @@ impl Model {
     ) -> Result<()> {
         let ws = &self.workspace;
         let (votes, _) = ws.votes.as_ref().context("the model was not built to vote")?;
-        let last = self.exits.len() - 1;
-        let used = if vote == Vote::Last { last..=last } else { 0..=last };
-        let first = *used.start();
-        let weight = 1.0 / used.clone().count() as f32;
-        for index in used {
-            self.norm(recorder, g.rows(), &ws.exits[index], &self.exits[index].norm);
+        for (turn, (index, weight)) in self.voters(vote).into_iter().enumerate() {
+            self.norm(recorder, g.rows(), &ws.exits[index], &self.voter_norm(vote, index));
             self.logits(recorder, rows, part);
             let params = vote_combine::Params {
                 rows: rows.count,
@@ -295,8 +356,8 @@ impl Model {
                 ld: part.shard.rows,
                 row0: rows.first,
                 mode: (vote != Vote::Max).into(),
-                first: (index == first).into(),
-                weight: if vote == Vote::Max { 1.0 } else { weight },
+                first: (turn == 0).into(),
+                weight,
             };
             let (logits, stats) = (ws.logits.clone(), ws.stats[index].clone());
             recorder.push(vote_combine::dispatch(params, logits, stats, votes.clone()));
@@ -335,10 +396,9 @@ impl Model {
         let ws = &self.workspace;
         let one = Rows { first: row, count: 1 };
         let mut recorder = self.device.recorder();
-        let last = self.exits.len() - 1;
-        let used = if vote == Vote::Last { last..=last } else { 0..=last };
-        for index in used {
-            self.norm(&mut recorder, g.rows(), &ws.exits[index], &self.exits[index].norm);
+        for (index, _) in self.voters(vote) {
+            let norm = self.voter_norm(vote, index);
+            self.norm(&mut recorder, g.rows(), &ws.exits[index], &norm);
             for part in &self.head_matrix().shards {
                 self.logits(&mut recorder, one, part);
                 self.statistics(&mut recorder, one, part, &ws.stats[index]);

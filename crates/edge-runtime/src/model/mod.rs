@@ -12,10 +12,13 @@ pub mod linear;
 pub mod load;
 pub mod workspace;
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice};
 use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
+use edge_kernels::ops::optim::adamw_8bit;
 use edge_scheduler::{DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window};
 
 use self::block::{Geometry, Onward};
@@ -27,6 +30,7 @@ use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::exits::Exits;
+use crate::vote::Learned;
 
 /// The weight of an RMSNorm.
 #[derive(Clone, Debug)]
@@ -105,6 +109,10 @@ pub struct Model {
     pub rope: Slice,
     /// Activations and scratch.
     pub workspace: Workspace,
+    /// The exits' norms over their temperatures, where exits vote.
+    vote_norms: Vec<Slice>,
+    /// Temperatures and weights, once they are known.
+    learned: Option<Learned>,
 }
 
 /// A compressed checkpoint comes in formats of its own.
@@ -176,6 +184,10 @@ impl Model {
         let exits = loader.exits()?;
         let groups = std::mem::take(&mut loader.groups);
         let workspace = Workspace::new(&mut pool, job, shape.num_blocks)?;
+        let voters = if job.vote { job.windows.len() } else { 0 };
+        let vote_norms = (0..voters)
+            .map(|exit| pool.zeroed(&format!("vote.{exit}.norm")))
+            .collect::<Result<Vec<_>>>()?;
         pool.finish()?;
         load::init_adapters(&blocks, device, adapter.seed)?;
         Ok(Self {
@@ -191,6 +203,8 @@ impl Model {
             groups,
             rope,
             workspace,
+            vote_norms,
+            learned: None,
         })
     }
 
@@ -265,14 +279,22 @@ impl Model {
         let slot = &self.workspace.slots[0];
         self.embed(recorder, g.rows(), &slot.x);
         for block in 0..end {
-            self.block_forward(recorder, block, slot, Onward::InPlace, false, g);
+            self.run_blocks(recorder, block..block + 1, g);
             if let Some(exit) = self.exits.iter().position(|exit| exit.after == block + 1) {
                 at_exit(recorder, exit, &slot.x);
             }
         }
     }
 
-    /// The residual stream that [`Model::run_block`] works on: `[rows, d]`.
+    /// Runs these blocks in place on [`Model::stream`].
+    pub(crate) fn run_blocks(&self, recorder: &mut Recorder, blocks: Range<u32>, g: Geometry) {
+        let slot = &self.workspace.slots[0];
+        for block in blocks {
+            self.block_forward(recorder, block, slot, Onward::InPlace, false, g);
+        }
+    }
+
+    /// The residual stream that blocks work on in place: `[rows, d]`.
     pub(crate) fn stream(&self) -> &Slice {
         &self.workspace.slots[0].x
     }
@@ -290,8 +312,8 @@ impl Model {
         self.block_forward_tapped(recorder, index, slot, Onward::InPlace, false, g, tap);
     }
 
-    /// Runs forward to a window's exit, keeping what its blocks need for the way back. Returns the
-    /// residual stream at the exit.
+    /// Runs a window forward from [`Model::stream`] at its lower edge, keeping what its blocks
+    /// need for the way back. Returns the residual stream at the exit.
     pub(crate) fn window_forward(
         &self,
         recorder: &mut Recorder,
@@ -300,7 +322,15 @@ impl Model {
     ) -> Result<Slice> {
         let ws = &self.workspace;
         let last = ws.x_out.as_ref().context("the model was not built for training")?;
-        self.trunk(recorder, window.first, g, |_, _, _| {});
+        if self.job.recompute {
+            let top = window.end - 1;
+            for (block, kept) in (window.first..top).zip(&ws.kept) {
+                self.copy_rows(recorder, g.rows(), self.stream(), kept);
+                self.run_blocks(recorder, block..block + 1, g);
+            }
+            self.block_forward(recorder, top, self.slot(0), Onward::Kept(last), false, g);
+            return Ok(last.clone());
+        }
         for block in window.first..window.end {
             let depth = (block - window.first) as usize;
             let onward = match block + 1 == window.end {
@@ -319,7 +349,13 @@ impl Model {
     pub(crate) fn window_backward(&self, recorder: &mut Recorder, window: Window, g: Geometry) {
         let full = self.job.trained == Trained::Full;
         for block in (window.first..window.end).rev() {
-            let slot = self.slot((block - window.first) as usize);
+            let depth = (block - window.first) as usize;
+            let slot = self.slot(if self.job.recompute { 0 } else { depth });
+            let kept = self.workspace.kept.get(depth).filter(|_| block + 1 < window.end);
+            if let (Some(kept), Some(out)) = (kept, &self.workspace.x_out) {
+                self.copy_rows(recorder, g.rows(), kept, &slot.x);
+                self.block_forward(recorder, block, slot, Onward::Kept(out), false, g);
+            }
             self.block_backward(recorder, block, slot, full || block > window.first, g);
         }
     }
@@ -379,6 +415,38 @@ impl Model {
         Ok(())
     }
 
+    /// What [`Vote::Learned`] combines exits by.
+    ///
+    /// [`Vote::Learned`]: crate::exits::Vote::Learned
+    pub fn learned(&self) -> Option<&Learned> {
+        self.learned.as_ref()
+    }
+
+    /// Sets temperatures and weights of the learned vote, under the present exit norms.
+    ///
+    /// # Errors
+    /// They are not the model's, or the device fails.
+    pub fn set_learned(&mut self, learned: Learned) -> Result<()> {
+        learned.check(self.vote_norms.len())?;
+        for (exit, &temperature) in learned.temperatures.iter().enumerate() {
+            self.set_temperature(exit, temperature)?;
+        }
+        self.learned = Some(learned);
+        Ok(())
+    }
+
+    /// Writes the norm of an exit over a temperature, which divides its logits by it.
+    pub(crate) fn set_temperature(&self, exit: usize, temperature: f32) -> Result<()> {
+        let mut gamma = self.device.read_f32(&self.exits[exit].norm.weight)?;
+        gamma.iter_mut().for_each(|gamma| *gamma /= temperature);
+        Ok(self.device.write(&self.vote_norms[exit], bytemuck::cast_slice(&gamma))?)
+    }
+
+    /// The norm of an exit over its temperature.
+    pub(crate) fn vote_norm(&self, exit: usize) -> Norm {
+        Norm { weight: self.vote_norms[exit].clone(), grad: None }
+    }
+
     /// The exit norms.
     ///
     /// # Errors
@@ -427,26 +495,43 @@ fn scaling(config: &RopeScaling) -> Scaling {
 }
 
 fn groups(pool: &mut Pool<'_>, plan: &Plan, job: &Job) -> Result<Vec<GroupBuffers>> {
-    let (training, eight) = (job.training, job.optimizer == Optimizer::AdamW8bit);
-    let arenas = plan.groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0);
-    let count = if training { arenas } else { 0 };
-    let gradients = (0..count)
-        .map(|arena| pool.zeroed(&format!("gradients.{arena}")))
-        .collect::<Result<Vec<_>>>()?;
-    let mut groups = Vec::new();
+    let eight = job.optimizer == Optimizer::AdamW8bit;
+    let most = plan.groups.iter().map(|group| group.arenas.len()).max().unwrap_or(0);
+    let mut take = |what: &str, arenas: usize| {
+        let names = (0..arenas).map(|arena| format!("{what}.{arena}"));
+        names.map(|name| pool.zeroed(&name)).collect::<Result<Vec<_>>>()
+    };
+    let gradients = take("gradients", if job.training { most } else { 0 })?;
+    let mut moments = |owner: &str, arenas: usize| {
+        let arenas = if job.training { arenas } else { 0 };
+        let (m, v) = (take(&format!("{owner}.m"), arenas)?, take(&format!("{owner}.v"), arenas)?);
+        let largest = take(&format!("{owner}.largest"), if eight { arenas } else { 0 })?;
+        Ok::<_, anyhow::Error>([m, v, largest])
+    };
+    let shared = if job.phases { Some(moments("phase", most)?) } else { None };
+    let mut own = Vec::new();
     for (index, group) in plan.groups.iter().enumerate() {
-        let mut take = |what: &str, exists: bool| {
-            let count = if exists { group.arenas.len() } else { 0 };
-            (0..count)
-                .map(|arena| pool.zeroed(&format!("group.{index}.{what}.{arena}")))
-                .collect::<Result<Vec<_>>>()
+        own.push(match &shared {
+            Some(shared) => shared.clone(),
+            None => moments(&format!("group.{index}"), group.arenas.len())?,
+        });
+    }
+    let mut groups = Vec::new();
+    for (index, (group, [m, v, largest])) in plan.groups.iter().zip(own).enumerate() {
+        let words = |word_count: fn(u64) -> u64, slices: Vec<Slice>| -> Vec<Slice> {
+            let arenas = slices.iter().zip(&group.arenas);
+            arenas.map(|(slice, &words)| slice.buffer().slice(0, word_count(words))).collect()
+        };
+        let (moment, largest_words): (fn(u64) -> u64, _) = match eight {
+            true => (adamw_8bit::moment_words, adamw_8bit::largest_words),
+            false => (|words| words, adamw_8bit::largest_words),
         };
         groups.push(GroupBuffers {
-            values: take("values", true)?,
-            m: take("m", training)?,
-            v: take("v", training)?,
-            largest: take("largest", training && eight)?,
-            gradients: gradients.iter().take(group.arenas.len()).cloned().collect(),
+            values: take(&format!("group.{index}.values"), group.arenas.len())?,
+            m: words(moment, m),
+            v: words(moment, v),
+            largest: words(largest_words, largest),
+            gradients: words(|words| words, gradients.clone()),
         });
     }
     Ok(groups)

@@ -163,11 +163,15 @@ pub struct Workspace {
     pub stats: Vec<Slice>,
     /// Combined probabilities of a vote and their row statistics.
     pub votes: Option<(Slice, Slice)>,
-    /// Kept activations by depth in the window; slot 0 also serves the trunk.
+    /// Inputs of the window's blocks by depth, where their activations are recomputed; without
+    /// the top block's.
+    pub kept: Vec<Slice>,
+    /// Kept activations by depth in the window, or one for all; slot 0 also serves the trunk.
     pub slots: Vec<Slot>,
     /// Output of the window's last block.
     pub x_out: Option<Slice>,
-    /// Key-value cache of each block.
+    /// Key-value cache of each block; with isolated windows the base's stream has its own behind
+    /// them.
     pub cache: Vec<(Slice, Slice)>,
     /// The residual stream at each exit, where exits are compared.
     pub exits: Vec<Slice>,
@@ -180,10 +184,8 @@ pub struct Workspace {
 impl Workspace {
     /// Allocates the workspace of a job.
     pub fn new(pool: &mut Pool<'_>, job: &Job, num_blocks: u32) -> Result<Self> {
-        let depth = job.windows.iter().map(|window| window.depth()).max().unwrap_or(1);
-        let slots = if job.training { depth } else { 1 };
         let stats = if job.vote { job.windows.len() } else { 1 };
-        let caches = if job.cache.is_some() { num_blocks } else { 0 };
+        let caches = job.caches(num_blocks);
         let exits = if job.vote { job.windows.len() } else { 0 };
         Ok(Self {
             ids: pool.zeroed("ids")?,
@@ -200,7 +202,12 @@ impl Workspace {
                 true => Some((pool.zeroed("votes")?, pool.zeroed("vote_stats")?)),
                 false => None,
             },
-            slots: (0..slots).map(|slot| Slot::new(pool, job, slot)).collect::<Result<_>>()?,
+            kept: (0..job.kept_inputs())
+                .map(|kept| pool.zeroed(&format!("kept.{kept}.x")))
+                .collect::<Result<_>>()?,
+            slots: (0..job.slots())
+                .map(|slot| Slot::new(pool, job, slot))
+                .collect::<Result<_>>()?,
             x_out: if job.training { Some(pool.zeroed("x_out")?) } else { None },
             cache: (0..caches)
                 .map(|block| {

@@ -1,18 +1,23 @@
 //! Tuning: jobs of the methods, the training step, the run.
 
+pub mod cache;
+pub mod course;
 pub mod run;
 pub mod save;
 pub mod trainer;
+pub mod trunk_cache;
 
 use anyhow::{Result, ensure};
 use edge_kernels::Format;
-use edge_kernels::util::SeededRng;
 use edge_scheduler::{BlockFormats, Job, Trained, Window};
-use rand::{RngExt, SeedableRng};
 
-use crate::cli::args::{Method, WindowOrder};
+use crate::cli::args::{Method, Semantics};
 use crate::cli::options::TuneOptions;
 use crate::session::Source;
+
+/// Tokens that are validated at once, or one sequence: more would take memory that training does
+/// not need.
+const EVAL_TOKENS: usize = 512;
 
 /// The job of a method.
 ///
@@ -22,6 +27,9 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     let formats = source.formats(options.bits, options.group_size)?;
     let mut job = source.job(formats, options.micro_batch as u32, seq_len as u32);
     job.training = true;
+    job.recompute = options.recompute;
+    let compared = EVAL_TOKENS / seq_len.max(1);
+    job.eval_batch = compared.clamp(1, options.micro_batch) as u32;
     job.optimizer = options.optimizer.into();
     let lora = Trained::Lora {
         rank: options.rank as u32,
@@ -32,16 +40,16 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
             job.trained = Trained::Full;
             job.blocks.fill(BlockFormats::uniform(Format::F32));
         }
-        Method::Lora => job.trained = lora,
-        Method::Edge => {
-            let blocks = source.config.num_hidden_layers;
-            ensure!(
-                options.windows <= blocks,
-                "--windows {} is more than the model's {blocks} blocks: give at most {blocks}",
-                options.windows
-            );
+        Method::Lora | Method::Qlora => job.trained = lora,
+        Method::Partial => {
             job.trained = lora;
-            job.windows = Window::split(blocks as u32, options.windows as u32);
+            job.windows = windows(options, source)?.split_off(options.windows - 1);
+        }
+        Method::Edge => {
+            job.trained = lora;
+            job.windows = windows(options, source)?;
+            job.phases = options.semantics.has_phases();
+            job.isolated = options.semantics == Semantics::Isolated && options.windows > 1;
             job.exit_norms = true;
             job.vote = job.windows.len() > 1;
         }
@@ -49,28 +57,13 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     Ok(job)
 }
 
-/// Which window each step trains.
-pub struct Order {
-    order: WindowOrder,
-    windows: usize,
-    steps: u64,
-    rng: SeededRng,
-}
-
-impl Order {
-    /// An order over a run of `steps` steps.
-    pub fn new(order: WindowOrder, windows: usize, steps: u64, seed: u64) -> Self {
-        Self { order, windows, steps, rng: SeededRng::seed_from_u64(seed) }
-    }
-
-    /// The window of step `step`; steps must be asked for in order.
-    pub fn window(&mut self, step: u64) -> usize {
-        let windows = self.windows as u64;
-        let index = match self.order {
-            WindowOrder::RoundRobin => step % windows,
-            WindowOrder::Random => self.rng.random_range(0..windows),
-            WindowOrder::Sequential => (step * windows / self.steps.max(1)).min(windows - 1),
-        };
-        index as usize
-    }
+/// The windows that the options ask for, over all blocks.
+fn windows(options: &TuneOptions, source: &Source) -> Result<Vec<Window>> {
+    let blocks = source.config.num_hidden_layers;
+    ensure!(
+        options.windows <= blocks,
+        "--windows {} is more than the model's {blocks} blocks: give at most {blocks}",
+        options.windows
+    );
+    Ok(Window::split(blocks as u32, options.windows as u32))
 }

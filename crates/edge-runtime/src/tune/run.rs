@@ -7,20 +7,22 @@ use edge_gpu::{Device, OpTime};
 use edge_kernels::Category;
 use serde_json::{Map, Value, json};
 
+use super::course::{Budget, Course, Spent, Turn};
+use super::job;
 use super::trainer::{AdamW, StepOutcome, Trainer};
-use super::{Order, job};
 use crate::batch::{Batch, Sampler, check_seq_len};
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
 use crate::cli::report::{ExitLoss, Progress, TuneReport, VoteLoss, peak_host_bytes};
 use crate::data::{DataSpec, Dataset, Stream};
 use crate::evaluate::Evaluation;
+use crate::exits::Vote;
 use crate::interrupt;
 use crate::model::{LoraInit, Model};
 use crate::profile::ProfileReport;
 use crate::run_dir::RunDir;
 use crate::session::{Source, check_budget, mebibytes};
-use crate::tune::save;
+use crate::tune::{cache, save};
 
 /// How a run ended.
 pub struct Outcome {
@@ -58,13 +60,16 @@ pub fn run(
     })?;
     loading.finish();
     device.seal();
+    cache::prepare(options)?;
     // Only now is everything checked: a run that cannot start leaves nothing behind.
     let run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
     run_dir.write_config(options)?;
-    let trainer = Trainer::new(
+    let mut trainer = Trainer::new(
         model,
         AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() },
     );
+    let sequences = data.train.windows(seq_len) as u64;
+    trainer.cache = cache::open(options, source, &trainer.model, &data, sequences, &run_dir)?;
     let mut session = Session {
         options,
         data: &data,
@@ -72,24 +77,27 @@ pub fn run(
         run_dir,
         quiet,
         seq_len,
-        steps: options.total_steps(sampler.windows()),
+        budget: options.budget(sampler.windows()),
         outcomes: Vec::new(),
         step_ms: Vec::new(),
-        tokens: 0,
+        spent: Spent::default(),
         times: Vec::new(),
     };
     session.announce(source, mebibytes(plan.bytes()));
     let before = session.validate("validate before")?;
     device.take_profile();
-    let started = Instant::now();
     let interrupted = session.train(&mut sampler)?;
-    let seconds = started.elapsed().as_secs_f64();
     session.times.extend(device.take_profile());
+    let judged = session.fit_vote()?;
     let after = session.validate("validate after")?;
     save::results(options, source, &session.trainer.model, &session.run_dir)?;
     device.unseal();
-    let mut report = session.report(seconds, before.as_ref(), after.as_ref(), device);
+    let mut report = session.report(before.as_ref(), after.as_ref(), device);
     report.predicted_peak_device_bytes = Some(plan.bytes());
+    if let Some(judged) = judged {
+        report.held_out_exits = ExitLoss::all(&judged.exits);
+        report.votes = judged.votes;
+    }
     let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
     session.run_dir.write("result.json", text.as_bytes())?;
     Ok(Outcome { report, interrupted })
@@ -101,6 +109,7 @@ fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
         data: options.data.clone(),
         valid: options.valid.clone(),
         val_fraction: options.val_fraction,
+        val_items: options.val_items,
     };
     Dataset::load(&spec, &source.tokenizer)
 }
@@ -112,21 +121,32 @@ struct Session<'a> {
     run_dir: RunDir,
     quiet: bool,
     seq_len: usize,
-    steps: u64,
+    budget: Budget,
     outcomes: Vec<StepOutcome>,
     step_ms: Vec<f64>,
-    tokens: u64,
+    spent: Spent,
     /// Times of the ops in training, with `--profile`.
     times: Vec<OpTime>,
 }
 
 impl Session<'_> {
     fn announce(&self, source: &Source, planned: String) {
+        let fit = self.data.train.fit(self.seq_len);
+        if fit.cut + fit.skipped > 0 {
+            self.say(&format!(
+                "{} of {} examples are cut at {} tokens (--seq-len), {} are left out because their \
+                 answer begins behind that",
+                fit.cut,
+                self.data.train.examples.len(),
+                self.seq_len,
+                fit.skipped
+            ));
+        }
         let (model, options) = (&self.trainer.model, self.options);
         let trained: u64 = model.plan.groups.iter().map(|group| group.parameters()).sum();
         self.say(&format!(
             "{} on {}: {} blocks, {:.2} M parameters, {:.3} M trained, {} windows, {}; \
-             {} steps of {} x {} tokens; {} of device memory planned",
+             {}, {} x {} tokens a step; {} of device memory planned",
             options.method.name(),
             model.device.info().name,
             model.shape.num_blocks,
@@ -134,7 +154,7 @@ impl Session<'_> {
             trained as f64 / 1e6,
             model.exits.len(),
             source.precision(options.bits),
-            self.steps,
+            self.budget,
             options.batch_size,
             self.seq_len,
             planned,
@@ -148,8 +168,12 @@ impl Session<'_> {
     fn validate(&self, label: &'static str) -> Result<Option<Evaluation>> {
         let Some(stream) = &self.data.valid else { return Ok(None) };
         let model = &self.trainer.model;
-        let sequences = self.options.micro_batch;
-        let count = stream.ids.len().div_ceil(self.seq_len * sequences) as u64;
+        let sequences = model.job.eval_batch as usize;
+        let windows = match stream.examples.len() {
+            0 => stream.ids.len().div_ceil(self.seq_len),
+            _ => stream.fit(self.seq_len).usable.len(),
+        };
+        let count = windows.div_ceil(sequences) as u64;
         let mut progress = Progress::new(label, count, self.quiet);
         let batches = stream.eval_batches(self.seq_len, sequences, None)?;
         let result = model.evaluate(batches, self.options.vote, |_| progress.step(String::new))?;
@@ -167,41 +191,93 @@ impl Session<'_> {
         Ok(Some(result))
     }
 
-    /// Trains until the last step or Ctrl-C; says whether it was the latter.
+    /// Fits the learned vote on the first half of the validation data, and judges all votes on the
+    /// second.
+    fn fit_vote(&mut self) -> Result<Option<Evaluation>> {
+        let (Some(stream), true) = (&self.data.valid, self.trainer.windows() > 1) else {
+            return Ok(None);
+        };
+        let model = &mut self.trainer.model;
+        let sequences = model.job.eval_batch as usize;
+        let mut batches: Vec<_> = stream.eval_batches(self.seq_len, sequences, None)?.collect();
+        let held_out = batches.split_off(batches.len() / 2);
+        if batches.is_empty() {
+            self.say("the validation data are too short to fit a vote on: the last exit speaks");
+            return Ok(None);
+        }
+        let count = (batches.len() + held_out.len()) as u64;
+        let mut progress = Progress::new("fit the vote", count, self.quiet);
+        let scores = model.score_exits(batches.into_iter(), || progress.step(String::new))?;
+        let learned = scores.fit()?;
+        model.set_learned(learned.clone())?;
+        let judged = model.evaluate_all(held_out.into_iter(), &Vote::ALL, |_| {
+            progress.step(String::new);
+        })?;
+        progress.finish();
+        let shown = |values: &[f32]| {
+            values.iter().map(|x| format!("{x:.2}")).collect::<Vec<_>>().join(" / ")
+        };
+        self.say(&format!(
+            "vote learned on the first half of the validation data: weights {}, temperatures {}",
+            shown(&learned.weights),
+            shown(&learned.temperatures)
+        ));
+        let votes = judged.votes.iter();
+        let votes: Vec<String> = votes
+            .map(|v| {
+                format!("{} {:.4} ({:.3} ms/token)", v.rule.name(), v.val_loss, v.ms_per_token)
+            })
+            .collect();
+        let exits: Vec<String> = judged.exits.iter().map(|loss| format!("{loss:.4}")).collect();
+        self.say(&format!(
+            "on the second half: loss {} at the exits, {}",
+            exits.join(" / "),
+            votes.join(", ")
+        ));
+        Ok(Some(judged))
+    }
+
+    /// Trains until the budget is used or Ctrl-C; says whether it was the latter.
     fn train(&mut self, sampler: &mut Sampler) -> Result<bool> {
         let options = self.options;
-        let windows = self.trainer.windows();
-        let mut order = Order::new(options.window_order, windows, self.steps, options.seed);
-        let mut progress = Progress::new("tune", self.steps, self.quiet);
-        let warmup = options.warmup_for(self.steps);
-        for step in 0..self.steps {
+        let mut course = Course::new(options, self.trainer.windows(), self.budget);
+        let (len, _) = self.budget.progress(self.spent);
+        let mut progress = Progress::new("tune", len, self.quiet);
+        let mut phase = None;
+        while let Some(turn) = course.next(self.spent) {
             if interrupt::requested() {
                 progress.finish();
                 return Ok(true);
             }
-            let lr = options.schedule.learning_rate(options.lr, step, self.steps, warmup);
-            let window = order.window(step);
-            let batches = self.batches(&self.data.train, sampler);
             let started = Instant::now();
-            let outcome = self.trainer.step(window, &batches, lr)?;
+            if phase.replace(turn.phase) != Some(turn.phase) {
+                self.trainer.begin(turn.window)?;
+            }
+            let batches = self.batches(&self.data.train, sampler);
+            let outcome = self.trainer.step(turn.window, &batches, turn.lr)?;
             let ms = started.elapsed().as_secs_f64() * 1e3;
+            let tokens: usize = batches.iter().map(|batch| batch.tokens).sum();
+            self.spent.steps += 1;
+            self.spent.seconds += ms / 1e3;
+            self.spent.tokens += tokens as u64;
             self.step_ms.push(ms);
-            let tokens = (options.batch_size * self.seq_len) as u64;
-            self.tokens += tokens;
             self.outcomes.push(outcome);
-            self.record(step, window, lr, ms, &outcome)?;
+            self.record(turn, ms, &outcome)?;
             let peak = self.trainer.model.device.memory().peak_total;
-            progress.step(|| {
+            let (_, position) = self.budget.progress(self.spent);
+            progress.reach(position, || {
                 format!(
-                    "loss {:.4}, lr {lr:.2e}, {:.0} tokens/s, peak {}",
+                    "loss {:.4}, lr {:.2e}, {:.0} tokens/s, peak {}",
                     outcome.loss,
+                    turn.lr,
                     tokens as f64 / ms * 1e3,
                     mebibytes(peak)
                 )
             });
-            let due = options.eval_every > 0 && (step + 1) % options.eval_every == 0;
-            if due && step + 1 < self.steps {
-                self.validate_during(step + 1)?;
+            let steps = self.spent.steps;
+            let due = options.eval_every > 0 && steps.is_multiple_of(options.eval_every);
+            if due && self.budget.done(self.spent) < 1.0 {
+                self.validate_during(steps)?;
             }
         }
         progress.finish();
@@ -215,7 +291,8 @@ impl Session<'_> {
         // The profile is of training alone.
         device.take_profile();
         let Some(result) = result else { return Ok(()) };
-        let record = json!({"step": step, "val_loss": result.last(), "val_exits": result.exits,
+        let record = json!({"step": step, "seconds": self.spent.seconds,
+            "tokens": self.spent.tokens, "val_loss": result.last(), "val_exits": result.exits,
             "val_vote": result.vote});
         self.run_dir.metric(&record)
     }
@@ -226,28 +303,21 @@ impl Session<'_> {
         (0..count).map(|_| sampler.next_batch(stream, micro)).collect()
     }
 
-    fn record(
-        &mut self,
-        step: u64,
-        window: usize,
-        lr: f64,
-        ms: f64,
-        outcome: &StepOutcome,
-    ) -> Result<()> {
+    fn record(&mut self, turn: Turn, ms: f64, outcome: &StepOutcome) -> Result<()> {
         self.run_dir.metric(&json!({
-            "step": step + 1,
-            "exit": window + 1,
+            "step": self.spent.steps,
+            "exit": turn.window + 1,
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
-            "lr": lr,
+            "lr": turn.lr,
             "step_ms": ms,
-            "tokens": self.tokens,
+            "seconds": self.spent.seconds,
+            "tokens": self.spent.tokens,
         }))
     }
 
     fn report(
         &self,
-        seconds: f64,
         before: Option<&Evaluation>,
         after: Option<&Evaluation>,
         device: &Device,
@@ -262,10 +332,7 @@ impl Session<'_> {
         }
         let recent = self.outcomes.len().saturating_sub(20);
         let losses: Vec<f64> = self.outcomes[recent..].iter().map(|o| o.loss).collect();
-        let exits = after.map(|result| {
-            let numbered = result.exits.iter().enumerate();
-            numbered.map(|(index, &val_loss)| ExitLoss { exit: index + 1, val_loss }).collect()
-        });
+        let exits = after.map(|result| ExitLoss::all(&result.exits));
         let rule = self.options.vote.name().to_string();
         let many = self.trainer.windows() > 1;
         let voted = after.filter(|_| many).map(|r| VoteLoss { rule, val_loss: r.vote });
@@ -277,9 +344,9 @@ impl Session<'_> {
             method: self.options.method.name().into(),
             device: device.info().name.clone(),
             steps: self.outcomes.len() as u64,
-            tokens: self.tokens,
+            tokens: self.spent.tokens,
             trained_tokens: self.outcomes.iter().map(|o| o.trained_tokens).sum(),
-            tokens_per_second: self.tokens as f64 / seconds.max(1e-9),
+            tokens_per_second: self.spent.tokens as f64 / self.spent.seconds.max(1e-9),
             step_ms_median: sorted.get(sorted.len() / 2).copied().unwrap_or(0.0),
             train_loss: losses.iter().sum::<f64>() / losses.len().max(1) as f64,
             val_loss_before: before.map(|r| if many { r.vote } else { r.last() }),
@@ -290,6 +357,9 @@ impl Session<'_> {
             peak_device_bytes: memory.peak_total,
             peak_device_bytes_by_category: by_category,
             peak_host_bytes: peak_host_bytes(),
+            trunk_cache: self.trainer.cache.as_ref().map(|cache| cache.report()),
+            held_out_exits: Vec::new(),
+            votes: Vec::new(),
             predicted_peak_device_bytes: None,
             predicted_step_ms: None,
             profile: self.options.profile.then(|| {

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use edge_scheduler::Projection;
-use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Kind, TensorView};
 
 use crate::adapter::{self, AdapterConfig, weight_name};
 use crate::checkpoint::Dtype;
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
-use crate::exits::Exits;
+use crate::exits::{Exits, Vote};
+use crate::merge::encode;
 use crate::model::Model;
 use crate::model::linear::Matrix;
 use crate::model::load::{EMBEDDING, HEAD, NORM, norm_name};
@@ -54,20 +54,30 @@ pub fn results(
     if options.method == Method::Edge {
         let exits = Exits {
             after_block: model.exits.iter().map(|exit| exit.after as usize).collect(),
-            vote: options.vote,
+            vote: match (options.vote, model.learned()) {
+                (Vote::Learned, None) => Vote::Last,
+                (vote, _) => vote,
+            },
             gammas: model.exit_gammas()?,
+            learned: model.learned().cloned(),
+            isolated: model.job.isolated,
         };
         exits.save(run_dir.path(), &source.config)?;
+    }
+    let mut facts = vec![
+        ("rank".into(), options.rank.to_string()),
+        ("alpha".into(), options.alpha.to_string()),
+        ("base".into(), source.precision(options.bits)),
+        ("learning rate".into(), options.lr.to_string()),
+    ];
+    if model.job.isolated {
+        let note = "isolated: each stands on the base, so the adapter is no model by itself";
+        facts.push(("windows".into(), note.into()));
     }
     run_dir.write_model_card(&ModelCard {
         base_model: base,
         method: options.method.name().into(),
-        facts: vec![
-            ("rank".into(), options.rank.to_string()),
-            ("alpha".into(), options.alpha.to_string()),
-            ("base".into(), source.precision(options.bits)),
-            ("learning rate".into(), options.lr.to_string()),
-        ],
+        facts,
     })
 }
 
@@ -126,12 +136,4 @@ fn full(source: &Source, model: &Model, run_dir: &RunDir) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn encode(values: &[f32], dtype: Dtype) -> Vec<u8> {
-    match dtype {
-        Dtype::F32 => bytemuck::cast_slice(values).to_vec(),
-        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-    }
 }

@@ -12,6 +12,7 @@ use edge_kernels::ops::optim::{adamw, adamw_8bit, grad_norm_scale, sum_squares};
 use edge_scheduler::Owner;
 use edge_scheduler::plan::NORM_PARTS;
 
+use super::trunk_cache::TrunkCache;
 use crate::batch::Batch;
 use crate::model::Model;
 use crate::model::block::Geometry;
@@ -55,18 +56,39 @@ pub struct Trainer {
     optimizer: AdamW,
     /// Updates of each window so far: Adam's `t`.
     updates: Vec<u32>,
+    /// Hidden states below the window, where what lies below it is fixed.
+    pub cache: Option<TrunkCache>,
 }
 
 impl Trainer {
     /// A trainer with all moments at zero.
     pub fn new(model: Model, optimizer: AdamW) -> Self {
         let updates = vec![0; model.groups.len()];
-        Self { model, optimizer, updates }
+        Self { model, optimizer, updates, cache: None }
     }
 
     /// Number of windows.
     pub fn windows(&self) -> usize {
         self.model.exits.len()
+    }
+
+    /// Says that windows below `index` are finished: from now on what lies below it is fixed.
+    /// Where windows are trained in phases, its moments start at zero.
+    ///
+    /// # Errors
+    /// The cache cannot be opened, or the device fails.
+    pub fn begin(&mut self, index: usize) -> Result<()> {
+        if self.model.job.phases {
+            let group = &self.model.groups[index];
+            let mut recorder = self.model.device.recorder();
+            for moments in group.m.iter().chain(&group.v).chain(&group.largest) {
+                recorder.push(fill::dispatch(moments.words() as u32, 0.0, moments.clone()));
+            }
+            recorder.submit()?;
+            self.updates[index] = 0;
+        }
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        cache.begin(&self.model, self.model.job.windows[index].first)
     }
 
     /// Trains window `index` on micro-batches, whose gradients accumulate.
@@ -95,7 +117,20 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::step`].
-    pub fn gradients(&self, index: usize, batches: &[Batch], trained: usize) -> Result<()> {
+    pub fn gradients(&mut self, index: usize, batches: &[Batch], trained: usize) -> Result<()> {
+        let mut cache = self.cache.take();
+        let result = self.accumulate(index, batches, trained, cache.as_mut());
+        self.cache = cache;
+        result
+    }
+
+    fn accumulate(
+        &self,
+        index: usize,
+        batches: &[Batch],
+        trained: usize,
+        mut cache: Option<&mut TrunkCache>,
+    ) -> Result<()> {
         let model = &self.model;
         let window = model.job.windows[index];
         let scale = 1.0 / trained.max(1) as f32;
@@ -109,6 +144,14 @@ impl Trainer {
             recorder.submit()?;
             let g = model.set_batch(batch)?;
             let scatter = self.upload_scatter(batch)?;
+            let cached = match &mut cache {
+                Some(cache) => cache.load(model, batch)?,
+                None => false,
+            };
+            if !cached {
+                let below = if model.job.isolated { g.of_base() } else { g };
+                model.trunk(&mut recorder, window.first, below, |_, _, _| {});
+            }
             let x = model.window_forward(&mut recorder, window, g)?;
             let exit = &model.exits[index];
             model.exit_loss_backward(&mut recorder, exit, &x, scale, g)?;

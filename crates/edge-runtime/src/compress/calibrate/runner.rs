@@ -377,6 +377,10 @@ fn job(
         cache: None,
         positions: seq_len,
         vote: false,
+        eval_batch: batch,
+        recompute: false,
+        phases: false,
+        isolated: false,
         calibration: Some(calibration),
     }
 }

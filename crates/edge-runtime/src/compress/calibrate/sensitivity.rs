@@ -448,9 +448,8 @@ mod tests {
 
     #[test]
     fn the_key_says_all_that_a_measurement_depends_on() {
-        let stream = |first: u32| crate::data::Stream {
-            ids: (first..first + 20).collect(),
-            source: "a.txt".to_owned(),
+        let stream = |first: u32| {
+            crate::data::Stream::text((first..first + 20).collect(), "a.txt".to_owned())
         };
         let set = |first| CalibrationSet::of_stream(&stream(first), 4, 3, None).expect("a set");
         let mut keys = vec![measure().key("m", &set(0))];

@@ -31,7 +31,8 @@ impl CalibrationSet {
         seed: Option<u64>,
     ) -> Result<Self> {
         let spec = DataSpec { data: paths.to_vec(), ..DataSpec::default() };
-        Self::of_stream(&Dataset::load(&spec, tokenizer)?.train, seq_len, sequences, seed)
+        let stream = Dataset::load(&spec, tokenizer)?.train.into_text();
+        Self::of_stream(&stream, seq_len, sequences, seed)
     }
 
     /// As [`CalibrationSet::new`], of a stream.
@@ -108,7 +109,7 @@ mod tests {
     use crate::testing::{byte_tokenizer, message};
 
     fn stream(len: u32) -> Stream {
-        Stream { ids: (0..len).collect(), source: "a.txt".to_owned() }
+        Stream::text((0..len).collect(), "a.txt".to_owned())
     }
 
     fn starts(set: &CalibrationSet) -> Vec<u32> {
