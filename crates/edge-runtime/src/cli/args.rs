@@ -64,7 +64,7 @@ pub struct TuneFlags {
     /// Hugging Face model folder
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Text, JSONL, or a directory with train.*, valid.*, test.*; may be repeated
+    /// Text, JSONL or JSON, or a directory with train.*, valid.*, test.*; may be repeated
     #[arg(long, value_name = "PATH")]
     pub data: Option<Vec<PathBuf>>,
     /// Validation data
@@ -76,6 +76,9 @@ pub struct TuneFlags {
     /// Documents or examples to validate on, instead of a share: the last ones
     #[arg(long, value_name = "N", conflicts_with_all = ["valid", "val_fraction"])]
     pub val_items: Option<usize>,
+    /// Train on all tokens of examples instead of their answers
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub train_on_prompt: Option<bool>,
     /// Run directory [default: runs/TIME-METHOD]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
