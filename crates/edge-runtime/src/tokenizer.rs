@@ -184,6 +184,16 @@ impl Tokenizer {
         })
     }
 
+    /// Text of token ids, special tokens included.
+    ///
+    /// # Errors
+    /// The tokenizer itself fails.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|error| {
+            anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
+        })
+    }
+
     /// Decodes tokens one by one as the continuation of `context` (the prompt).
     ///
     /// # Errors
