@@ -14,9 +14,14 @@ use crate::commands::{demo, refused, run};
 
 /// Tunes the demo model on its validation text, with further flags; the report.
 fn tune(out: &Path, flags: &[&str]) -> Value {
-    let (model, data) = (demo("model"), demo("valid.txt"));
+    tune_with(out, &demo("model"), flags)
+}
+
+/// The same with another model.
+fn tune_with(out: &Path, model: &str, flags: &[&str]) -> Value {
+    let data = demo("valid.txt");
     let out = out.display().to_string();
-    let base = ["tune", "--model", &model, "--data", &data, "--out", &out, "--device", "cpu"];
+    let base = ["tune", "--model", model, "--data", &data, "--out", &out, "--device", "cpu"];
     let sizes = ["--batch-size", "2", "--seq-len", "32", "--lr", "1e-2", "--json", "--quiet"];
     let output = run(&[&base[..], &sizes, flags].concat());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -37,7 +42,7 @@ fn close(a: &[f64], b: &[f64], tolerance: f64) -> bool {
 #[test]
 fn a_cached_trunk_gives_the_losses_of_one_that_is_run() {
     let dir = TempDir::new().expect("a folder");
-    let flags = ["--semantics", "progressive", "--windows", "3", "--epochs", "2"];
+    let flags = ["--semantics", "progressive", "--window-shares", "1,1,1", "--epochs", "2"];
     let with = |name: &str, cache: &str| {
         tune(&dir.path().join(name), &[&flags[..], &["--trunk-cache", cache]].concat())
     };
@@ -54,7 +59,7 @@ fn a_cached_trunk_gives_the_losses_of_one_that_is_run() {
 #[test]
 fn isolated_windows_keep_one_trunk_for_the_whole_run() {
     let dir = TempDir::new().expect("a folder");
-    let flags = ["--semantics", "isolated", "--windows", "3", "--epochs", "2"];
+    let flags = ["--semantics", "isolated", "--window-shares", "1,1,1", "--epochs", "2"];
     let with = |name: &str, cache: &str| {
         tune(&dir.path().join(name), &[&flags[..], &["--trunk-cache", cache]].concat())
     };
@@ -105,6 +110,26 @@ fn a_kept_cache_serves_later_runs_on_the_same_data_alone() {
         let report = partial(&other.concat(), &other);
         assert_eq!(count(&report, "read"), 0, "{other:?}");
     }
+}
+
+#[test]
+fn a_compressed_base_has_a_trunk_cache_too() {
+    let dir = TempDir::new().expect("a folder");
+    let small = dir.path().join("small").display().to_string();
+    let (model, data) = (demo("model"), demo("valid.txt"));
+    let base = ["compress", "--model", &model, "--calibration", &data, "--out", &small];
+    let sizes = ["--policy", "uniform", "--target-bits", "8", "--sequences", "2"];
+    let flags = ["--seq-len", "32", "--fast", "--device", "cpu", "--json", "--quiet"];
+    run_program(&[&base[..], &sizes, &flags].concat());
+    let cache = dir.path().join("cache").display().to_string();
+    let partial = |name: &str| {
+        let flags = ["--method", "partial", "--windows", "2", "--epochs", "1"];
+        let cache = ["--trunk-cache", &cache];
+        tune_with(&dir.path().join(name), &small, &[&flags[..], &cache].concat())
+    };
+    let (first, second) = (partial("first"), partial("second"));
+    assert_eq!(second["trunk_cache"]["read"], first["trunk_cache"]["computed"]);
+    assert_eq!(first["val_loss"], second["val_loss"]);
 }
 
 #[test]

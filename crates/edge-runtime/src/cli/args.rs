@@ -151,8 +151,8 @@ pub struct TuneFlags {
     /// What lies below a window while it is trained [default: stacked]
     #[arg(long, value_enum)]
     pub semantics: Option<Semantics>,
-    /// Shares of the run that progressive windows get, from the bottom up, such as 1,1,2
-    /// [default: equal]
+    /// Shares of the run that progressive or isolated windows get, from the bottom up, such as
+    /// 1,1,2 [default: 0.9 for the top one]
     #[arg(long, value_name = "LIST")]
     pub window_shares: Option<Shares>,
     /// Where hidden states below a window that is trained alone are kept: auto (in the run

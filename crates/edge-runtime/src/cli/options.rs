@@ -83,7 +83,7 @@ pub struct TuneOptions {
     /// What lies below a window while it is trained.
     #[serde(default)]
     pub semantics: Semantics,
-    /// Shares of the run that progressive windows get; `None`: equal ones.
+    /// Shares of the run that windows in phases get; `None`: most for the top one.
     #[serde(default)]
     pub window_shares: Option<Shares>,
     /// Where hidden states below a window that is trained alone are kept.

@@ -28,6 +28,13 @@ pub struct Compressed {
     checksums: Vec<u32>,
 }
 
+impl Compressed {
+    /// CRC-32 of the tables and of each block, which are checked when they are loaded.
+    pub fn checksums(&self) -> &[u32] {
+        &self.checksums
+    }
+}
+
 /// Whether a folder has a compressed model.
 pub fn is_compressed(dir: &Path) -> bool {
     dir.join(write::FILE).exists()

@@ -71,6 +71,20 @@ pub struct Turn {
     pub lr: f64,
 }
 
+/// Shares of windows in phases: nine tenths for the top one, on which the last exit depends, half
+/// of the rest for the next, and the others together the other half: enough for exits that help a
+/// vote (`docs/windows.md`).
+fn default_shares(windows: usize) -> Vec<f64> {
+    let below = windows.saturating_sub(2);
+    let mut shares = vec![0.05 / below.max(1) as f64; below];
+    match windows {
+        0 | 1 => shares.push(1.0),
+        2 => shares.extend([0.1, 0.9]),
+        _ => shares.extend([0.05, 0.9]),
+    }
+    shares
+}
+
 /// Chooses the turns of a run.
 #[derive(Debug)]
 pub struct Course {
@@ -89,9 +103,11 @@ impl Course {
     /// The course of a run over `windows` windows.
     pub fn new(options: &TuneOptions, windows: usize, budget: Budget) -> Self {
         let phases = options.semantics.has_phases() && windows > 1;
-        let equal = vec![1.0; if phases { windows } else { 1 }];
-        let shares = options.window_shares.as_ref().filter(|_| phases);
-        let shares = shares.map_or(equal, |shares| shares.0.clone());
+        let shares = match &options.window_shares {
+            _ if !phases => vec![1.0],
+            Some(shares) => shares.0.clone(),
+            None => default_shares(windows),
+        };
         let total: f64 = shares.iter().sum();
         let mut sum = 0.0;
         let mut ends: Vec<f64> = Vec::new();
@@ -193,7 +209,9 @@ mod tests {
             lr: Some(1.0),
             ..TuneFlags::default()
         };
-        let equal = turns(&options(flags.clone()), 2, 8);
+        let shares = Some(Shares(vec![1.0, 1.0]));
+        let equal = TuneFlags { window_shares: shares, ..flags.clone() };
+        let equal = turns(&options(equal), 2, 8);
         assert_eq!(windows(&equal), [0, 0, 0, 0, 1, 1, 1, 1]);
         let rates: Vec<f64> = equal.iter().map(|turn| turn.lr).collect();
         assert_eq!(rates[..4], rates[4..]);
@@ -201,6 +219,11 @@ mod tests {
         let shares = Some(Shares(vec![1.0, 3.0]));
         let uneven = turns(&options(TuneFlags { window_shares: shares, ..flags }), 2, 8);
         assert_eq!(windows(&uneven), [0, 0, 1, 1, 1, 1, 1, 1]);
+        for windows in 1..9 {
+            let shares = default_shares(windows);
+            assert_eq!(shares.len(), windows);
+            assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{shares:?}");
+        }
     }
 
     #[test]
