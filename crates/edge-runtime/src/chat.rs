@@ -104,7 +104,10 @@ impl ChatTemplate {
         });
         rendered.map_err(|error| {
             let file = &self.file;
-            anyhow::anyhow!("the chat template of {file} refuses this conversation ({error}): correct or remove it")
+            anyhow::anyhow!(
+                "the chat template of {file} refuses this conversation ({error}): correct or \
+                 remove it"
+            )
         })
     }
 

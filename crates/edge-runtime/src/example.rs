@@ -231,8 +231,9 @@ mod tests {
 
     #[test]
     fn a_chat_template_writes_conversations() {
-        let chatml = "{% for m in messages %}{{ '|' + m.role + ':' + m.content + eos_token + '\n' }}\
-            {% endfor %}{% if add_generation_prompt %}|assistant:{% endif %}";
+        let chatml = "{% for m in messages %}\
+            {{ '|' + m.role + ':' + m.content + eos_token + '\n' }}{% endfor %}\
+            {% if add_generation_prompt %}|assistant:{% endif %}";
         let settings = json!({"eos_token": "</s>", "chat_template": chatml});
         let tokenizer = byte_tokenizer(Some(settings)).1.unwrap();
         let talk = json!({"messages": [{"role": "user", "content": "q"},
