@@ -6,6 +6,7 @@ mod commands;
 mod compress;
 mod compressed;
 mod device;
+mod examples;
 mod formats;
 mod golden;
 mod model;

@@ -23,13 +23,13 @@ use tempfile::TempDir;
 const SEQ_LEN: usize = 24;
 const VOCAB: usize = 139;
 
-struct Tiny {
+pub(crate) struct Tiny {
     dir: TempDir,
     config: ModelConfig,
     checkpoint: Checkpoint,
 }
 
-fn tiny() -> Tiny {
+pub(crate) fn tiny() -> Tiny {
     let dir = TempDir::new().expect("a temporary folder");
     tiny::write(dir.path(), 7).expect("a checkpoint");
     let config = ModelConfig::load(dir.path()).expect("a config");
@@ -41,12 +41,12 @@ fn ids(sequences: usize) -> Vec<u32> {
     (0..sequences * SEQ_LEN).map(|i| ((i * i * 7 + i * 13 + 5) % VOCAB) as u32).collect()
 }
 
-fn batch() -> Batch {
+pub(crate) fn batch() -> Batch {
     Batch::new(ids(2), SEQ_LEN)
 }
 
 impl Tiny {
-    fn job(&self, blocks: Format, table: Format, trained: Trained, windows: u32) -> Job {
+    pub(crate) fn job(&self, blocks: Format, table: Format, trained: Trained, windows: u32) -> Job {
         Job {
             blocks: vec![BlockFormats::uniform(blocks); 4],
             embedding: table,
@@ -69,23 +69,23 @@ impl Tiny {
         }
     }
 
-    fn load(&self, device: &Device, job: &Job) -> Model {
+    pub(crate) fn load(&self, device: &Device, job: &Job) -> Model {
         let init = LoraInit { scale: 2.0, seed: 3 };
         Model::load(device, &self.checkpoint, &self.config, job, init, &mut |_| ())
             .expect("a model")
     }
 
-    fn edge(&self, device: &Device, format: Format) -> Trainer {
+    pub(crate) fn edge(&self, device: &Device, format: Format) -> Trainer {
         let job = self.job(format, Format::F16, lora(), 2);
         Trainer::new(self.load(device, &job), AdamW::default())
     }
 }
 
-fn lora() -> Trained {
+pub(crate) fn lora() -> Trained {
     Trained::Lora { rank: 4, targets: Projection::ALL.to_vec() }
 }
 
-fn devices() -> Vec<Device> {
+pub(crate) fn devices() -> Vec<Device> {
     [Some(cpu()), gpu()].into_iter().flatten().collect()
 }
 
@@ -253,6 +253,7 @@ fn padding_behind_examples_changes_nothing() {
     for (start, len, prompt) in [(0, 19, 4), (20, 9, 7)] {
         stream.examples.push(Example { start, len, prompt });
     }
+    stream.answers = (0..stream.ids.len()).map(|at| (4..19).contains(&at) || at >= 27).collect();
     let batches = |sequences| stream.eval_batches(SEQ_LEN, sequences, None).expect("batches");
     for device in devices() {
         let gradients = |batches: Vec<Batch>| {

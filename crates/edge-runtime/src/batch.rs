@@ -70,10 +70,10 @@ impl Batch {
     fn of_examples(stream: &Stream, seq_len: usize, indices: &[u32]) -> Self {
         let cut = |&index: &u32| {
             let example = stream.examples[index as usize];
-            let ids = &stream.ids[example.start..example.start + example.len.min(seq_len)];
-            (ids, example.prompt)
+            let ids = example.start..example.start + example.len.min(seq_len);
+            (&stream.ids[ids.clone()], &stream.answers[ids])
         };
-        let examples: Vec<(&[u32], usize)> = indices.iter().map(cut).collect();
+        let examples: Vec<(&[u32], &[bool])> = indices.iter().map(cut).collect();
         let longest = examples.iter().map(|(ids, _)| ids.len()).max().unwrap_or(1);
         let padded = longest.next_multiple_of(PADDED_TO).min(seq_len);
         let mut batch = Self {
@@ -85,14 +85,13 @@ impl Batch {
             tokens: examples.iter().map(|(ids, _)| ids.len()).sum(),
             indices: indices.to_vec(),
         };
-        for (ids, prompt) in examples {
+        for (ids, answers) in examples {
             batch.ids.extend(ids);
             batch.ids.resize(batch.ids.len() + padded - ids.len(), 0);
-            let answer = prompt.max(1).min(ids.len());
-            batch.targets.resize(batch.targets.len() + answer - 1, IGNORE);
-            batch.targets.extend(&ids[answer..]);
+            let next = ids.iter().zip(answers).skip(1);
+            batch.targets.extend(next.map(|(&id, &answer)| if answer { id } else { IGNORE }));
             batch.targets.resize(batch.ids.len(), IGNORE);
-            batch.trained_tokens += ids.len() - answer;
+            batch.trained_tokens += answers.iter().skip(1).filter(|answer| **answer).count();
         }
         batch
     }
@@ -364,7 +363,10 @@ mod tests {
         let mut stream = stream(50);
         for (start, len, prompt) in [(0, 4, 2), (4, 6, 5), (10, 40, 1)] {
             stream.examples.push(crate::data::Example { start, len, prompt });
+            stream.answers.extend((0..len).map(|index| index >= prompt));
         }
+        // Another question between two answers.
+        stream.answers[20] = false;
         stream
     }
 
@@ -382,7 +384,8 @@ mod tests {
         assert_eq!(trained(0), [(4, 9)]);
         assert_eq!(trained(16), [(1, 2), (2, 3)]);
         let cut = Batch::of_examples(&stream, 20, &[2]);
-        assert_eq!((cut.seq_len, cut.tokens, cut.trained_tokens), (20, 20, 19));
+        assert_eq!((cut.seq_len, cut.tokens, cut.trained_tokens), (20, 20, 18));
+        assert_eq!(cut.targets[8..11], [19, IGNORE, 21]);
     }
 
     #[test]

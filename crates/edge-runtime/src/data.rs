@@ -4,8 +4,8 @@
 //! in one stream, each with the special tokens that the tokenizer puts around a text and an
 //! end-of-sequence token between them; [`crate::batch`] cuts streams into windows.
 //!
-//! An example is a prompt and its answer ([`crate::example`]), a sequence of its own, of which the
-//! answer alone is trained.
+//! An example is a prompt and its answer, or a conversation with several, a sequence of its own of
+//! which the answers alone are trained.
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +27,8 @@ pub struct DataSpec {
     pub val_fraction: f64,
     /// The same as a number of documents, instead of a share.
     pub val_items: Option<usize>,
+    /// Trains on all tokens of examples instead of their answers; validation stays with answers.
+    pub train_on_prompt: bool,
 }
 
 /// Token ids of documents, one after the other.
@@ -38,6 +40,10 @@ pub struct Stream {
     pub source: String,
     /// Where each example lies among the ids; empty where they are text.
     pub examples: Vec<Example>,
+    /// With examples, of each id whether it is answer, and so trained; else empty.
+    pub answers: Vec<bool>,
+    /// Whether there are conversations among the examples.
+    pub chats: bool,
 }
 
 /// An example in a stream.
@@ -47,19 +53,19 @@ pub struct Example {
     pub start: usize,
     /// Ids of prompt and answer.
     pub len: usize,
-    /// Ids of the prompt.
+    /// Ids of the prompt: in front of the first answer.
     pub prompt: usize,
 }
 
 impl Stream {
     /// A stream of text.
     pub fn text(ids: Vec<u32>, source: String) -> Self {
-        Self { ids, source, examples: Vec::new() }
+        Self { ids, source, examples: Vec::new(), answers: Vec::new(), chats: false }
     }
 
     /// The same ids as one text.
     pub fn into_text(self) -> Self {
-        Self { examples: Vec::new(), ..self }
+        Self::text(self.ids, self.source)
     }
 }
 
@@ -85,7 +91,7 @@ impl Dataset {
             "the validation fraction is {} instead of a share in 0..1: correct --val-fraction",
             spec.val_fraction
         );
-        let mut train = Builder::default();
+        let mut train = Builder { train_on_prompt: spec.train_on_prompt, ..Builder::default() };
         let mut valid = Builder::default();
         for path in &spec.data {
             let held_out = if path.is_dir() { part_file(path, "valid")? } else { None };
@@ -165,6 +171,8 @@ fn eval_file(path: &Path, parts: &[&str]) -> Result<PathBuf> {
 struct Documents {
     path: PathBuf,
     texts: Vec<Document>,
+    /// Where each lies in the file, for messages: a line or an item; none for a plain text.
+    places: Vec<String>,
     /// One plain text, which may be cut anywhere.
     plain: bool,
 }
@@ -181,18 +189,19 @@ impl Documents {
             .with_context(|| format!("cannot read {shown}: correct the path of the data"))?;
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
-            anyhow::anyhow!("{shown} is not UTF-8 at byte {at}: convert it to UTF-8")
+            let line = 1 + error.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count();
+            anyhow::anyhow!("{shown} is not UTF-8 at byte {at}, line {line}: convert it to UTF-8")
         })?;
         // Windows editors put a byte-order mark first, which no model has seen in training.
         let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
         ensure!(!text.trim().is_empty(), "{shown} is empty: name a file with text");
         let plain = matches!(ending, "txt" | "md");
-        let texts = match (plain, text.trim_start().starts_with('[')) {
-            (true, _) => vec![Document::Text(text.to_owned())],
-            (false, true) => json_array(text, path)?,
-            (false, false) => json_lines(text, path)?,
+        let (texts, places) = match (plain, text.trim_start().starts_with('[')) {
+            (true, _) => (vec![Document::Text(text.to_owned())], vec![String::new()]),
+            (false, true) => json_array(text, path)?.into_iter().unzip(),
+            (false, false) => json_lines(text, path)?.into_iter().unzip(),
         };
-        Ok(Self { path: path.to_owned(), texts, plain })
+        Ok(Self { path: path.to_owned(), texts, places, plain })
     }
 
     /// The first part and, where `fraction` is above 0, the last.
@@ -212,8 +221,7 @@ impl Documents {
                 self.texts.split_off(at)
             }
         };
-        let last = Self { path: self.path.clone(), texts: last, plain: self.plain };
-        (self, Some(last))
+        self.with(last)
     }
 
     /// All but the last `items` documents, and these.
@@ -225,30 +233,42 @@ impl Documents {
             "{shown} has {count} items and --val-items is {items}: leave some to train on"
         );
         let last = self.texts.split_off(count - items);
-        let last = Self { path: self.path.clone(), texts: last, plain: false };
-        Ok((self, Some(last)))
+        Ok(self.with(last))
+    }
+
+    /// These and documents that were split off.
+    fn with(mut self, texts: Vec<Document>) -> (Self, Option<Self>) {
+        let places = match self.plain {
+            true => self.places.clone(),
+            false => self.places.split_off(self.texts.len()),
+        };
+        let last = Self { path: self.path.clone(), texts, places, plain: self.plain };
+        (self, Some(last))
     }
 }
 
-fn json_lines(text: &str, path: &Path) -> Result<Vec<Document>> {
+fn json_lines(text: &str, path: &Path) -> Result<Vec<(Document, String)>> {
     let mut texts = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let place = format!("{} line {}", path.display(), index + 1);
         let value = serde_json::from_str(line)
             .map_err(|error| anyhow::anyhow!("{place} is no JSON ({error}): correct it"))?;
-        texts.push(Document::read(&value, &place)?);
+        texts.push((Document::read(&value, &place)?, format!("line {}", index + 1)));
     }
     Ok(texts)
 }
 
-fn json_array(text: &str, path: &Path) -> Result<Vec<Document>> {
+fn json_array(text: &str, path: &Path) -> Result<Vec<(Document, String)>> {
     let shown = path.display();
     let items: Vec<Value> = serde_json::from_str(text)
         .map_err(|error| anyhow::anyhow!("{shown} is no JSON ({error}): correct it"))?;
     ensure!(!items.is_empty(), "{shown} is empty: name a file with text");
     let items = items.iter().enumerate();
     items
-        .map(|(index, item)| Document::read(item, &format!("{shown} item {}", index + 1)))
+        .map(|(index, item)| {
+            let place = format!("item {}", index + 1);
+            Ok((Document::read(item, &format!("{shown} {place}"))?, place))
+        })
         .collect()
 }
 
@@ -257,7 +277,10 @@ struct Builder {
     ids: Vec<u32>,
     sources: Vec<String>,
     examples: Vec<Example>,
+    answers: Vec<bool>,
     texts: bool,
+    chats: bool,
+    train_on_prompt: bool,
 }
 
 impl Builder {
@@ -267,18 +290,11 @@ impl Builder {
             documents.texts.iter().any(|text| !text.is_empty()),
             "{shown} has too little text to be split: change --val-fraction or give --valid"
         );
-        for document in &documents.texts {
-            let text = match document {
-                Document::Text(text) => text,
-                Document::Example { prompt, answer } => {
-                    let ids = example::encode(prompt, answer, tokenizer);
-                    let (ids, prompt) =
-                        ids.with_context(|| format!("{shown} cannot be tokenised"))?;
-                    let start = self.ids.len();
-                    self.examples.push(Example { start, len: ids.len(), prompt });
-                    self.ids.extend(ids);
-                    continue;
-                }
+        for (document, place) in documents.texts.iter().zip(&documents.places) {
+            let Document::Text(text) = document else {
+                self.example(document, tokenizer)
+                    .with_context(|| format!("{shown} {place} cannot be used"))?;
+                continue;
             };
             self.texts = true;
             // A separator follows each document but the last, whose end may be no end: a plain
@@ -295,13 +311,27 @@ impl Builder {
         Ok(())
     }
 
+    fn example(&mut self, document: &Document, tokenizer: &Tokenizer) -> Result<()> {
+        let (ids, mut answers) = example::encode(document, tokenizer)?;
+        if self.train_on_prompt {
+            answers.fill(true);
+        }
+        let prompt = answers.iter().position(|answer| *answer).unwrap_or(answers.len());
+        self.examples.push(Example { start: self.ids.len(), len: ids.len(), prompt });
+        self.ids.extend(ids);
+        self.answers.extend(answers);
+        self.chats |= matches!(document, Document::Chat(_));
+        Ok(())
+    }
+
     fn finish(self) -> Result<Stream> {
         let source = self.sources.join(", ");
         ensure!(
             self.examples.is_empty() || !self.texts,
             "{source} has texts and examples with answers: give data of one kind"
         );
-        Ok(Stream { ids: self.ids, source, examples: self.examples })
+        let Self { ids, examples, answers, chats, .. } = self;
+        Ok(Stream { ids, source, examples, answers, chats })
     }
 }
 
@@ -401,6 +431,12 @@ mod tests {
         assert_eq!(dataset.train.examples, [example(0, 5, 3), example(5, 5, 2)]);
         let valid = dataset.valid.unwrap();
         assert_eq!((shown(&valid.ids).as_str(), valid.examples.len()), ("<gh>", 1));
+        assert_eq!(dataset.train.answers[..5], [false, false, false, true, true]);
+        let whole = DataSpec { train_on_prompt: true, ..spec.clone() };
+        let whole = Dataset::load(&whole, &tokenizer()).unwrap();
+        assert!(whole.train.answers.iter().all(|trained| *trained));
+        assert_eq!(whole.train.examples[1], example(5, 5, 0));
+        assert_eq!(whole.valid.unwrap().answers, [false, false, true, true]);
         let load = |spec: &DataSpec| message(Dataset::load(spec, &tokenizer()));
         assert!(load(&DataSpec { val_items: Some(3), ..spec.clone() }).contains("3 items"));
         let text = DataSpec { data: vec![dir.path().join("b.txt")], ..spec.clone() };
@@ -423,7 +459,7 @@ mod tests {
         assert_eq!(shown(&eval.ids), "<test");
         let data = vec![dir.path().to_owned()];
         let valid = Some(dir.path().join("test.txt"));
-        let spec = DataSpec { data, valid, val_fraction: 0.5, val_items: None };
+        let spec = DataSpec { data, valid, val_fraction: 0.5, ..DataSpec::default() };
         let dataset = Dataset::load(&spec, &tokenizer()).unwrap();
         assert_eq!(shown(&dataset.train.ids), "<train");
         assert_eq!(shown(&dataset.valid.unwrap().ids), "<test");
@@ -440,7 +476,14 @@ mod tests {
             ("a.txt", &b" \n"[..], "is empty"),
             ("a.jsonl", b"", "is empty"),
             ("a.json", b"[]", "is empty"),
-            ("a.txt", b"abc\xFFdef", "not UTF-8 at byte 3"),
+            ("a.txt", b"abc\xFFdef", "not UTF-8 at byte 3, line 1"),
+            ("a.jsonl", b"{\"text\": \"a\"}\n\xFF", "line 2: convert"),
+            ("a.jsonl", b"{\"prompt\": \"a\", \"completion\": 1}", "of "),
+            (
+                "a.json",
+                b"[{\"messages\": [{\"role\": \"tool\", \"content\": \"\"}]}]",
+                "item 1 message 1 has the unknown role \"tool\"",
+            ),
             ("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": ", "line 2 is no JSON"),
             (
                 "a.jsonl",

@@ -12,6 +12,7 @@ use crate::batch::Batch;
 use crate::exits::Vote;
 use crate::model::Model;
 use crate::model::block::Geometry;
+use crate::model::counted::Counted;
 use crate::vote::{Scores, TEMPERATURES};
 
 /// Mean losses over the predicted tokens of a text, nats.
@@ -78,9 +79,9 @@ impl Model {
     ) -> Result<Evaluation> {
         let mut exits: Vec<Sum> = self.exits.iter().map(|_| Sum::default()).collect();
         let mut voted: Vec<Sum> = votes.iter().map(|_| Sum::default()).collect();
-        for batch in batches {
-            let g = self.set_batch(&batch)?;
-            self.run_to_exits(g)?;
+        for batch in batches.filter(|batch| batch.trained_tokens > 0) {
+            let counted = self.run_to_counted(&batch)?;
+            let g = counted.head;
             for (index, sum) in exits.iter_mut().enumerate() {
                 self.measure(sum, |recorder| {
                     let x = self.exit_stream(index);
@@ -125,15 +126,28 @@ impl Model {
         mut progress: impl FnMut(),
     ) -> Result<Scores> {
         let mut log_p = vec![vec![Vec::new(); TEMPERATURES.len()]; self.exits.len()];
-        for batch in batches {
-            let g = self.set_batch(&batch)?;
-            self.run_to_exits(g)?;
+        for batch in batches.filter(|batch| batch.trained_tokens > 0) {
+            let counted = self.run_to_counted(&batch)?;
             for (index, log_p) in log_p.iter_mut().enumerate() {
-                self.score_exit(index, &batch.targets, g, log_p)?;
+                self.score_exit(index, &counted.targets, counted.head, log_p)?;
             }
             progress();
         }
         Ok(Scores { log_p })
+    }
+
+    /// Runs a batch through all blocks, leaving the rows that count of the residual stream of every
+    /// exit behind.
+    fn run_to_counted(&self, batch: &Batch) -> Result<Counted> {
+        let g = self.set_batch(batch)?;
+        let counted = self.set_counted(batch, g)?;
+        self.run_to_exits(g)?;
+        let mut recorder = self.device.recorder();
+        for index in 0..self.workspace.exits.len().max(1) {
+            self.gather_counted(&mut recorder, self.exit_stream(index), &counted);
+        }
+        recorder.submit()?;
+        Ok(counted)
     }
 
     /// Runs the current ids through all blocks, leaving the residual stream of every exit behind.

@@ -1,8 +1,11 @@
 //! Documents of JSON data: texts, and examples with a prompt and an answer.
 
+use std::ops::Range;
+
 use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value};
 
+use crate::chat::{self, Message, Piece, Role};
 use crate::tokenizer::Tokenizer;
 
 /// A document.
@@ -17,11 +20,13 @@ pub(crate) enum Document {
         /// What is to be said.
         answer: String,
     },
+    /// What the assistant says is trained.
+    Chat(Vec<Message>),
 }
 
 impl Document {
-    /// From `{text}`, `{prompt, completion}`, or `{instruction, input, output}`; `place` is for
-    /// messages.
+    /// From `{text}`, `{prompt, completion}`, `{instruction, input, output}`, `{messages}` or
+    /// `{conversations}`; `place` is for messages.
     pub(crate) fn read(value: &Value, place: &str) -> Result<Self> {
         let Value::Object(keys) = value else {
             bail!("{place} is no JSON object: write {{\"text\": …}}");
@@ -31,7 +36,11 @@ impl Document {
         if has("text") {
             return Ok(Self::Text(filled(string("text")?, "text", place)?.to_owned()));
         }
-        let (key, prompt) = if has("prompt") && has("completion") {
+        let (key, prompt) = if has("messages") {
+            return chat(&keys["messages"], ["messages", "role", "content"], place);
+        } else if has("conversations") {
+            return chat(&keys["conversations"], ["conversations", "from", "value"], place);
+        } else if has("prompt") && has("completion") {
             ("completion", string("prompt")?.to_owned())
         } else if has("instruction") && has("output") {
             let input = if has("input") { string("input")? } else { "" };
@@ -40,7 +49,7 @@ impl Document {
             let names: Vec<&str> = keys.keys().map(String::as_str).collect();
             bail!(
                 "{place} has no \"text\" but [{}]: write the text under the key \"text\", or use \
-                 prompt and completion, or instruction, input and output",
+                 prompt and completion, instruction, input and output, messages or conversations",
                 names.join(", ")
             );
         };
@@ -51,6 +60,32 @@ impl Document {
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Text(text) if text.is_empty())
     }
+}
+
+/// A conversation under the key `all`, each message with a role and a content under these keys.
+fn chat(value: &Value, [all, role, content]: [&str; 3], place: &str) -> Result<Document> {
+    let Value::Array(items) = value else {
+        bail!("the \"{all}\" of {place} is no array: write [{{\"{role}\": …}}]");
+    };
+    let message = |(index, item): (usize, &Value)| {
+        let place = format!("{place} message {}", index + 1);
+        let Value::Object(keys) = item else {
+            bail!("{place} is no JSON object: write {{\"{role}\": …, \"{content}\": …}}");
+        };
+        for key in [role, content] {
+            ensure!(keys.contains_key(key), "{place} has no \"{key}\": add it");
+        }
+        let name = string(keys, role, &place)?;
+        let Some(role) = Role::parse(name) else {
+            bail!(
+                "{place} has the unknown role {name:?}: use system, user or human, assistant or gpt"
+            );
+        };
+        Ok(Message { role, content: string(keys, content, &place)?.to_owned() })
+    };
+    let messages: Vec<Message> = items.iter().enumerate().map(message).collect::<Result<_>>()?;
+    chat::check(&messages, place)?;
+    Ok(Document::Chat(messages))
 }
 
 fn string<'a>(keys: &'a Map<String, Value>, key: &str, place: &str) -> Result<&'a str> {
@@ -80,21 +115,44 @@ fn alpaca(instruction: &str, input: &str) -> String {
     }
 }
 
-/// Ids of prompt and answer with an end-of-sequence token behind them, and how many of them are
-/// the prompt's: a token that holds the end of the prompt and the start of the answer counts as
-/// answer.
-pub(crate) fn encode(
-    prompt: &str,
-    answer: &str,
-    tokenizer: &Tokenizer,
-) -> Result<(Vec<u32>, usize)> {
-    let mut ids = tokenizer.encode(&format!("{prompt}{answer}"), true)?;
-    let prompt = tokenizer.encode(prompt, true)?;
-    let same = ids.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-    if let Some(eos) = tokenizer.eos_id().filter(|eos| ids.last() != Some(eos)) {
-        ids.push(eos);
+/// Ids of a document with answers, an end-of-sequence token behind the last, and which of them
+/// are answer: a token that holds the end of a prompt and the start of an answer counts as answer.
+///
+/// # Errors
+/// The tokenizer fails, or the model's chat template refuses the conversation.
+pub(crate) fn encode(document: &Document, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<bool>)> {
+    let pieces = match document {
+        Document::Text(text) => vec![Piece::new(text, true)],
+        Document::Example { prompt, answer } => {
+            vec![Piece::new(prompt, false), Piece::new(answer, true)]
+        }
+        Document::Chat(messages) => match tokenizer.chat_template()? {
+            Some(template) => template.pieces(messages)?,
+            None => chat::plain(messages, &tokenizer.eos_text()),
+        },
+    };
+    let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
+    let mut bounds = Vec::new();
+    let mut end = 0;
+    for piece in &pieces {
+        let start = end;
+        end += piece.text.len();
+        if piece.answer {
+            bounds.push(start..end);
+        }
     }
-    Ok((ids, same))
+    let (mut ids, spans) = tokenizer.encode_spans(&text)?;
+    let inside = |span: &Range<usize>| {
+        bounds.iter().any(|answer| span.start < answer.end && span.end > answer.start)
+    };
+    let mut answers: Vec<bool> = spans.iter().map(inside).collect();
+    // Templates end an answer in a token of their own, sometimes with a line break behind it.
+    let ended = |eos: &u32| ids.iter().rev().take(2).any(|id| id == eos);
+    if let Some(eos) = tokenizer.eos_id().filter(|eos| !ended(eos)) {
+        ids.push(eos);
+        answers.push(true);
+    }
+    Ok((ids, answers))
 }
 
 #[cfg(test)]
@@ -109,7 +167,7 @@ mod tests {
         let read = |value: Value| Document::read(&value, "a.json item 1");
         let answer = |value| match read(value).unwrap() {
             Document::Example { prompt, answer } => (prompt, answer),
-            Document::Text(text) => panic!("{text}"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(read(json!({"text": "a", "output": 1})).unwrap(), Document::Text("a".into()));
         let (prompt, completion) = answer(json!({"prompt": "p", "completion": " c"}));
@@ -125,7 +183,16 @@ mod tests {
             (json!({"prompt": "p", "completion": ""}), "empty \"completion\""),
             (json!({"instruction": "", "output": "o"}), "empty \"instruction\""),
             (json!({"instruction": "i", "output": 3}), "\"output\" of a.json item 1 is no string"),
-            (json!({"messages": []}), "[messages]"),
+            (json!({"instruction": "i"}), "[instruction]"),
+            (json!({"messages": []}), "item 1 has no message"),
+            (json!({"messages": {}}), "no array"),
+            (json!({"messages": [3]}), "message 1 is no JSON object"),
+            (json!({"messages": [{"role": "user"}]}), "message 1 has no \"content\""),
+            (json!({"messages": [{"role": "u", "content": ""}]}), "unknown role \"u\""),
+            (json!({"messages": [{"role": "user", "content": 1}]}), "message 1 is no string"),
+            (json!({"messages": [{"role": "user", "content": "a"}]}), "has no answer"),
+            (json!({"conversations": [{"from": "gpt", "value": ""}]}), "empty answer"),
+            (json!({"conversations": [{"role": "gpt", "value": ""}]}), "no \"from\""),
         ] {
             assert!(message(read(value)).contains(part), "{part}");
         }
@@ -135,7 +202,48 @@ mod tests {
     fn the_answer_begins_where_the_prompt_ends() {
         let settings = json!({"bos_token": "<s>", "eos_token": "</s>"});
         let (_dir, tokenizer) = byte_tokenizer(Some(settings));
-        let (ids, prompt) = encode("ab", "c", &tokenizer.unwrap()).unwrap();
-        assert_eq!((ids, prompt), (vec![1, 100, 101, 102, 2], 3));
+        let tokenizer = tokenizer.unwrap();
+        let shown = |value: Value| -> String {
+            let document = Document::read(&value, "a.json item 1").unwrap();
+            let (ids, answers) = encode(&document, &tokenizer).unwrap();
+            assert_eq!(ids.len(), answers.len());
+            let show = |(id, answer): (&u32, &bool)| {
+                let text = match id {
+                    1 => "<s>".to_owned(),
+                    2 => "</s>".to_owned(),
+                    id => char::from((id - 3) as u8).to_string(),
+                };
+                if *answer { text.to_uppercase() } else { text }
+            };
+            ids.iter().zip(&answers).map(show).collect()
+        };
+        assert_eq!(shown(json!({"prompt": "ab", "completion": "c"})), "<s>abC</S>");
+        // A character of several bytes is several tokens, all of the same piece.
+        assert_eq!(shown(json!({"prompt": "\u{e9}", "completion": "c"})).len(), 12);
+        let talk = json!({"conversations": [
+            {"from": "human", "value": "q"}, {"from": "gpt", "value": "r"},
+            {"from": "human", "value": "s"}, {"from": "gpt", "value": "t"}]});
+        assert_eq!(
+            shown(talk),
+            "<s>### User:\nq\n\n### Assistant:\nR</S>\n\n### User:\ns\n\n### Assistant:\nT</S>"
+        );
+    }
+
+    #[test]
+    fn a_chat_template_writes_conversations() {
+        let chatml = "{% for m in messages %}\
+            {{ '|' + m.role + ':' + m.content + eos_token + '\n' }}{% endfor %}\
+            {% if add_generation_prompt %}|assistant:{% endif %}";
+        let settings = json!({"eos_token": "</s>", "chat_template": chatml});
+        let tokenizer = byte_tokenizer(Some(settings)).1.unwrap();
+        let talk = json!({"messages": [{"role": "user", "content": "q"},
+            {"role": "assistant", "content": "r"}]});
+        let document = Document::read(&talk, "a.json item 1").unwrap();
+        let (ids, answers) = encode(&document, &tokenizer).unwrap();
+        let bytes = |text: &str| text.bytes().map(|b| 3 + u32::from(b)).collect::<Vec<_>>();
+        let given = [&[1][..], &bytes("|user:q"), &[2], &bytes("\n|assistant:")].concat();
+        assert_eq!(ids, [&given[..], &bytes("r"), &[2], &bytes("\n")].concat());
+        assert_eq!(answers.iter().position(|answer| *answer), Some(given.len()));
+        assert!(answers[given.len()..].iter().all(|answer| *answer));
     }
 }

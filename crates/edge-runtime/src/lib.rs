@@ -13,6 +13,7 @@
 pub mod adapter;
 pub mod autotune;
 pub mod batch;
+mod chat;
 pub mod checkpoint;
 pub mod cli;
 pub mod compress;

@@ -1,11 +1,14 @@
 //! Text to token ids and back: `tokenizer.json`, with what `tokenizer_config.json` adds to it.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tokenizers::Tokenizer as Inner;
 
+use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
 
 /// A tokenizer of a model folder.
@@ -17,6 +20,9 @@ pub struct Tokenizer {
     /// Special tokens put before and after a text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
+    /// The source of the model's chat template and its file.
+    chat_source: Option<(String, String)>,
+    chat: OnceLock<ChatTemplate>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -58,7 +64,9 @@ impl Tokenizer {
         let (bos_id, eos_id) = (special("bos_token")?, special("eos_token")?);
         let (prefix, suffix) = template(&inner)
             .map_err(|error| anyhow::anyhow!("{shown} does not tokenise ({error}): download it"))?;
-        let mut tokenizer = Self { inner, path, bos_id, eos_id, prefix, suffix };
+        let chat_source = chat_source(dir, &settings)?;
+        let chat = OnceLock::new();
+        let mut tokenizer = Self { inner, path, bos_id, eos_id, prefix, suffix, chat_source, chat };
         // A template names the token even where no tokenizer_config.json does.
         tokenizer.bos_id = bos_id.or(tokenizer.prefix.first().copied());
         tokenizer.override_template(&settings)?;
@@ -120,12 +128,68 @@ impl Tokenizer {
         Ok([&self.prefix, encoding.get_ids(), &self.suffix].concat())
     }
 
+    /// Token ids of a text with what this tokenizer puts before a text, and the bytes of the text
+    /// that each stands for: none for what is put before it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.inner.encode(text, false).map_err(|error| {
+            anyhow::anyhow!("{} cannot tokenise the text ({error})", self.path.display())
+        })?;
+        // A chat template may write the beginning-of-sequence token itself.
+        let written = self.bos_id.is_some() && encoding.get_ids().first().copied() == self.bos_id;
+        let prefix = if written { &[][..] } else { &self.prefix };
+        let spans = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        let spans = prefix.iter().map(|_| 0..0).chain(spans).collect();
+        Ok(([prefix, encoding.get_ids()].concat(), spans))
+    }
+
+    /// The model's chat template.
+    ///
+    /// # Errors
+    /// It is no Jinja template.
+    pub(crate) fn chat_template(&self) -> Result<Option<&ChatTemplate>> {
+        let Some((source, file)) = &self.chat_source else { return Ok(None) };
+        if let Some(chat) = self.chat.get() {
+            return Ok(Some(chat));
+        }
+        let texts = [self.token_text(self.bos_id), self.eos_text()];
+        let chat = ChatTemplate::new(source, file.clone(), texts)?;
+        Ok(Some(self.chat.get_or_init(|| chat)))
+    }
+
+    /// Whether the model folder has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat_source.is_some()
+    }
+
+    /// The text of the end-of-sequence token, empty without one.
+    pub(crate) fn eos_text(&self) -> String {
+        self.token_text(self.eos_id)
+    }
+
+    /// The text of a single token, special or not.
+    pub fn token_text(&self, id: Option<u32>) -> String {
+        id.and_then(|id| self.inner.id_to_token(id)).unwrap_or_default()
+    }
+
     /// Text of token ids, special tokens left out.
     ///
     /// # Errors
     /// The tokenizer itself fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|error| {
+            anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
+        })
+    }
+
+    /// Text of token ids, special tokens included.
+    ///
+    /// # Errors
+    /// The tokenizer itself fails.
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|error| {
             anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
         })
     }
@@ -191,6 +255,24 @@ fn read_settings(path: &Path) -> Result<Value> {
         .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
     serde_json::from_str(&text)
         .with_context(|| format!("{} is no JSON: download it again", path.display()))
+}
+
+/// The chat template of a model folder and the file that it stands in: `chat_template.jinja`, or
+/// the default one of `tokenizer_config.json`.
+fn chat_source(dir: &Path, settings: &Value) -> Result<Option<(String, String)>> {
+    let path = dir.join("chat_template.jinja");
+    if path.exists() {
+        let source = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}: download it again", path.display()))?;
+        return Ok(Some((source, path.display().to_string())));
+    }
+    let named = settings["chat_template"].as_array().and_then(|all| {
+        let default = all.iter().find(|one| one["name"] == "default").or(all.first());
+        default.and_then(|one| one["template"].as_str())
+    });
+    let source = settings["chat_template"].as_str().or(named);
+    let file = dir.join("tokenizer_config.json").display().to_string();
+    Ok(source.map(|source| (source.to_owned(), file)))
 }
 
 /// The ids that the post-processor puts before and after a text.

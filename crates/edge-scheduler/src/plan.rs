@@ -417,9 +417,11 @@ impl Builder<'_> {
         let act = Category::Activations;
         self.add("ids", act, rows);
         self.add("targets", act, rows);
+        self.add("counted", act, rows);
         self.add("normed", act, columns(d));
         self.add("rstd", act, rows);
-        self.add("hidden", act, columns(shape.intermediate_size));
+        // Rows of the residual stream pass through it as well.
+        self.add("hidden", act, columns(shape.intermediate_size.max(d)));
         for kept in 0..self.job.kept_inputs() {
             self.add(format!("kept.{kept}.x"), act, columns(d));
         }
@@ -472,8 +474,9 @@ impl Builder<'_> {
         let columns = |columns: u32| rows * u64::from(columns);
         let act = Category::Activations;
         self.add("d_x", act, columns(d));
+        self.add("places", act, rows);
         self.add("d_normed", act, columns(d));
-        self.add("d_hidden", act, columns(shape.intermediate_size));
+        self.add("d_hidden", act, columns(shape.intermediate_size.max(d)));
         self.add("d_attention", act, columns(q));
         self.add("d_q", act, columns(q));
         self.add("d_k", act, columns(kv));

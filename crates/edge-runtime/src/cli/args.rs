@@ -34,6 +34,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Merge an adapter into its base: a model folder for any program
     Export(ExportArgs),
+    /// Show what is in a data set: one sequence, lengths, what is trained, cut and left out
+    Data(DataArgs),
     /// List the devices with their limits and features
     Devices(DevicesArgs),
     /// Show what is in a model folder, compressed or not, an adapter or a run directory
@@ -64,7 +66,7 @@ pub struct TuneFlags {
     /// Hugging Face model folder
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Text, JSONL, or a directory with train.*, valid.*, test.*; may be repeated
+    /// Text, JSONL or JSON, or a directory with train.*, valid.*, test.*; may be repeated
     #[arg(long, value_name = "PATH")]
     pub data: Option<Vec<PathBuf>>,
     /// Validation data
@@ -76,6 +78,9 @@ pub struct TuneFlags {
     /// Documents or examples to validate on, instead of a share: the last ones
     #[arg(long, value_name = "N", conflicts_with_all = ["valid", "val_fraction"])]
     pub val_items: Option<usize>,
+    /// Train on all tokens of examples instead of their answers
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub train_on_prompt: Option<bool>,
     /// Run directory [default: runs/TIME-METHOD]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -283,6 +288,29 @@ pub struct GenerateArgs {
     pub quiet: bool,
 }
 
+/// Options of `data`.
+#[derive(Clone, Debug, Args)]
+pub struct DataArgs {
+    /// Hugging Face model folder, for its tokenizer and chat template [default: the demo model]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Text, JSONL or JSON, or a directory with train.*; may be repeated
+    #[arg(long, value_name = "PATH")]
+    pub data: Vec<PathBuf>,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 256)]
+    pub seq_len: usize,
+    /// Train on all tokens of examples instead of their answers
+    #[arg(long)]
+    pub train_on_prompt: bool,
+    /// Which of the sequences that are used is shown, from 1
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub sample: usize,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Options of `inspect`.
 #[derive(Clone, Debug, Args)]
 pub struct InspectArgs {
@@ -339,6 +367,7 @@ mod tests {
         for (name, about) in [
             ("tune", "Adapt a model"),
             ("eval", "Measure"),
+            ("data", "Show"),
             ("devices", "List"),
             ("inspect", "Show"),
         ] {

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod compress;
+mod data;
 mod devices;
 mod eval;
 mod export;
@@ -62,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args).map(|()| 0),
         Command::Generate(args) => generate::run(&args).map(|()| 0),
         Command::Compress(args) => compress::run(&args).map(|()| 0),
+        Command::Data(args) => data::run(&args).map(|()| 0),
         Command::Devices(args) => devices::run(&args).map(|()| 0),
         Command::Inspect(args) => inspect::run(&args).map(|()| 0),
     };

@@ -28,6 +28,9 @@ pub struct TuneOptions {
     /// Documents to validate on, instead of a share.
     #[serde(default)]
     pub val_items: Option<usize>,
+    /// Whether prompts of examples are trained as well.
+    #[serde(default)]
+    pub train_on_prompt: bool,
     /// Run directory; `None`: a new one below `runs/`.
     pub out: Option<PathBuf>,
     /// Device selector.
@@ -134,6 +137,7 @@ impl TuneFlags {
             valid: if validated { self.valid } else { file.valid },
             val_fraction: if validated { self.val_fraction } else { file.val_fraction },
             val_items: if validated { self.val_items } else { file.val_items },
+            train_on_prompt: self.train_on_prompt.or(file.train_on_prompt),
             out: self.out.or(file.out),
             device: self.device.or(file.device),
             memory_budget: self.memory_budget.or(file.memory_budget),
@@ -197,6 +201,7 @@ impl TuneFlags {
                 _ => 0.0,
             }),
             val_items: self.val_items,
+            train_on_prompt: self.train_on_prompt.unwrap_or(false),
             valid: self.valid,
             out: self.out,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),

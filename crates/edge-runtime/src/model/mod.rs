@@ -7,6 +7,7 @@
 //! * [`workspace`] — activations and scratch, allocated from the plan.
 
 pub mod block;
+pub(crate) mod counted;
 pub mod head;
 pub mod linear;
 pub mod load;

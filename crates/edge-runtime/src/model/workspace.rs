@@ -101,6 +101,8 @@ pub struct Slot {
 pub struct Backward {
     /// Gradient at the residual stream.
     pub d_x: Slice,
+    /// Of each row its place among those that count; `u32::MAX` for others.
+    pub places: Slice,
     /// Gradient at a norm's output.
     pub d_normed: Slice,
     /// Gradient at the SwiGLU output.
@@ -149,6 +151,8 @@ pub struct Workspace {
     pub ids: Slice,
     /// Target ids, `IGNORE` where the loss does not count.
     pub targets: Slice,
+    /// Numbers of the rows whose targets count.
+    pub counted: Slice,
     /// A norm's output.
     pub normed: Slice,
     /// A norm's reciprocal root mean square, by row.
@@ -190,6 +194,7 @@ impl Workspace {
         Ok(Self {
             ids: pool.zeroed("ids")?,
             targets: pool.zeroed("targets")?,
+            counted: pool.zeroed("counted")?,
             normed: pool.zeroed("normed")?,
             rstd: pool.zeroed("rstd")?,
             hidden: pool.zeroed("hidden")?,
@@ -272,6 +277,7 @@ impl Backward {
         let lora = matches!(job.trained, Trained::Lora { .. });
         Ok(Self {
             d_x: pool.zeroed("d_x")?,
+            places: pool.zeroed("places")?,
             d_normed: pool.zeroed("d_normed")?,
             d_hidden: pool.zeroed("d_hidden")?,
             d_attention: pool.zeroed("d_attention")?,

@@ -110,6 +110,7 @@ fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
         valid: options.valid.clone(),
         val_fraction: options.val_fraction,
         val_items: options.val_items,
+        train_on_prompt: options.train_on_prompt,
     };
     Dataset::load(&spec, &source.tokenizer)
 }
@@ -141,6 +142,9 @@ impl Session<'_> {
                 self.seq_len,
                 fit.skipped
             ));
+        }
+        if self.data.train.chats && !source.tokenizer.has_chat_template() {
+            self.say("the model has no chat template: roles are written as ### User: and so on");
         }
         let (model, options) = (&self.trainer.model, self.options);
         let trained: u64 = model.plan.groups.iter().map(|group| group.parameters()).sum();

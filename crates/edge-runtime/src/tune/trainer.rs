@@ -139,10 +139,12 @@ impl Trainer {
             recorder.push(fill::dispatch(gradient.words() as u32, 0.0, gradient.clone()));
         }
         recorder.push(fill::dispatch(2, 0.0, model.workspace.loss.clone()));
-        for batch in batches {
+        // A batch without a target that counts adds nothing.
+        for batch in batches.iter().filter(|batch| batch.trained_tokens > 0) {
             // Uploads are ordered behind what was submitted, so the last micro-batch must be.
             recorder.submit()?;
             let g = model.set_batch(batch)?;
+            let counted = model.set_counted(batch, g)?;
             let scatter = self.upload_scatter(batch)?;
             let cached = match &mut cache {
                 Some(cache) => cache.load(model, batch)?,
@@ -154,7 +156,9 @@ impl Trainer {
             }
             let x = model.window_forward(&mut recorder, window, g)?;
             let exit = &model.exits[index];
-            model.exit_loss_backward(&mut recorder, exit, &x, scale, g)?;
+            model.gather_counted(&mut recorder, &x, &counted);
+            model.exit_loss_backward(&mut recorder, exit, &x, scale, counted.head)?;
+            model.scatter_counted(&mut recorder, &counted)?;
             model.window_backward(&mut recorder, window, g);
             self.scatter(&mut recorder, &scatter, g);
         }
