@@ -1,4 +1,4 @@
-//! Products of a block of weights, pasted into `lib/nt_tile.wgsl`, for blocks of few parts.
+//! Products of a block of weights, pasted into `lib/nt_tile.wgsl`.
 
 // Drivers on the CPU blend all sums with their old values once a step of a loop, also of a loop of
 // one step.

@@ -26,3 +26,8 @@ fn load_x4(base: u32, col: u32, cols: u32) -> vec4<f32> {
 fn load_x8(base: u32, col: u32, cols: u32) -> mat2x4<f32> {
     return mat2x4<f32>(load_x4(base, col, cols), load_x4(base, col + 4u, cols));
 }
+
+// One element, `col`.
+fn load_x(base: u32, col: u32, cols: u32) -> f32 {
+    return x_at(base, col, cols);
+}

@@ -94,6 +94,7 @@ fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
                 .fragment("lib/handed_own.wgsl", "lib/handed_gather.wgsl"),
             "channel" => variant.fragment("lib/staged_own.wgsl", "lib/staged_gather.wgsl"),
             "shared" => variant.fragment("lib/stage_own.wgsl", "lib/stage_gather.wgsl"),
+            "broadcast" => variant.fragment("lib/held_own.wgsl", "lib/held_gather_each.wgsl"),
             _ => variant.fragment("lib/held_own.wgsl", "lib/held_gather.wgsl"),
         }
     };

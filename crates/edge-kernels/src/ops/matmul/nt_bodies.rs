@@ -45,9 +45,14 @@ fn tile(p: &Product) -> (u32, u32) {
 }
 
 impl Product {
+    /// Whether a body that reads up to `reach` columns at once finds all rows of X aligned.
+    fn is_aligned(&self, reach: u32) -> bool {
+        self.k.is_multiple_of(reach) && quads(&[self.ld_in, self.in_offset])
+    }
+
     /// A variant with the fragment that loads X, where bodies read up to `reach` columns at once.
     fn named(&self, name: &'static str, reach: u32) -> Variant {
-        let aligned = self.k.is_multiple_of(reach) && quads(&[self.ld_in, self.in_offset]);
+        let aligned = self.is_aligned(reach);
         let input = if aligned { "lib/x_vec4.wgsl" } else { "lib/x_any.wgsl" };
         Variant::named(name).fragment("lib/x_vec4.wgsl", input)
     }
@@ -106,6 +111,24 @@ impl Product {
         if self.format.is_packed() && !is_row_grouped(self.format) { 8 } else { 4 }
     }
 
+    /// For drivers on the CPU: each of eight lanes loads every eighth row for the others. Without
+    /// a loop over parts they need not blend all sums with their old ones, which pays where that
+    /// is not lost again by registers: in packed formats only with loads of 64 bits.
+    fn broadcast(&self) -> Vec<Variant> {
+        let named = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
+        let rolled = broadcast(named).suits(Hardware::Software);
+        let unrolled = rolled.clone().fragment("lib/parts_rolled.wgsl", "lib/parts_unrolled.wgsl");
+        if !self.format.is_packed() || is_row_grouped(self.format) {
+            return vec![unrolled];
+        }
+        if !self.is_aligned(self.block()) {
+            return vec![rolled];
+        }
+        let needs = Needs { int64: true, ..unrolled.needs };
+        let wide = unrolled.replace("lib/x_vec4.wgsl", "lib/x_vec4_wide.wgsl").needs(needs);
+        vec![Variant { name: "broadcast_wide", ..wide }, rolled]
+    }
+
     /// Integer products of activations rounded to int8, for the formats whose integers fit.
     fn int8(&self) -> Option<Variant> {
         let ints = match self.format {
@@ -150,13 +173,7 @@ impl Product {
         };
         let mut variants = Vec::new();
         if self.m >= 32 && self.n >= 64 {
-            let mut variant = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
-            if !self.format.is_packed() {
-                // Blocks of one part: without a loop that has the driver blend all sums.
-                let parts = "lib/parts_unrolled.wgsl";
-                variant = variant.fragment("lib/parts_rolled.wgsl", parts);
-            }
-            variants.extend(portable(weights(&broadcast(variant).suits(Hardware::Software))));
+            variants.extend(self.broadcast().iter().flat_map(|v| portable(weights(v))));
         }
         if self.m <= 4 && self.n >= 8 {
             let weights = |variant: &Variant| {
