@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use edge_runtime::cli::args::Bits;
-use edge_runtime::draft::{DraftCounts, Drafting};
+use edge_runtime::draft::{DraftCounts, Drafting, MARGIN};
 use edge_runtime::exits::Vote;
 use edge_runtime::generate::Sampling;
 use edge_runtime::model::Model;
@@ -73,7 +73,8 @@ fn drafts_change_no_token() {
         let mut sum = DraftCounts::default();
         for (index, prompt) in prompts(&source, 24).iter().enumerate() {
             let vote = Vote::ALL[index % 4];
-            let drafting = Drafting { exit: 1 + index % 2, tokens: [2, 4, 7, 16][index / 4 % 4] };
+            let tokens = [2, 4, 7, 16][index / 4 % 4];
+            let drafting = Drafting { exit: 1 + index % 2, tokens, margin: MARGIN };
             // Some beyond what the cache holds.
             let new = [20, 100, 1][index % 3];
             let counts = counts(&model, prompt, vote, drafting, new);
@@ -82,6 +83,15 @@ fn drafts_change_no_token() {
         }
         // Both happened: guesses that were right, and caches that went back.
         assert!(sum.accepted > 0 && sum.accepted < sum.drafted, "{sum:?}");
+        // With every row in doubt each position is run again, once; what that changes is far
+        // below the margin.
+        for (index, prompt) in prompts(&source, 4).iter().enumerate() {
+            let vote = Vote::ALL[index % 4];
+            let doubting = Drafting { exit: 1, tokens: 4, margin: f64::MAX };
+            let counts = counts(&model, prompt, vote, doubting, 20);
+            assert_eq!(counts.replayed, 19, "{counts:?}");
+            assert!(counts.largest_change < MARGIN / 10.0, "{counts:?}");
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! Sums over several rows may be added in another order than over one, so the probabilities of
 //! a verified row differ from plain decoding's in their last bits. Where the best two tokens are
-//! closer than [`MARGIN`], the positions since the last such place are run again one by one, as
+//! closer than [`Drafting::margin`], the positions since the last such place are run again one by one, as
 //! plain decoding does, and their outcome decides.
 
 use anyhow::{Result, ensure};
@@ -30,12 +30,14 @@ pub const MARGIN: f64 = 1e-3;
 pub const MAX_ROUND_TOKENS: u32 = 16;
 
 /// How tokens are drafted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drafting {
     /// The exit that drafts, counted from 1.
     pub exit: usize,
     /// Tokens that a round makes, at most: guesses, and one of the whole model's.
     pub tokens: u32,
+    /// Lead of the best token, nats, below which plain decoding decides: [`MARGIN`].
+    pub margin: f64,
 }
 
 impl Drafting {
@@ -70,7 +72,7 @@ impl Drafting {
 }
 
 /// What became of drafts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct DraftCounts {
     /// Rounds.
     pub rounds: u64,
@@ -80,6 +82,8 @@ pub struct DraftCounts {
     pub accepted: u64,
     /// Positions that were run again, because two tokens were nearly equal.
     pub replayed: u64,
+    /// The most by which the best token's log-probability changed when it was run again, nats.
+    pub largest_change: f64,
 }
 
 impl DraftCounts {
@@ -167,8 +171,8 @@ impl Run<'_> {
     }
 
     /// Runs positions up to that of the last of `more`, which follow the certain tokens, as plain
-    /// decoding does; what it chooses behind it.
-    fn replay(&mut self, more: &[u32]) -> Result<u32> {
+    /// decoding does; the probabilities behind it.
+    fn replay(&mut self, more: &[u32]) -> Result<Vec<f32>> {
         let end = self.tokens.len() + more.len();
         let mut g = Geometry::sequences(1, 1);
         for position in self.exact..end {
@@ -179,7 +183,7 @@ impl Run<'_> {
             self.counts.replayed += 1;
         }
         self.exact = end;
-        Ok(greedy(&self.model.next_token(self.vote, 0, g)?)?.token)
+        self.model.next_token(self.vote, 0, g)
     }
 
     /// One to `rows` tokens that follow, of which the last is not run yet.
@@ -194,10 +198,13 @@ impl Run<'_> {
         let mut certain = Vec::new();
         for row in probabilities.chunks(self.model.shape.vocab_size as usize) {
             let best = greedy(row)?;
-            let token = match best.margin < MARGIN {
-                true => self.replay(&certain)?,
-                false => best.token,
-            };
+            let mut token = best.token;
+            if best.margin < self.drafting.margin {
+                let exact = self.replay(&certain)?;
+                let [was, is] = [row, &exact[..]].map(|all| f64::from(all[token as usize]).ln());
+                self.counts.largest_change = self.counts.largest_change.max((is - was).abs());
+                token = greedy(&exact)?.token;
+            }
             let guess = guesses.get(certain.len());
             certain.push(token);
             if guess != Some(&token) {
@@ -280,7 +287,7 @@ mod tests {
 
     #[test]
     fn drafts_that_cannot_be_are_refused() {
-        let drafting = Drafting { exit: 1, tokens: 4 };
+        let drafting = Drafting { exit: 1, tokens: 4, margin: MARGIN };
         let windows = Window::split(4, 2);
         assert!(drafting.check(&windows, false).is_ok());
         for (drafting, windows, isolated, part) in [

@@ -8,7 +8,7 @@ use edge_gpu::{Device, Options};
 
 use super::args::GenerateArgs;
 use super::eval::{choose_vote, formats, open};
-use crate::draft::{DraftCounts, Drafting};
+use crate::draft::{DraftCounts, Drafting, MARGIN};
 use crate::generate::{PREFILL_TOKENS, Sampling};
 use crate::model::Model;
 use crate::session::{Source, Tuned};
@@ -147,7 +147,11 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
             seed: args.seed,
             vote,
         },
-        drafting: args.draft_exit.map(|exit| Drafting { exit, tokens: args.draft_tokens }),
+        drafting: args.draft_exit.map(|exit| Drafting {
+            exit,
+            tokens: args.draft_tokens,
+            margin: MARGIN,
+        }),
         compare_plain: args.compare_plain,
     };
     let mut out = std::io::stdout().lock();
