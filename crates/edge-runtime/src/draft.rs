@@ -9,8 +9,8 @@
 //!
 //! Sums over several rows may be added in another order than over one, so the probabilities of
 //! a verified row differ from plain decoding's in their last bits. Where the best two tokens are
-//! closer than [`Drafting::margin`], the positions since the last such place are run again one by one, as
-//! plain decoding does, and their outcome decides.
+//! closer than [`Drafting::margin`], the positions since the last such place are run again one by
+//! one, as plain decoding does, and their outcome decides.
 
 use anyhow::{Result, ensure};
 use edge_kernels::ops::memory::copy;

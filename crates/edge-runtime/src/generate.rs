@@ -111,9 +111,8 @@ impl Model {
         let positions = self.job.cache.unwrap_or(0) as usize;
         let mut rng = SeededRng::seed_from_u64(sampling.seed);
         let mut g = self.prefill(prompt)?;
-        let mut position0 = prompt.len() as u32;
         let mut made = Vec::new();
-        for _ in 0..max_new_tokens {
+        for position0 in (prompt.len() as u32..).take(max_new_tokens) {
             let probabilities = self.next_token(sampling.vote, g.seq_len - 1, g)?;
             let token = choose(&probabilities, sampling, &mut rng)?;
             if stop(token) {
@@ -127,7 +126,6 @@ impl Model {
             g = Geometry { position0, ..Geometry::sequences(1, 1) };
             self.set_ids(&[token])?;
             self.run_to_exits(g)?;
-            position0 += 1;
         }
         Ok(made)
     }
