@@ -6,6 +6,7 @@ mod commands;
 mod compress;
 mod compressed;
 mod device;
+mod draft;
 mod examples;
 mod formats;
 mod golden;

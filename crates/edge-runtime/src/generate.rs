@@ -24,15 +24,20 @@ pub struct Sampling {
     pub vote: Vote,
 }
 
+pub(crate) fn check_finite(probabilities: &[f32]) -> Result<()> {
+    ensure!(
+        probabilities.iter().all(|p| p.is_finite()),
+        "the model's output is not a number: the checkpoint or the adapter holds damaged weights"
+    );
+    Ok(())
+}
+
 /// Chooses a token by temperature and nucleus (top-p) sampling.
 ///
 /// # Errors
 /// The probabilities are no numbers.
 pub fn choose(probabilities: &[f32], sampling: &Sampling, rng: &mut SeededRng) -> Result<u32> {
-    ensure!(
-        probabilities.iter().all(|p| p.is_finite()),
-        "the model's output is not a number: the checkpoint or the adapter holds damaged weights"
-    );
+    check_finite(probabilities)?;
     let best = |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     let exponent = 1.0 / f64::from(sampling.temperature.max(1e-6));
     let mut ranked: Vec<(usize, f64)> =
@@ -67,6 +72,29 @@ pub fn choose(probabilities: &[f32], sampling: &Sampling, rng: &mut SeededRng) -
 }
 
 impl Model {
+    /// Runs a prompt in pieces into the cache; returns the geometry of the last one.
+    ///
+    /// # Errors
+    /// The prompt is empty or does not fit the cache, or the device fails.
+    pub(crate) fn prefill(&self, prompt: &[u32]) -> Result<Geometry> {
+        let positions = self.job.cache.unwrap_or(0) as usize;
+        ensure!(!prompt.is_empty(), "the prompt is empty: give --prompt a text");
+        ensure!(
+            prompt.len() < positions,
+            "the prompt has {} tokens and the cache holds {positions}: shorten --prompt",
+            prompt.len()
+        );
+        let mut g = Geometry::sequences(1, 1);
+        let mut position0 = 0;
+        for piece in prompt.chunks(self.job.seq_len as usize) {
+            g = Geometry { position0, ..Geometry::sequences(1, piece.len() as u32) };
+            self.set_ids(piece)?;
+            self.run_to_exits(g)?;
+            position0 += g.seq_len;
+        }
+        Ok(g)
+    }
+
     /// Continues `prompt` by up to `max_new_tokens`, until `stop` says so of a token (which is
     /// then not handed out). Calls `on_token` with each new token.
     ///
@@ -81,23 +109,10 @@ impl Model {
         mut on_token: impl FnMut(u32) -> Result<()>,
     ) -> Result<Vec<u32>> {
         let positions = self.job.cache.unwrap_or(0) as usize;
-        ensure!(!prompt.is_empty(), "the prompt is empty: give --prompt a text");
-        ensure!(
-            prompt.len() < positions,
-            "the prompt has {} tokens and the cache holds {positions}: shorten --prompt",
-            prompt.len()
-        );
         let mut rng = SeededRng::seed_from_u64(sampling.seed);
-        let mut position0 = 0;
-        let mut g = Geometry::sequences(1, 1);
-        for piece in prompt.chunks(self.job.seq_len as usize) {
-            g = Geometry { position0, ..Geometry::sequences(1, piece.len() as u32) };
-            self.set_ids(piece)?;
-            self.run_to_exits(g)?;
-            position0 += g.seq_len;
-        }
+        let mut g = self.prefill(prompt)?;
         let mut made = Vec::new();
-        for _ in 0..max_new_tokens {
+        for position0 in (prompt.len() as u32..).take(max_new_tokens) {
             let probabilities = self.next_token(sampling.vote, g.seq_len - 1, g)?;
             let token = choose(&probabilities, sampling, &mut rng)?;
             if stop(token) {
@@ -111,7 +126,6 @@ impl Model {
             g = Geometry { position0, ..Geometry::sequences(1, 1) };
             self.set_ids(&[token])?;
             self.run_to_exits(g)?;
-            position0 += 1;
         }
         Ok(made)
     }

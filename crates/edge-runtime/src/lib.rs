@@ -20,6 +20,7 @@ pub mod compress;
 pub mod config;
 pub mod data;
 pub mod demo;
+pub mod draft;
 pub mod evaluate;
 mod example;
 pub mod exits;

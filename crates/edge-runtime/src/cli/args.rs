@@ -280,6 +280,16 @@ pub struct GenerateArgs {
     /// How exits are combined [default: as the run says]
     #[arg(long, value_enum)]
     pub vote: Option<Vote>,
+    /// Let this exit, counted from 1, draft what the whole model verifies: the same tokens as
+    /// without, at --temperature 0
+    #[arg(long, value_name = "N")]
+    pub draft_exit: Option<usize>,
+    /// Tokens that a round of drafting makes at most, one of them the whole model's
+    #[arg(long, default_value_t = 4, requires = "draft_exit")]
+    pub draft_tokens: u32,
+    /// Run again with and without drafts, compare, and print the speed-up
+    #[arg(long, requires = "draft_exit", conflicts_with = "quiet")]
+    pub compare_plain: bool,
     /// auto, cpu, an index or a part of a device's name
     #[arg(long, default_value = "auto")]
     pub device: String,

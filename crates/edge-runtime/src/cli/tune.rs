@@ -112,6 +112,8 @@ fn sample(device: &Device, source: &Source, tuned: &Tuned) -> Result<String> {
         prompt: DEMO_PROMPT,
         max_new_tokens: SAMPLE_TOKENS,
         sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote },
+        drafting: None,
+        compare_plain: false,
     };
     let mut text = DEMO_PROMPT.to_string();
     continue_text(device, source, tuned, &request, |piece| {

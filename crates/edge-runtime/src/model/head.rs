@@ -5,6 +5,8 @@
 //! the target); the second one computes each chunk again where there is more than one, and turns
 //! it into gradients or votes (as in Cut Cross-Entropy, arXiv 2411.09009).
 
+use std::ops::Range;
+
 use anyhow::{Context, Result};
 use edge_gpu::{Recorder, Slice};
 use edge_kernels::ops::loss::{
@@ -393,24 +395,41 @@ impl Model {
     /// # Errors
     /// The device fails, or the model was not built to vote.
     pub(crate) fn next_token(&self, vote: Vote, row: u32, g: Geometry) -> Result<Vec<f32>> {
-        let ws = &self.workspace;
-        let one = Rows { first: row, count: 1 };
+        self.next_tokens(vote, row..row + 1, g)
+    }
+
+    /// As [`Model::next_token`], behind several rows of one chunk: `[rows, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Model::next_token`].
+    pub(crate) fn next_tokens(
+        &self,
+        vote: Vote,
+        rows: Range<u32>,
+        g: Geometry,
+    ) -> Result<Vec<f32>> {
+        let (ws, vocab) = (&self.workspace, self.shape.vocab_size as usize);
+        let rows = Rows { first: rows.start, count: rows.end - rows.start };
         let mut recorder = self.device.recorder();
         for (index, _) in self.voters(vote) {
             let norm = self.voter_norm(vote, index);
             self.norm(&mut recorder, g.rows(), &ws.exits[index], &norm);
             for part in &self.head_matrix().shards {
-                self.logits(&mut recorder, one, part);
-                self.statistics(&mut recorder, one, part, &ws.stats[index]);
+                self.logits(&mut recorder, rows, part);
+                self.statistics(&mut recorder, rows, part, &ws.stats[index]);
             }
         }
         let (votes, _) = ws.votes.as_ref().context("the model was not built to vote")?;
-        let mut probabilities = Vec::with_capacity(self.shape.vocab_size as usize);
+        let mut probabilities = vec![0.0; rows.count as usize * vocab];
         for part in &self.head_matrix().shards {
-            self.vote_chunk(&mut recorder, vote, one, part, g)?;
+            self.vote_chunk(&mut recorder, vote, rows, part, g)?;
             recorder.submit()?;
-            let chunk = votes.buffer().slice(0, part.shard.rows.into());
-            probabilities.extend(self.device.read_f32(&chunk)?);
+            let (row0, width) = (part.shard.row0 as usize, part.shard.rows as usize);
+            let chunk = votes.buffer().slice(0, u64::from(rows.count) * width as u64);
+            let chunk = self.device.read_f32(&chunk)?;
+            for (all, chunk) in probabilities.chunks_mut(vocab).zip(chunk.chunks(width)) {
+                all[row0..row0 + width].copy_from_slice(chunk);
+            }
         }
         Ok(probabilities)
     }

@@ -277,12 +277,23 @@ impl Model {
         g: Geometry,
         mut at_exit: impl FnMut(&mut Recorder, usize, &Slice),
     ) {
-        let slot = &self.workspace.slots[0];
-        self.embed(recorder, g.rows(), &slot.x);
-        for block in 0..end {
+        self.embed(recorder, g.rows(), self.stream());
+        self.climb(recorder, 0..end, g, &mut at_exit);
+    }
+
+    /// Runs these blocks in place on [`Model::stream`], calling `at_exit` behind the last block of
+    /// every window.
+    pub(crate) fn climb(
+        &self,
+        recorder: &mut Recorder,
+        blocks: Range<u32>,
+        g: Geometry,
+        at_exit: &mut impl FnMut(&mut Recorder, usize, &Slice),
+    ) {
+        for block in blocks {
             self.run_blocks(recorder, block..block + 1, g);
             if let Some(exit) = self.exits.iter().position(|exit| exit.after == block + 1) {
-                at_exit(recorder, exit, &slot.x);
+                at_exit(recorder, exit, self.stream());
             }
         }
     }
