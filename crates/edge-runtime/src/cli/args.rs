@@ -169,6 +169,10 @@ pub struct TuneFlags {
     /// Steps between validations; 0: only before and after [default: 0]
     #[arg(long)]
     pub eval_every: Option<u64>,
+    /// Validations at equal shares of the run, the last of them after it; 0: none in between
+    /// [default: 0]
+    #[arg(long, value_name = "N", conflicts_with = "eval_every")]
+    pub evals: Option<u64>,
     /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
     /// memory, more time
     #[arg(long, num_args = 0, default_missing_value = "true")]
