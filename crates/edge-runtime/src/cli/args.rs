@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
+pub use super::compare::CompareArgs;
 pub use super::compress::CompressArgs;
 pub use super::values::*;
 
@@ -26,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Adapt a model; without arguments, the bundled demo model on the bundled demo text
     Tune(Box<TuneArgs>),
+    /// Run several methods on one model and data set, and compare speed, memory and loss
+    Compare(Box<CompareArgs>),
     /// Compress a model layer by layer, by measured sensitivity
     Compress(Box<CompressArgs>),
     /// Measure loss and perplexity, per exit and voted, with or without an adapter
@@ -342,6 +345,7 @@ mod tests {
         // clap would take the comment of a flattened struct, were it not for the variant's own.
         for (name, about) in [
             ("tune", "Adapt a model"),
+            ("compare", "Run several"),
             ("eval", "Measure"),
             ("devices", "List"),
             ("inspect", "Show"),
