@@ -34,6 +34,9 @@ pub enum BudgetChoice {
     Both,
 }
 
+/// The methods of a comparison by default.
+const METHODS: &str = "lora,qlora,partial,edge";
+
 /// Steps of the default budget in tokens.
 const STEPS: u64 = 200;
 
@@ -42,7 +45,7 @@ const STEPS: u64 = 200;
 #[command(
     // Both budgets may be given here, and what ends a run is a budget.
     mut_arg("max_seconds", |arg| arg.conflicts_with(Resettable::Reset)
-        .help("Seconds of training that each method has [default: what lora needs for the tokens]")),
+        .help("Seconds of training of each method [default: what lora needs for the tokens]")),
     mut_arg("max_tokens", |arg| arg.help("Tokens that each method has [default: 200 steps]")),
     mut_arg("evals", |arg| arg
         .help("Validations of each run, at equal shares of it, for the curves [default: 6]")),
@@ -60,7 +63,7 @@ pub struct CompareArgs {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "lora,qlora,partial,edge"
+        default_value = METHODS
     )]
     pub methods: Vec<String>,
     /// Seeds; every method runs once with each

@@ -131,7 +131,7 @@ impl Frame {
 
     fn axes(&self, svg: &mut String, x_label: &str, y_label: &str) {
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
-        for tick in ticks(self.y.0, self.y.1, 5) {
+        for tick in ticks(self.y.0, self.y.1, 8) {
             let y = self.place((0.0, tick)).1;
             let _ = write!(
                 svg,
@@ -204,8 +204,8 @@ pub fn lines(series: &[Series], x_label: &str, y_label: &str) -> Option<String> 
         let mean = mean_line(&all);
         let _ = write!(
             svg,
-            "<polyline class=\"mean s{colour}\" points=\"{}\"><title>{name}, mean of {} \
-             seeds</title></polyline>",
+            "<polyline class=\"mean s{colour}\" points=\"{}\"><title>{name}, mean, \
+             seeds: {}</title></polyline>",
             path(&mean),
             lines.len()
         );
@@ -250,6 +250,15 @@ pub struct Bar {
 
 const ROW: f64 = 34.0;
 
+/// A horizontal line with ends, at a height.
+fn whisker(from: f64, to: f64, middle: f64) -> String {
+    let top = middle - 5.0;
+    format!(
+        "<path class=\"whisker\" d=\"M{from:.1} {middle:.1}H{to:.1}M{from:.1} {top:.1}v10\
+         M{to:.1} {top:.1}v10\"/>"
+    )
+}
+
 /// Horizontal bars from 0; `None` where there is nothing to draw.
 pub fn bars(bars: &[Bar], x_label: &str) -> Option<String> {
     let length = |bar: &Bar| bar.parts.iter().map(|part| part.value).sum::<f64>();
@@ -265,7 +274,7 @@ pub fn bars(bars: &[Bar], x_label: &str) -> Option<String> {
     let bottom = bars.len() as f64 * ROW + 8.0;
     let place = |value: f64| left + value / most * (right - left);
     let mut svg = open(bottom + 46.0, x_label);
-    for tick in ticks(0.0, most, 4) {
+    for tick in ticks(0.0, most, 6) {
         let x = place(tick);
         let _ = write!(
             svg,
@@ -299,14 +308,7 @@ pub fn bars(bars: &[Bar], x_label: &str) -> Option<String> {
             );
         }
         if let Some(spread) = bar.spread {
-            let (from, to) = (place((sum - spread).max(0.0)), place(sum + spread));
-            let _ = write!(
-                svg,
-                "<path class=\"whisker\" d=\"M{from:.1} {middle:.1}H{to:.1}M{from:.1} {:.1}v10\
-                 M{to:.1} {:.1}v10\"/>",
-                middle - 5.0,
-                middle - 5.0
-            );
+            svg.push_str(&whisker(place((sum - spread).max(0.0)), place(sum + spread), middle));
         }
         let _ = write!(
             svg,
