@@ -52,7 +52,8 @@ pub struct Run {
     pub peak_device_bytes: u64,
     /// The same by category.
     pub peak_device_bytes_by_category: Map<String, Value>,
-    /// Most memory of the process during this run, bytes.
+    /// Most memory of the process during this run, bytes; what earlier runs left in it, such as
+    /// compiled kernels, counts.
     pub peak_host_bytes: Option<u64>,
     /// Before training: least loss among the exits, nats.
     pub val_loss_before: Option<f64>,
