@@ -3,6 +3,7 @@
 mod block_f64;
 mod calibrate;
 mod commands;
+mod compare;
 mod compress;
 mod compressed;
 mod device;

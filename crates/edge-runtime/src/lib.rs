@@ -7,8 +7,8 @@
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
 //! and [`generate`] use it, [`session`] opens what they need, [`autotune`] tests and measures the
-//! kernels of a device, [`compress`] makes packed weights. [`cli`] holds flags, commands and
-//! reports, [`demo`] makes the bundled texts.
+//! kernels of a device, [`compress`] makes packed weights, [`compare`] tunes by several methods.
+//! [`cli`] holds flags, commands and reports, [`demo`] makes the bundled texts.
 
 pub mod adapter;
 pub mod autotune;
@@ -16,6 +16,7 @@ pub mod batch;
 mod chat;
 pub mod checkpoint;
 pub mod cli;
+pub mod compare;
 pub mod compress;
 pub mod config;
 pub mod data;

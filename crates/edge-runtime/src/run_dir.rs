@@ -208,7 +208,7 @@ impl ModelCard {
 }
 
 /// `parent/name`, with a number behind it where that exists.
-fn unused(parent: &Path, name: &str) -> PathBuf {
+pub(crate) fn unused(parent: &Path, name: &str) -> PathBuf {
     let numbered = (2..).map(|number| parent.join(format!("{name}-{number}")));
     let mut names = std::iter::once(parent.join(name)).chain(numbered);
     names.find(|path| !path.exists()).expect("an endless iterator")
@@ -220,7 +220,7 @@ fn since_epoch(time: SystemTime) -> std::time::Duration {
 }
 
 /// `YYYYMMDD-HHMMSS`, sortable.
-fn utc(time: SystemTime) -> String {
+pub(crate) fn utc(time: SystemTime) -> String {
     let seconds = since_epoch(time).as_secs();
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
+pub use super::compare::CompareArgs;
 pub use super::compress::CompressArgs;
 pub use super::values::*;
 
@@ -26,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Adapt a model; without arguments, the bundled demo model on the bundled demo text
     Tune(Box<TuneArgs>),
+    /// Run several methods on one model and data set, and compare speed, memory and loss
+    Compare(Box<CompareArgs>),
     /// Compress a model layer by layer, by measured sensitivity
     Compress(Box<CompressArgs>),
     /// Measure loss and perplexity, per exit and voted, with or without an adapter
@@ -174,6 +177,10 @@ pub struct TuneFlags {
     /// Steps between validations; 0: only before and after [default: 0]
     #[arg(long)]
     pub eval_every: Option<u64>,
+    /// Validations at equal shares of the run, the last of them after it; 0: none in between
+    /// [default: 0]
+    #[arg(long, value_name = "N", conflicts_with = "eval_every")]
+    pub evals: Option<u64>,
     /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
     /// memory, more time
     #[arg(long, num_args = 0, default_missing_value = "true")]
@@ -376,6 +383,7 @@ mod tests {
         // clap would take the comment of a flattened struct, were it not for the variant's own.
         for (name, about) in [
             ("tune", "Adapt a model"),
+            ("compare", "Run several"),
             ("eval", "Measure"),
             ("data", "Show"),
             ("devices", "List"),

@@ -4,6 +4,7 @@
 //! stdout.
 
 pub mod args;
+pub mod compare;
 pub mod compress;
 mod data;
 mod devices;
@@ -59,6 +60,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Cli::parse().command {
         Command::Tune(args) => tune::run(*args),
+        Command::Compare(args) => compare::run(*args),
         Command::Eval(args) => eval::run(&args).map(|()| 0),
         Command::Export(args) => export::run(&args).map(|()| 0),
         Command::Generate(args) => generate::run(&args).map(|()| 0),

@@ -102,6 +102,9 @@ pub struct TuneOptions {
     pub recompute: bool,
     /// Steps between validations; 0: only before and after.
     pub eval_every: u64,
+    /// Validations at equal shares of the run, the last of them after it.
+    #[serde(default)]
+    pub evals: u64,
     /// Time each kernel.
     pub profile: bool,
 }
@@ -168,6 +171,7 @@ impl TuneFlags {
             bits: self.bits.or(file.bits),
             group_size: self.group_size.or(file.group_size),
             eval_every: self.eval_every.or(file.eval_every),
+            evals: self.evals.or(file.evals),
             recompute: self.recompute.or(file.recompute),
             profile: self.profile.or(file.profile),
         }
@@ -236,6 +240,7 @@ impl TuneFlags {
             bits: self.bits,
             group_size: self.group_size,
             eval_every: self.eval_every.unwrap_or(0),
+            evals: self.evals.unwrap_or(0),
             recompute: self.recompute.unwrap_or(false),
             profile: self.profile.unwrap_or(false),
         };

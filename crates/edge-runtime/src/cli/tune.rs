@@ -23,7 +23,7 @@ const DEMO_PROMPT: &str = "The ";
 const SAMPLE_TOKENS: usize = 60;
 
 /// Fills in what the demo needs where no model is named.
-fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
+pub(super) fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
     if flags.model.is_some() {
         return Ok((flags, false));
     }
@@ -46,11 +46,8 @@ fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
     Ok((flags, !own_data))
 }
 
-pub(super) fn run(args: TuneArgs) -> Result<u8> {
-    let mut flags = args.flags;
-    if let Some(path) = &args.config {
-        flags = flags.or(TuneFlags::load(path)?);
-    }
+/// Fills in the bits that a method's base has where none are given.
+pub(super) fn with_bits(flags: &mut TuneFlags) -> Result<()> {
     let compressed = flags.model.as_deref().filter(|model| is_compressed(model));
     if let Some(model) = compressed {
         refuse_formats(model, flags.bits, flags.group_size)?;
@@ -62,6 +59,15 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
             Method::Edge | Method::Partial => Some(Bits::Eight),
         };
     }
+    Ok(())
+}
+
+pub(super) fn run(args: TuneArgs) -> Result<u8> {
+    let mut flags = args.flags;
+    if let Some(path) = &args.config {
+        flags = flags.or(TuneFlags::load(path)?);
+    }
+    with_bits(&mut flags)?;
     if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
         eprintln!("no --model given: tuning the bundled demo model on your data");
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use edge_gpu::{Device, OpTime};
 use edge_kernels::Category;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::course::{Budget, Course, Spent, Turn};
@@ -30,6 +31,26 @@ pub struct Outcome {
     pub report: TuneReport,
     /// Whether Ctrl-C ended it.
     pub interrupted: bool,
+    /// Seconds of training; validation does not count.
+    pub seconds: f64,
+    /// Validations before, during and after training.
+    pub curve: Vec<CurvePoint>,
+}
+
+/// A validation, and what had been spent by then.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CurvePoint {
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Tokens that went through the model in training.
+    pub tokens: u64,
+    /// Least loss among the exits, nats.
+    pub val_loss: f64,
+    /// Loss at each exit, from the bottom up, nats.
+    pub val_exits: Vec<f64>,
+    /// Loss of the vote, nats; of the only exit where there is one. A learned vote is fitted after
+    /// training; before that the last exit speaks.
+    pub val_vote: f64,
 }
 
 /// Runs `tune` with resolved options; `say` is for a person.
@@ -42,9 +63,22 @@ pub fn run(
     device: &Device,
     quiet: bool,
 ) -> Result<Outcome> {
+    run_on(&load_data(options, source)?, options, source, device, quiet)
+}
+
+/// Runs `tune` on data that are read already, as [`load_data`] reads them.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(
+    data: &Dataset,
+    options: &TuneOptions,
+    source: &Source,
+    device: &Device,
+    quiet: bool,
+) -> Result<Outcome> {
     let seq_len = options.seq_len_for(source.config.max_position_embeddings);
     check_seq_len(seq_len, source.config.max_position_embeddings)?;
-    let data = load_data(options, source)?;
     let job = job(options, source, seq_len)?;
     let plan = check_budget(source, &job, device, options.memory_budget)?;
     let mut sampler = Sampler::new(&data.train, seq_len, options.seed)?;
@@ -69,10 +103,10 @@ pub fn run(
         AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() },
     );
     let sequences = data.train.windows(seq_len) as u64;
-    trainer.cache = cache::open(options, source, &trainer.model, &data, sequences, &run_dir)?;
+    trainer.cache = cache::open(options, source, &trainer.model, data, sequences, &run_dir)?;
     let mut session = Session {
         options,
-        data: &data,
+        data,
         trainer,
         run_dir,
         quiet,
@@ -82,6 +116,7 @@ pub fn run(
         step_ms: Vec::new(),
         spent: Spent::default(),
         times: Vec::new(),
+        curve: Vec::new(),
     };
     session.announce(source, mebibytes(plan.bytes()));
     let before = session.validate("validate before")?;
@@ -100,11 +135,15 @@ pub fn run(
     }
     let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
     session.run_dir.write("result.json", text.as_bytes())?;
-    Ok(Outcome { report, interrupted })
+    let Session { spent, curve, .. } = session;
+    Ok(Outcome { report, interrupted, seconds: spent.seconds, curve })
 }
 
 /// The options' data, or the bundled text.
-fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
+///
+/// # Errors
+/// As [`Dataset::load`].
+pub fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
     let spec = DataSpec {
         data: options.data.clone(),
         valid: options.valid.clone(),
@@ -128,6 +167,7 @@ struct Session<'a> {
     spent: Spent,
     /// Times of the ops in training, with `--profile`.
     times: Vec<OpTime>,
+    curve: Vec<CurvePoint>,
 }
 
 impl Session<'_> {
@@ -169,7 +209,7 @@ impl Session<'_> {
         Progress::new("", 0, self.quiet).say(text);
     }
 
-    fn validate(&self, label: &'static str) -> Result<Option<Evaluation>> {
+    fn validate(&mut self, label: &'static str) -> Result<Option<Evaluation>> {
         let Some(stream) = &self.data.valid else { return Ok(None) };
         let model = &self.trainer.model;
         let sequences = model.job.eval_batch as usize;
@@ -192,6 +232,13 @@ impl Session<'_> {
             "{label}: loss {} at the exits{vote} ({tokens} tokens)",
             exits.join(" / ")
         ));
+        self.curve.push(CurvePoint {
+            seconds: self.spent.seconds,
+            tokens: self.spent.tokens,
+            val_loss: result.exits.iter().copied().fold(f64::INFINITY, f64::min),
+            val_exits: result.exits.clone(),
+            val_vote: result.vote,
+        });
         Ok(Some(result))
     }
 
@@ -248,6 +295,7 @@ impl Session<'_> {
         let (len, _) = self.budget.progress(self.spent);
         let mut progress = Progress::new("tune", len, self.quiet);
         let mut phase = None;
+        let mut evals = 1;
         while let Some(turn) = course.next(self.spent) {
             if interrupt::requested() {
                 progress.finish();
@@ -280,7 +328,11 @@ impl Session<'_> {
             });
             let steps = self.spent.steps;
             let due = options.eval_every > 0 && steps.is_multiple_of(options.eval_every);
-            if due && self.budget.done(self.spent) < 1.0 {
+            let done = self.budget.done(self.spent);
+            // The last of `evals` validations is the one after training.
+            let due = due || options.evals > 0 && done * options.evals as f64 >= evals as f64;
+            if due && done < 1.0 {
+                evals = (done * options.evals as f64) as u64 + 1;
                 self.validate_during(steps)?;
             }
         }
