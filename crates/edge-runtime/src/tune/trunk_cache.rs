@@ -151,9 +151,9 @@ impl TrunkCache {
         Ok(())
     }
 
-    /// Puts the residual stream at the level into the model's [`Model::stream`], computing what
-    /// the cache lacks. The model's ids are overwritten. False where there is no level: the trunk
-    /// is empty.
+    /// Puts the residual stream at the level into the stream that the model's blocks work on,
+    /// computing what the cache lacks. The model's ids are overwritten. False where there is no
+    /// level: the trunk is empty.
     ///
     /// # Errors
     /// A file cannot be read or written, or the device fails.
