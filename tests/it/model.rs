@@ -143,14 +143,19 @@ fn a_cache_continues_as_whole_sequences_do() {
         let prompt = &ids(1)[..10];
         let made = cached.generate(prompt, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
         assert_eq!(made.len(), 8);
-        let mut text = prompt.to_vec();
-        for token in made {
-            let logits = whole.all_logits(&Batch::new(text.clone(), text.len())).expect("logits");
-            let last = &logits[(text.len() - 1) * VOCAB..];
-            let best = (0..VOCAB).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a token");
-            assert_eq!(token as usize, best, "behind {} tokens", text.len());
-            text.push(token);
-        }
+        assert_greedy(&whole, prompt, &made);
+    }
+}
+
+/// Each token must be the likeliest one behind the text before it, run as a whole sequence.
+fn assert_greedy(whole: &Model, prompt: &[u32], made: &[u32]) {
+    let mut text = prompt.to_vec();
+    for &token in made {
+        let logits = whole.all_logits(&Batch::new(text.clone(), text.len())).expect("logits");
+        let last = &logits[(text.len() - 1) * VOCAB..];
+        let best = (0..VOCAB).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a token");
+        assert_eq!(token as usize, best, "behind {} tokens", text.len());
+        text.push(token);
     }
 }
 
@@ -210,15 +215,10 @@ fn isolated_streams_continue_in_their_caches() {
         whole.set_adapter(&tensors).expect("set");
         cached.set_adapter(&tensors).expect("set");
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote: Vote::Last };
-        let mut text = ids(1)[..10].to_vec();
-        let made = cached.generate(&text, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
-        for token in made {
-            let logits = whole.all_logits(&Batch::new(text.clone(), text.len())).expect("logits");
-            let last = &logits[(text.len() - 1) * VOCAB..];
-            let best = (0..VOCAB).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a token");
-            assert_eq!(token as usize, best, "behind {} tokens", text.len());
-            text.push(token);
-        }
+        let prompt = &ids(1)[..10];
+        let made = cached.generate(prompt, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
+        assert_eq!(made.len(), 8);
+        assert_greedy(&whole, prompt, &made);
     }
 }
 

@@ -117,6 +117,15 @@ impl Stream {
         if self.examples.is_empty() { self.ids.len() / seq_len } else { self.examples.len() }
     }
 
+    /// Windows that [`Stream::eval_batches`] takes, the last and shorter one included; usable
+    /// examples.
+    pub fn eval_windows(&self, seq_len: usize) -> usize {
+        match self.examples.len() {
+            0 => self.ids.len().div_ceil(seq_len),
+            _ => self.fit(seq_len).usable.len(),
+        }
+    }
+
     /// Which examples have an answer within `seq_len` tokens.
     pub fn fit(&self, seq_len: usize) -> Fit {
         let mut fit = Fit::default();

@@ -105,11 +105,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         votes = Vote::ALL.to_vec();
         votes.retain(|&rule| rule != Vote::Learned || model.learned().is_some());
     }
-    let windows = match stream.examples.len() {
-        0 => stream.ids.len().div_ceil(args.seq_len),
-        _ => stream.fit(args.seq_len).usable.len(),
-    };
-    let windows = windows.min(args.max_windows.unwrap_or(usize::MAX));
+    let windows = stream.eval_windows(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
     let count = windows.div_ceil(BATCH as usize) as u64;
     let mut progress = Progress::new("eval", count, args.quiet);
     let batches = stream.eval_batches(args.seq_len, BATCH as usize, args.max_windows)?;

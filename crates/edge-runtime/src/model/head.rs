@@ -323,8 +323,9 @@ impl Model {
     ) -> Result<()> {
         let ws = &self.workspace;
         let stats = &ws.stats[index];
+        let gamma = self.device.read_f32(&self.exits[index].norm.weight)?;
         for (log_p, &temperature) in log_p.iter_mut().zip(&TEMPERATURES) {
-            self.set_temperature(index, temperature)?;
+            self.set_temperature(index, &gamma, temperature)?;
             let exit = Exit { after: self.exits[index].after, norm: self.vote_norm(index) };
             let mut recorder = self.device.recorder();
             self.exit_loss(&mut recorder, &exit, &ws.exits[index], stats, g);

@@ -441,16 +441,21 @@ impl Model {
     pub fn set_learned(&mut self, learned: Learned) -> Result<()> {
         learned.check(self.vote_norms.len())?;
         for (exit, &temperature) in learned.temperatures.iter().enumerate() {
-            self.set_temperature(exit, temperature)?;
+            let gamma = self.device.read_f32(&self.exits[exit].norm.weight)?;
+            self.set_temperature(exit, &gamma, temperature)?;
         }
         self.learned = Some(learned);
         Ok(())
     }
 
-    /// Writes the norm of an exit over a temperature, which divides its logits by it.
-    pub(crate) fn set_temperature(&self, exit: usize, temperature: f32) -> Result<()> {
-        let mut gamma = self.device.read_f32(&self.exits[exit].norm.weight)?;
-        gamma.iter_mut().for_each(|gamma| *gamma /= temperature);
+    /// Writes the norm `gamma` of an exit over a temperature, which divides its logits by it.
+    pub(crate) fn set_temperature(
+        &self,
+        exit: usize,
+        gamma: &[f32],
+        temperature: f32,
+    ) -> Result<()> {
+        let gamma: Vec<f32> = gamma.iter().map(|gamma| gamma / temperature).collect();
         Ok(self.device.write(&self.vote_norms[exit], bytemuck::cast_slice(&gamma))?)
     }
 

@@ -213,11 +213,7 @@ impl Session<'_> {
         let Some(stream) = &self.data.valid else { return Ok(None) };
         let model = &self.trainer.model;
         let sequences = model.job.eval_batch as usize;
-        let windows = match stream.examples.len() {
-            0 => stream.ids.len().div_ceil(self.seq_len),
-            _ => stream.fit(self.seq_len).usable.len(),
-        };
-        let count = windows.div_ceil(sequences) as u64;
+        let count = stream.eval_windows(self.seq_len).div_ceil(sequences) as u64;
         let mut progress = Progress::new(label, count, self.quiet);
         let batches = stream.eval_batches(self.seq_len, sequences, None)?;
         let result = model.evaluate(batches, self.options.vote, |_| progress.step(String::new))?;
