@@ -5,7 +5,7 @@ for (var h = 0u; h < TM / SHARE; h++) {
     let held = load_dy4(base[h], n0, params.n);
     //#unroll
     for (var s = 0u; s < SHARE; s++) {
-        //#include "lib/row_own.wgsl"
+        //#paste "lib/row_own.wgsl"
         grad[h * SHARE + s] = row;
     }
 }

@@ -12,6 +12,7 @@ const STAGE: u32 = 32u;
 const QUADS: u32 = STAGE / 4u;
 const TN: u32 = 1u;
 const ROW_STEP: u32 = 1u;
+const SHARE: u32 = 1u;
 const TAIL_STEP: u32 = 4u;
 const BLOCKS: u32 = STAGE / W_STEP;
 

@@ -14,6 +14,7 @@ const WY: u32 = 1u;
 const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
 const PARTS: u32 = W_STEP / (8u * SPREAD);
 const ROW_STEP: u32 = 1u;
+const SHARE: u32 = 1u;
 const TAIL_STEP: u32 = 4u * SLICES;
 const OUTPUTS: u32 = TM * TN * CHANNELS;
 

@@ -11,6 +11,7 @@ const WX: u32 = 64u;  //#spec lanes, each a channel
 const WY: u32 = 1u;
 const GROUPS: u32 = 4u;  //#spec groups of 32 columns staged at a time
 const ROW_STEP: u32 = 1u;
+const SHARE: u32 = 1u;
 const TAIL_STEP: u32 = 4u;
 
 //#include "lib/ints_q8.wgsl"

@@ -13,6 +13,7 @@ const WY: u32 = 16u;  //#spec lanes along m
 const DEPTH: u32 = 16u;  //#spec stored columns staged at a time, a multiple of 8
 const K_FAST: u32 = 0u;  //#spec 1: neighbouring lanes load neighbours along k, for rows of words
 const ROW_STEP: u32 = WY;
+const SHARE: u32 = 1u;
 const TAIL_STEP: u32 = 4u;
 const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 where x is gathered
 const PARTS: u32 = W_STEP / (8u * SPREAD);

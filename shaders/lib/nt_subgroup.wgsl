@@ -13,6 +13,7 @@ const SPREAD: u32 = 1u;  //#spec columns of W for each that is stored: 1, or 2 w
 const PARTS: u32 = W_STEP / (8u * SPREAD);
 const STAGE: u32 = 64u;
 const ROW_STEP: u32 = 1u;
+const SHARE: u32 = 1u;
 const TAIL_STEP: u32 = 4u;
 const BLOCKS: u32 = STAGE / W_STEP;
 const HOLDERS: u32 = W_STEP / 8u;

@@ -13,7 +13,7 @@ for (var h = 0u; h < TM / SHARE; h++) {
         //#include "lib/held_own.wgsl"
         //#unroll
         for (var s = 0u; s < SHARE; s++) {
-            //#include "lib/row_own.wgsl"
+            //#paste "lib/row_own.wgsl"
             //#unroll
             for (var j = 0u; j < TN; j++) {
                 acc[(h * SHARE + s) * TN + j] += dot(row, weights[j][half]);

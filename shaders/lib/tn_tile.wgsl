@@ -30,21 +30,34 @@ fn multiply(lane: vec2<u32>, tile: u32, part: u32) {
     let first = min(part * span, params.m);
     let last = min(first + span, params.m);
     var acc: array<vec4<f32>, TN * KQ>;
-    for (var row = first; row < last; row++) {
-        var inputs: array<vec4<f32>, KQ>;
+    // Four rows a step: drivers on the CPU keep the sums in memory. A row behind the last is the
+    // last one again, times a gradient of 0.
+    for (var step = first; step < last; step += 4u) {
+        var inputs: array<vec4<f32>, 4u * KQ>;
         //#unroll
-        for (var q = 0u; q < KQ; q++) {
-            inputs[q] = load_x4(row * params.k, quad(k0 + q * 4u, params.k), params.k);
+        for (var u = 0u; u < 4u; u++) {
+            //#unroll
+            for (var q = 0u; q < KQ; q++) {
+                let base = min(step + u, last - 1u) * params.k;
+                inputs[u * KQ + q] = load_x4(base, quad(k0 + q * 4u, params.k), params.k);
+            }
         }
-        let base = params.dy_offset + row * params.ld_dy;
         //#unroll
         for (var p = 0u; p < NQ; p++) {
-            let grad = load_dy4(base, quad(n0 + p * 4u, params.n), params.n);
+            var grad: array<vec4<f32>, 4>;
+            //#unroll
+            for (var u = 0u; u < 4u; u++) {
+                let base = params.dy_offset + min(step + u, last - 1u) * params.ld_dy;
+                let loaded = load_dy4(base, quad(n0 + p * 4u, params.n), params.n);
+                grad[u] = select(vec4(0.0), loaded, step + u < last);
+            }
             //#unroll
             for (var c = 0u; c < 4u; c++) {
                 //#unroll
                 for (var q = 0u; q < KQ; q++) {
-                    acc[(p * 4u + c) * KQ + q] += grad[c] * inputs[q];
+                    acc[(p * 4u + c) * KQ + q] += grad[0][c] * inputs[q]
+                        + grad[1][c] * inputs[KQ + q] + grad[2][c] * inputs[2u * KQ + q]
+                        + grad[3][c] * inputs[3u * KQ + q];
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! The assembler: from files under `shaders/` to the WGSL text of one variant.
 //!
-//! A shader file is ordinary WGSL with working defaults. Three comment directives are all the
+//! A shader file is ordinary WGSL with working defaults. Four comment directives are all the
 //! preprocessing there is:
 //!
 //! * `//#include "path"` pastes another file once; the path is relative to `shaders/`, and a
 //!   [`Variant`] may name another file instead (that is how weight formats are chosen).
+//! * `//#paste "path"` does so each time, for lines in the middle of a function.
 //! * `//#spec` behind `const NAME: u32 = 8u;` lets a variant rewrite the value.
 //! * `//#unroll` before `for (var i = 0u; i < TM; i++) {` writes the body out once per value.
 //!   naga never unrolls, and an accumulator array indexed by a rolled loop ends up in memory;
@@ -86,7 +87,7 @@ pub fn assemble(op: &dyn Op, variant: &Variant, immediates: bool) -> Result<Asse
 /// As [`assemble`], for a file that no op owns.
 pub fn assemble_file(path: &str, variant: &Variant, immediates: bool) -> Result<Assembled, Error> {
     let mut lines = Lines::default();
-    let mut state = Paste { variant, seen: HashSet::new(), used: HashSet::new() };
+    let mut state = Paste { variant, seen: HashSet::new(), used: HashSet::new(), open: Vec::new() };
     state.paste(path, &mut lines)?;
     for (name, _) in &variant.spec {
         if !state.used.contains(name) {
@@ -124,17 +125,21 @@ struct Paste<'a> {
     variant: &'a Variant,
     seen: HashSet<String>,
     used: HashSet<&'a str>,
+    /// Files that are being pasted, the outermost first.
+    open: Vec<String>,
 }
 
 impl Paste<'_> {
     fn paste(&mut self, path: &str, out: &mut Lines) -> Result<(), Error> {
-        if !self.seen.insert(path.to_string()) {
-            return Ok(());
+        if self.open.iter().any(|file| file == path) {
+            return Err(Error(format!("shaders/{path}: pastes itself")));
         }
+        self.open.push(path.to_string());
         let text = source(path)?;
         for (index, line) in text.lines().enumerate() {
             let trimmed = line.trim();
-            if let Some(rest) = trimmed.strip_prefix("//#include ") {
+            let included = trimmed.strip_prefix("//#include ");
+            if let Some(rest) = included.or_else(|| trimmed.strip_prefix("//#paste ")) {
                 let named = rest.trim().trim_matches('"');
                 let replaced = self.variant.fragments.iter().find(|(from, _)| *from == named);
                 let target = match replaced {
@@ -144,12 +149,15 @@ impl Paste<'_> {
                     }
                     None => named,
                 };
-                self.paste(target, out)?;
+                if self.seen.insert(target.to_string()) || included.is_none() {
+                    self.paste(target, out)?;
+                }
                 continue;
             }
             let text = self.rewrite(line, path, index + 1)?;
             out.0.push(Line { text, file: path.to_string(), number: index + 1 });
         }
+        self.open.pop();
         Ok(())
     }
 

@@ -21,12 +21,12 @@ pub(super) fn header(tree: &Tree, out: &mut Complaints) {
 }
 
 pub(super) fn banned(tree: &Tree, out: &mut Complaints) {
-    const FIX: &str = "the only directives are `//#include`, `//#spec` and `//#unroll`; choose by \
-                       including another fragment";
+    const FIX: &str = "the only directives are `//#include`, `//#paste`, `//#spec` and \
+                       `//#unroll`; choose by including another fragment";
     for file in tree.with_extension("wgsl") {
         for (number, line) in file.lines() {
             let word = line.split_whitespace().next().unwrap_or_default();
-            let known = matches!(word, "//#include" | "//#unroll");
+            let known = matches!(word, "//#include" | "//#paste" | "//#unroll");
             if word.starts_with('#') || word.starts_with("//#") && !known {
                 out.push(&file.path, number, format!("`{word}`: {FIX}"));
             }

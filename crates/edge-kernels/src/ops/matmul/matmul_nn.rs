@@ -140,9 +140,11 @@ impl Op for MatmulNn {
         };
         let mut variants = Vec::new();
         let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
-        if p.m >= 32 && blocks >= LANES {
+        // Lanes without columns pay as long as they are fewer than the others.
+        if p.m >= 32 && blocks >= LANES / 2 {
             let variant = Variant::named("broadcast").fragment("lib/dy_vec4.wgsl", input);
-            add(broadcast(variant.spec("TM", 16)).suits(Hardware::Software));
+            let tm = if call.format.is_packed() { 16 } else { 32 };
+            add(broadcast(variant.spec("TM", tm)).suits(Hardware::Software));
         }
         let gpu = |name, body| {
             let variant = Variant::named(name).fragment("lib/dy_vec4.wgsl", input);
@@ -255,6 +257,7 @@ fn cases() -> Vec<Case> {
         add("5x7x59", format, Params::dense(5, 7, 59));
     }
     add("3x70x96", Format::Q4, Params::dense(3, 70, 96));
+    add("idle_lanes_33x9x150", Format::Q4, Params::dense(33, 9, 150));
     let dense = [(1, 1, 1), (1, 12, 40), (1, 65, 140), (3, 8, 12), (9, 65, 257), (64, 64, 8)];
     for (m, n, k) in dense {
         add(&format!("{m}x{n}x{k}"), Format::F32, Params::dense(m, n, k));
