@@ -5,6 +5,7 @@
 //! Grid: one workgroup a row. Shared: 4·WG bytes. Needs: nothing beyond core WebGPU.
 
 //#include "lib/reduce.wgsl"
+//#include "lib/scalar.wgsl"
 
 const WG: u32 = 64u;  //#spec power of two, 8..=256
 
@@ -21,7 +22,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read> logits: array<Element>;
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
 @group(0) @binding(3) var<storage, read_write> stats: array<f32>;
 
@@ -35,18 +36,15 @@ fn cross_entropy_forward(
     if row >= params.rows {
         return;
     }
-    let base = row * params.ld;
+    let base = row * params.ld / LANES;
     // Maximum and sum in one pass: the logits are the largest tensor of a step.
     var lane_max = LOWEST;
     var lane_sum = 0.0;
-    for (var c = lane.index; c < params.cols; c += WG) {
+    for (var c = lane.index; c < params.cols / LANES; c += WG) {
         let z = logits[base + c];
-        if z > lane_max {
-            lane_sum = lane_sum * exp(lane_max - z) + 1.0;
-            lane_max = z;
-        } else {
-            lane_sum += exp(z - lane_max);
-        }
+        let merged = max(lane_max, lanes_max(z));
+        lane_sum = lane_sum * exp(lane_max - merged) + lanes_sum(exp(z - merged));
+        lane_max = merged;
     }
     var row_max = workgroup_max(lane_max, lane);
     var row_sum = workgroup_sum(lane_sum * exp(lane_max - row_max), lane);
@@ -64,7 +62,7 @@ fn cross_entropy_forward(
         }
         // Wraps for ids below col0, and for the id of ignored rows stays out of range.
         if column < params.cols {
-            target_logit = logits[base + column];
+            target_logit = lanes_at(logits[base + column / LANES], column % LANES);
         }
         stats[slot] = row_max;
         stats[slot + 1u] = row_sum;

@@ -3,6 +3,7 @@
 //! x, dy, dx: [rows, cols] f32 · w: [cols] f32 · rstd: [rows] f32
 //! Grid: one workgroup a row. Shared: 4·WG bytes. Needs: nothing beyond core WebGPU.
 
+//#include "lib/scalar.wgsl"
 //#include "lib/reduce.wgsl"
 
 const WG: u32 = 64u;  //#spec power of two, 8..=256
@@ -15,11 +16,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> w: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Element>;
+@group(0) @binding(2) var<storage, read> w: array<Element>;
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;
-@group(0) @binding(4) var<storage, read> dy: array<f32>;
-@group(0) @binding(5) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(4) var<storage, read> dy: array<Element>;
+@group(0) @binding(5) var<storage, read_write> dx: array<Element>;
 
 @compute @workgroup_size(WG)
 fn rms_norm_backward(
@@ -31,14 +32,15 @@ fn rms_norm_backward(
     if row >= params.rows {
         return;
     }
-    let base = row * params.cols;
+    let count = params.cols / LANES;
+    let base = row * count;
     var partial = 0.0;
-    for (var c = lane.index; c < params.cols; c += WG) {
-        partial += w[c] * dy[base + c] * x[base + c];
+    for (var c = lane.index; c < count; c += WG) {
+        partial += lanes_dot(w[c] * dy[base + c], x[base + c]);
     }
     let scale = rstd[row];
     let pull = workgroup_sum(partial, lane) * scale * scale / f32(params.cols);
-    for (var c = lane.index; c < params.cols; c += WG) {
+    for (var c = lane.index; c < count; c += WG) {
         let value = scale * (w[c] * dy[base + c] - x[base + c] * pull);
         if params.accumulate == 1u {
             dx[base + c] += value;

@@ -107,20 +107,25 @@ impl Scores {
 
     /// The best weights for these temperatures, and their mean loss.
     fn maximise(&self, temperatures: &[usize], weights: &mut [f64]) -> f64 {
+        let exits = temperatures.len();
         let rows: Vec<&[f32]> =
             temperatures.iter().zip(&self.log_p).map(|(&t, exit)| &exit[t][..]).collect();
         let tokens = self.tokens();
+        // Probabilities relative to the largest of a token, whose logarithms are summed apart.
+        let (mut shares, mut top_sum) = (Vec::with_capacity(tokens * exits), 0.0);
+        for token in 0..tokens {
+            let top = rows.iter().map(|row| row[token]).fold(f32::NEG_INFINITY, f32::max);
+            shares.extend(rows.iter().map(|row| f64::from(row[token] - top).exp()));
+            top_sum += f64::from(top);
+        }
         let mut last = f64::INFINITY;
         for _ in 0..EM_ROUNDS {
-            let mut sums = vec![0.0; rows.len()];
-            let mut loss = 0.0;
-            for token in 0..tokens {
-                let top = rows.iter().map(|row| row[token]).fold(f32::NEG_INFINITY, f32::max);
-                let share = |row: &&[f32]| f64::from(row[token] - top).exp();
-                let parts = rows.iter().zip(&*weights).map(|(row, w)| w * share(row));
-                let parts: Vec<f64> = parts.collect();
-                let total: f64 = parts.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-                loss -= total.ln() + f64::from(top);
+            let mut sums = vec![0.0; exits];
+            let mut loss = -top_sum;
+            for shares in shares.chunks(exits) {
+                let parts = shares.iter().zip(&*weights).map(|(share, w)| w * share);
+                let total = parts.clone().sum::<f64>().max(f64::MIN_POSITIVE);
+                loss -= total.ln();
                 sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part / total);
             }
             loss /= tokens as f64;

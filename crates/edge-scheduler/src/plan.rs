@@ -28,6 +28,10 @@ pub const VOCAB_CHUNK: u32 = 8192;
 /// Bytes of a chunk of logits (tokens × vocabulary rows).
 pub const LOGITS_BYTES: u64 = 2 << 20;
 
+/// Tokens in a chunk of votes, at most. Only evaluation votes, so that a run of training should not
+/// keep much memory for it.
+pub const VOTE_TOKENS: u32 = 64;
+
 /// Row blocks in the first pass of the gradient of a norm's weight.
 pub const NORM_GRAD_PARTS: u32 = 16;
 
@@ -399,7 +403,7 @@ impl Builder<'_> {
         let (rows, compared) = (self.rows(), self.compared_rows());
         self.add("stats.0", Category::Logits, 3 * rows);
         if self.job.vote {
-            let votes = u64::from(tokens).min(compared) * u64::from(chunk);
+            let votes = u64::from(tokens.min(VOTE_TOKENS)).min(compared) * u64::from(chunk);
             self.add("votes", Category::Logits, votes);
             self.add("vote_stats", Category::Logits, 3 * compared);
             for exit in 1..self.job.windows.len() {

@@ -14,6 +14,7 @@ use edge_kernels::ops::loss::{
     vote_reduce,
 };
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
+use edge_scheduler::plan::VOTE_TOKENS;
 
 use super::block::Geometry;
 use super::linear::{MatrixShard, weight_gradient};
@@ -32,7 +33,10 @@ struct Rows {
 
 impl Model {
     fn row_chunks(&self, rows: u32) -> impl Iterator<Item = Rows> + use<> {
-        let step = self.plan.token_chunk;
+        Self::chunks_of(rows, self.plan.token_chunk)
+    }
+
+    fn chunks_of(rows: u32, step: u32) -> impl Iterator<Item = Rows> {
         (0..rows.div_ceil(step)).map(move |index| {
             let first = index * step;
             Rows { first, count: step.min(rows - first) }
@@ -263,7 +267,7 @@ impl Model {
                 }
             }
         }
-        for rows in self.row_chunks(g.rows()) {
+        for rows in Self::chunks_of(g.rows(), self.plan.token_chunk.min(VOTE_TOKENS)) {
             for part in &self.head_matrix().shards {
                 self.vote_chunk(recorder, vote, rows, part, g)?;
                 let params = vote_reduce::Params {

@@ -18,7 +18,7 @@
 use crate::util::SeededRng;
 use rayon::prelude::*;
 
-use super::{IGNORE, case_logits, case_stats, case_targets, map_variants};
+use super::{IGNORE, by_lanes, case_logits, case_stats, case_targets, map_variants};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
@@ -69,7 +69,8 @@ impl Op for CrossEntropyBackward {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        map_variants(call.params::<Params>().cols)
+        let p: Params = call.params();
+        by_lanes(map_variants(p.cols), p.cols, p.ld)
     }
 
     fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {
@@ -112,6 +113,7 @@ impl Op for CrossEntropyBackward {
             chunk("11x257", 11, 257, 257, 0, 0, -1.7),
             chunk("33x1000", 33, 1000, 1000, 0, 0, 1.0 / 33.0),
             chunk("13x67_of_80", 13, 67, 80, 5, 100, 2.0),
+            chunk("9x132_of_140", 9, 132, 140, 2, 37, 0.5),
             chunk("1x2053", 1, 2053, 2053, 0, 4096, 1.0),
             Case::bench("tinyllama_256x8192", Call::new(&bench)),
         ]

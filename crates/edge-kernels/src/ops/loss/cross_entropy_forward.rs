@@ -18,7 +18,7 @@
 use crate::util::SeededRng;
 use rayon::prelude::*;
 
-use super::{case_logits, case_stats, case_targets, reduce_variants};
+use super::{by_lanes, case_logits, case_stats, case_targets, reduce_variants};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
@@ -69,7 +69,8 @@ impl Op for CrossEntropyForward {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        reduce_variants(call.params::<Params>().cols)
+        let p: Params = call.params();
+        by_lanes(reduce_variants(p.cols), p.cols, p.ld)
     }
 
     fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {
@@ -112,6 +113,7 @@ impl Op for CrossEntropyForward {
             chunk("11x257", 11, 257, 257, 0, 0, 1),
             chunk("33x1000", 33, 1000, 1000, 0, 0, 1),
             chunk("merge_13x67_of_80", 13, 67, 80, 5, 100, 0),
+            chunk("merge_9x132_of_140", 9, 132, 140, 2, 37, 0),
             chunk("first_6x31_of_32", 6, 31, 32, 3, 0, 1),
             chunk("merge_1x2053", 1, 2053, 2053, 0, 4096, 0),
             Case::bench("tinyllama_256x8192", Call::new(&bench)),

@@ -22,7 +22,8 @@ pub mod vote_reduce;
 
 use rand::RngExt;
 
-use crate::op::{Needs, Variant};
+use crate::lanes::by_four;
+use crate::op::{Hardware, Needs, Variant};
 use crate::util::{SeededRng, row_workgroup, uniform_vec};
 
 /// The target id of a row that counts neither in the loss nor in the gradient.
@@ -33,10 +34,15 @@ pub const IGNORE: u32 = u32::MAX;
 /// the smallest normal number, so that flushing denormals changes nothing.
 pub const PROBABILITY_FLOOR: f32 = 1.0e-37;
 
+/// Lanes of a workgroup that drivers on the CPU run as one vector: there a row gains nothing from
+/// more of them, which wait for each other.
+const SMALL: u32 = 8;
+
 /// Variants of an op that reduces rows of `len` elements with one workgroup.
 pub(crate) fn reduce_variants(len: u32) -> Vec<Variant> {
     let width = row_workgroup(len);
     vec![
+        Variant::named("small").spec("WG", SMALL).suits(Hardware::Software),
         Variant::named("subgroup")
             .fragment("lib/reduce.wgsl", "lib/reduce_subgroup.wgsl")
             .spec("WG", width)
@@ -45,9 +51,18 @@ pub(crate) fn reduce_variants(len: u32) -> Vec<Variant> {
     ]
 }
 
-/// The one variant of an op that maps rows of `cols` elements without reducing them.
+/// `variants`, for rows of `cols` logits at a distance of `ld` in `lib/scalar.wgsl`'s `Element`.
+fn by_lanes(variants: Vec<Variant>, cols: u32, ld: u32) -> Vec<Variant> {
+    let instead = if by_four(&[cols, ld]) { "lib/vec4.wgsl" } else { "lib/scalar.wgsl" };
+    variants.into_iter().map(|variant| variant.fragment("lib/scalar.wgsl", instead)).collect()
+}
+
+/// Variants of an op that maps rows of `cols` elements without reducing them.
 fn map_variants(cols: u32) -> Vec<Variant> {
-    vec![Variant::plain().spec("WG", row_workgroup(cols))]
+    vec![
+        Variant::named("small").spec("WG", SMALL).suits(Hardware::Software),
+        Variant::plain().spec("WG", row_workgroup(cols)),
+    ]
 }
 
 /// `rows` rows of logits at a distance of `ld`: ordinary ones, and every fifth row each huge, all

@@ -17,11 +17,12 @@
 
 use rayon::prelude::*;
 
+use super::row_variants;
 use crate::op::{
-    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Needs, Op, Tolerance, Variant,
-    Work, read, read_write,
+    Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
+    read, read_write,
 };
-use crate::util::{SeededRng, fold_grid, row_workgroup, uniform_f32};
+use crate::util::{SeededRng, fold_grid, uniform_f32};
 
 /// See the module.
 pub struct RmsNormBackward;
@@ -73,14 +74,7 @@ impl Op for RmsNormBackward {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        let width = row_workgroup(call.params::<Params>().cols);
-        vec![
-            Variant::named("subgroup")
-                .fragment("lib/reduce.wgsl", "lib/reduce_subgroup.wgsl")
-                .spec("WG", width)
-                .needs(Needs { subgroups: true, ..Needs::default() }),
-            Variant::plain().spec("WG", width),
-        ]
+        row_variants(call.params::<Params>().cols)
     }
 
     fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {
