@@ -177,8 +177,15 @@ fn isolated_windows_stand_on_the_base() {
         let stacked = tiny.edge(&device, Format::F32);
         let job = Job { isolated: true, phases: true, ..stacked.model.job.clone() };
         let mut isolated = Trainer::new(tiny.load(&device, &job), AdamW::default());
+        // Adapters of one window at a time lie on the device: all start as they do together, and
+        // come back as they were set.
+        assert_eq!(
+            isolated.model.adapter().expect("started"),
+            stacked.model.adapter().expect("started")
+        );
         let tensors = adapter(&stacked);
         isolated.model.set_adapter(&tensors).expect("set");
+        assert_eq!(isolated.model.adapter().expect("set"), tensors);
         let got = isolated.model.exit_logits(&batch()).expect("logits");
         for (exit, window) in job.windows.iter().enumerate() {
             // The stacked model with no other window's adapters.

@@ -55,6 +55,15 @@ impl Entry {
     }
 }
 
+/// The norm of an exit in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitNorm {
+    /// Which exit.
+    pub exit: u32,
+    /// Whether it lies in an arena of its own, the group's last, instead of behind the adapters.
+    pub apart: bool,
+}
+
 /// Tensors that are updated together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Group {
@@ -86,7 +95,7 @@ impl Group {
     pub fn lora(
         shape: &ModelShape,
         window: Window,
-        exit_norm: Option<u32>,
+        exit_norm: Option<ExitNorm>,
         rank: u32,
         targets: &[Projection],
         max_words: u64,
@@ -99,10 +108,20 @@ impl Group {
                 tensors.push((Owner::LoraB(block, projection), n, rank));
             }
         }
-        if let Some(exit) = exit_norm {
-            tensors.push((Owner::ExitNorm(exit), 1, shape.hidden_size));
+        let Some(ExitNorm { exit, apart }) = exit_norm else {
+            return Self::lay_out(tensors, max_words);
+        };
+        let norm = (Owner::ExitNorm(exit), 1, shape.hidden_size);
+        if !apart {
+            tensors.push(norm);
+            return Self::lay_out(tensors, max_words);
         }
-        Self::lay_out(tensors, max_words)
+        let mut group = Self::lay_out(tensors, max_words);
+        let own = Self::lay_out(vec![norm], max_words);
+        let arena = group.arenas.len();
+        group.entries.extend(own.entries.into_iter().map(|entry| Entry { arena, ..entry }));
+        group.arenas.extend(own.arenas);
+        group
     }
 
     /// Every weight of the model.
@@ -126,6 +145,12 @@ impl Group {
             tensors.extend(table.iter().map(|&s| (Owner::Head(s), s.rows, d)));
         }
         Self::lay_out(tensors, max_bytes / 4)
+    }
+
+    /// Whether the values of an arena share a buffer with those of other groups, where adapters
+    /// take turns on the device ([`Job::in_turns`](crate::Job::in_turns)): all but the exit's norm.
+    pub fn is_shared(&self, arena: usize, in_turns: bool) -> bool {
+        in_turns && arena + 1 < self.arenas.len()
     }
 
     /// The entry of a tensor.
@@ -161,8 +186,12 @@ mod tests {
         let max_bytes = 64 << 10;
         let full = Group::full(&shape(), max_bytes, 256);
         let window = Window { first: 1, end: 4 };
-        let lora = Group::lora(&shape(), window, Some(1), 8, &Projection::ALL, max_bytes / 4);
-        for group in [full, lora] {
+        let lora = |apart| {
+            let norm = ExitNorm { exit: 1, apart };
+            Group::lora(&shape(), window, Some(norm), 8, &Projection::ALL, max_bytes / 4)
+        };
+        assert_eq!(lora(true).entries.last().map(|norm| norm.offset), Some(0));
+        for group in [full, lora(false), lora(true)] {
             for (index, entry) in group.entries.iter().enumerate() {
                 assert_eq!(entry.offset % ALIGN_WORDS, 0);
                 assert!(entry.offset + entry.words() <= group.arenas[entry.arena]);

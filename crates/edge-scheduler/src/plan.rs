@@ -6,7 +6,7 @@ use edge_kernels::ops::optim::adamw_8bit;
 use edge_kernels::{Category, Format};
 
 use crate::calibrate::{Calibration, moment_buffers, widest};
-use crate::params::Group;
+use crate::params::{ExitNorm, Group};
 use crate::shape::{BlockFormats, ModelShape, Projection, Shard, Window};
 
 /// What of a device decides sizes.
@@ -109,6 +109,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether adapters take turns on the device: isolated windows need those of no other one, so
+    /// that in phases only those of the window that is trained lie there.
+    pub fn in_turns(&self) -> bool {
+        self.training && self.isolated && self.phases
+    }
+
     /// Blocks of the deepest window.
     pub fn depth(&self) -> u32 {
         self.windows.iter().map(|window| window.depth()).max().unwrap_or(1)
@@ -282,16 +288,18 @@ impl Builder<'_> {
         let (shape, job) = (self.shape, self.job);
         let max_words = self.max_shard_bytes / 4;
         let windows = job.windows.iter().zip(0..);
+        // All exits are compared at once, whosever adapters lie on the device.
+        let norm = |exit| ExitNorm { exit, apart: job.in_turns() };
         match &job.trained {
             Trained::Full => vec![Group::full(shape, self.max_shard_bytes, VOCAB_CHUNK)],
             Trained::Lora { rank, targets } => windows
                 .map(|(&window, t)| {
-                    let norm = job.exit_norms.then_some(t);
+                    let norm = job.exit_norms.then_some(norm(t));
                     Group::lora(shape, window, norm, *rank, targets, max_words)
                 })
                 .collect(),
             Trained::Nothing if job.exit_norms => windows
-                .map(|(&window, t)| Group::lora(shape, window, Some(t), 0, &[], max_words))
+                .map(|(&window, t)| Group::lora(shape, window, Some(norm(t)), 0, &[], max_words))
                 .collect(),
             Trained::Nothing => Vec::new(),
         }
@@ -350,10 +358,15 @@ impl Builder<'_> {
     fn parameters(&mut self, groups: &[Group]) {
         let values = if self.full() { Category::Weights } else { Category::Adapters };
         // Of the largest arena of each number: what windows take in turns.
-        let mut most: Vec<u64> = Vec::new();
+        let (mut most, mut shared): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
         for (index, group) in groups.iter().enumerate() {
             for (arena, &words) in group.arenas.iter().enumerate() {
-                self.add(format!("group.{index}.values.{arena}"), values, words);
+                if group.is_shared(arena, self.job.in_turns()) {
+                    shared.resize(shared.len().max(arena + 1), 0);
+                    shared[arena] = words.max(shared[arena]);
+                } else {
+                    self.add(format!("group.{index}.values.{arena}"), values, words);
+                }
                 if self.job.training && !self.job.phases {
                     self.moments(&format!("group.{index}"), arena, words);
                 }
@@ -362,6 +375,9 @@ impl Builder<'_> {
                 }
                 most[arena] = most[arena].max(words);
             }
+        }
+        for (arena, &words) in shared.iter().enumerate() {
+            self.add(format!("phase.values.{arena}"), values, words);
         }
         if self.job.training {
             for (arena, &words) in most.iter().enumerate() {

@@ -25,6 +25,20 @@ pub(crate) struct Counted {
     of: Option<Geometry>,
 }
 
+impl Counted {
+    /// Of each row that the head works on, the sequence of the batch whose target it has, if that
+    /// counts.
+    pub(crate) fn sequences(&self, batch: &Batch) -> Vec<Option<usize>> {
+        let rows = batch.targets.iter().enumerate();
+        let owner =
+            |(row, &target): (usize, &u32)| (target != IGNORE).then_some(row / batch.seq_len);
+        match self.of {
+            Some(_) => rows.map(owner).filter(Option::is_some).collect(),
+            None => rows.map(owner).collect(),
+        }
+    }
+}
+
 /// Whether it is worth gathering `counted` of `rows`: a text's windows, of which only the last
 /// row does not count, stay as they are.
 fn worth(counted: usize, rows: usize) -> bool {

@@ -1,5 +1,7 @@
 //! From a checkpoint to device memory, in the formats that the job names.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Slice};
 use edge_kernels::Format;
@@ -308,16 +310,26 @@ impl Loader<'_, '_> {
     }
 }
 
-/// Starts adapters as peft does: `A` uniform in ±1/√K (Kaiming with a = √5), `B` zero.
-pub(super) fn init_adapters(blocks: &[Block], device: &Device, seed: u64) -> Result<()> {
+/// Starts the adapters of some blocks as peft does: `A` uniform in ±1/√K (Kaiming with a = √5),
+/// `B` zero. A block's are the same whichever blocks are started with it.
+pub(super) fn init_adapters(
+    blocks: &[Block],
+    started: Range<usize>,
+    device: &Device,
+    seed: u64,
+) -> Result<()> {
     let mut rng = SeededRng::seed_from_u64(seed);
-    for block in blocks {
+    for (index, block) in blocks.iter().enumerate().take(started.end) {
         for linear in &block.linears {
             let Some(lora) = &linear.lora else { continue };
             let bound = 1.0 / (linear.matrix.cols as f32).sqrt();
             let count = lora.a.value.words() as usize;
             let values: Vec<f32> = (0..count).map(|_| rng.random_range(-bound..bound)).collect();
-            device.write(&lora.a.value, bytemuck::cast_slice(&values))?;
+            if started.contains(&index) {
+                device.write(&lora.a.value, bytemuck::cast_slice(&values))?;
+                let zeros = vec![0; lora.b.value.words() as usize];
+                device.write(&lora.b.value, &zeros)?;
+            }
         }
     }
     Ok(())

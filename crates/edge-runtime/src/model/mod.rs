@@ -4,6 +4,7 @@
 //! * [`block`] — a block, forward and backward.
 //! * [`head`] — exits: norm, head, loss, votes, never with all logits.
 //! * [`load`] — from a checkpoint to device memory.
+//! * [`turns`] — adapters that take turns on the device.
 //! * [`workspace`] — activations and scratch, allocated from the plan.
 
 pub mod block;
@@ -11,9 +12,11 @@ pub(crate) mod counted;
 pub mod head;
 pub mod linear;
 pub mod load;
+mod turns;
 pub mod workspace;
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice};
@@ -25,6 +28,7 @@ use edge_scheduler::{DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, 
 use self::block::{Geometry, Onward};
 use self::linear::{Linear, Matrix};
 use self::load::Loader;
+use self::turns::Turns;
 use self::workspace::{Pool, Slot, Workspace};
 use crate::adapter::{AdapterConfig, AdapterTensors};
 use crate::batch::Batch;
@@ -114,6 +118,8 @@ pub struct Model {
     vote_norms: Vec<Slice>,
     /// Temperatures and weights, once they are known.
     learned: Option<Learned>,
+    /// Where the adapters are that are not on the device, where they take turns there.
+    turns: Option<Mutex<Turns>>,
 }
 
 /// A compressed checkpoint comes in formats of its own.
@@ -190,7 +196,8 @@ impl Model {
             .map(|exit| pool.zeroed(&format!("vote.{exit}.norm")))
             .collect::<Result<Vec<_>>>()?;
         pool.finish()?;
-        load::init_adapters(&blocks, device, adapter.seed)?;
+        load::init_adapters(&blocks, 0..blocks.len(), device, adapter.seed)?;
+        let turns = job.in_turns().then(|| Mutex::new(Turns::new(job.windows.len(), adapter.seed)));
         Ok(Self {
             config: config.clone(),
             shape,
@@ -206,6 +213,7 @@ impl Model {
             workspace,
             vote_norms,
             learned: None,
+            turns,
         })
     }
 
@@ -382,12 +390,14 @@ impl Model {
     /// The adapter has a layer that the model was not built with.
     pub fn set_adapter(&self, tensors: &AdapterTensors) -> Result<()> {
         for (&(layer, projection), (a, b)) in tensors {
+            self.bring_layer(layer)?;
             let lora = self.blocks[layer].linear(projection).lora.as_ref();
             let lora = lora.with_context(|| {
                 format!("the model was built without an adapter on layer {layer} {projection:?}")
             })?;
             self.device.write(&lora.a.value, bytemuck::cast_slice(a))?;
             self.device.write(&lora.b.value, bytemuck::cast_slice(b))?;
+            self.adapters_changed();
         }
         Ok(())
     }
@@ -399,6 +409,7 @@ impl Model {
     pub fn adapter(&self) -> Result<AdapterTensors> {
         let mut tensors = AdapterTensors::new();
         for (layer, block) in self.blocks.iter().enumerate() {
+            self.bring_layer(layer)?;
             for projection in Projection::ALL {
                 if let Some(lora) = &block.linear(projection).lora {
                     let a = self.device.read_f32(&lora.a.value)?;
@@ -533,6 +544,8 @@ fn groups(pool: &mut Pool<'_>, plan: &Plan, job: &Job) -> Result<Vec<GroupBuffer
             None => moments(&format!("group.{index}"), group.arenas.len())?,
         });
     }
+    let shared = if job.in_turns() { most - 1 } else { 0 };
+    let shared = take("phase.values", shared)?;
     let mut groups = Vec::new();
     for (index, (group, [m, v, largest])) in plan.groups.iter().zip(own).enumerate() {
         let words = |word_count: fn(u64) -> u64, slices: Vec<Slice>| -> Vec<Slice> {
@@ -543,8 +556,15 @@ fn groups(pool: &mut Pool<'_>, plan: &Plan, job: &Job) -> Result<Vec<GroupBuffer
             true => (adamw_8bit::moment_words, adamw_8bit::largest_words),
             false => (|words| words, adamw_8bit::largest_words),
         };
+        let values = group.arenas.iter().enumerate().map(|(arena, &words)| {
+            match group.is_shared(arena, job.in_turns()) {
+                true => Ok(shared[arena].buffer().slice(0, words)),
+                false => pool.zeroed(&format!("group.{index}.values.{arena}")),
+            }
+        });
+        let values = values.collect::<Result<Vec<_>>>()?;
         groups.push(GroupBuffers {
-            values: take(&format!("group.{index}.values"), group.arenas.len())?,
+            values,
             m: words(moment, m),
             v: words(moment, v),
             largest: words(largest_words, largest),

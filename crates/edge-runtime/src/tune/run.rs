@@ -98,6 +98,7 @@ pub fn run_on(
     // Only now is everything checked: a run that cannot start leaves nothing behind.
     let run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
     run_dir.write_config(options)?;
+    model.keep_adapters_in(run_dir.path().to_owned());
     let mut trainer = Trainer::new(
         model,
         AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() },

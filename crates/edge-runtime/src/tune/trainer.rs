@@ -132,6 +132,7 @@ impl Trainer {
         mut cache: Option<&mut TrunkCache>,
     ) -> Result<()> {
         let model = &self.model;
+        model.bring(index)?;
         let window = model.job.windows[index];
         let scale = 1.0 / trained.max(1) as f32;
         let mut recorder = model.device.recorder();
@@ -218,6 +219,7 @@ impl Trainer {
     /// Clips the gradient of window `index` and applies AdamW.
     fn update(&mut self, recorder: &mut Recorder, index: usize, lr: f64) -> Result<()> {
         self.updates[index] += 1;
+        self.model.adapters_changed();
         let (model, opt) = (&self.model, self.optimizer);
         let group = &model.groups[index];
         let back = model.workspace.backward.as_ref().context("a training workspace")?;
