@@ -14,7 +14,7 @@ use crate::commands::{demo, refused, run};
 use crate::model::{batch, devices, lora, tiny};
 
 /// The batch with the targets of these rows alone.
-fn only(keep: impl Fn(usize) -> bool) -> Batch {
+pub(crate) fn only(keep: impl Fn(usize) -> bool) -> Batch {
     let mut batch = batch();
     for (row, target) in batch.targets.iter_mut().enumerate().filter(|(row, _)| !keep(*row)) {
         *target = if keep(row) { *target } else { IGNORE };

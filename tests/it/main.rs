@@ -2,6 +2,7 @@
 
 mod block_f64;
 mod calibrate;
+mod choices;
 mod commands;
 mod compare;
 mod compress;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use edge_gpu::Recorder;
 use edge_kernels::ops::memory::{copy, fill};
 
@@ -51,6 +51,15 @@ struct Sum {
     loss: f64,
     tokens: f64,
     ms: f64,
+}
+
+/// Log-probabilities of sequences, in the order of their batches.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SequenceScores {
+    /// By exit, by sequence.
+    pub exits: Vec<Vec<f64>>,
+    /// By vote, by sequence.
+    pub votes: Vec<Vec<f64>>,
 }
 
 impl Model {
@@ -136,6 +145,55 @@ impl Model {
         Ok(Scores { log_p })
     }
 
+    /// The log-probability of each sequence's targets that count, at every exit and by these votes.
+    ///
+    /// # Errors
+    /// As [`Model::evaluate`].
+    pub fn score_sequences(
+        &self,
+        batches: impl Iterator<Item = Batch>,
+        votes: &[Vote],
+        mut progress: impl FnMut(),
+    ) -> Result<SequenceScores> {
+        let votes: Vec<Vote> = votes.iter().copied().filter(|_| self.job.vote).collect();
+        let mut scores = SequenceScores {
+            exits: vec![Vec::new(); self.exits.len()],
+            votes: vec![Vec::new(); votes.len()],
+        };
+        for batch in batches.filter(|batch| batch.trained_tokens > 0) {
+            let counted = self.run_to_counted(&batch)?;
+            let g = counted.head;
+            let owners = counted.sequences(&batch);
+            let sums = |stats: &edge_gpu::Slice| -> Result<Vec<f64>> {
+                let rows = stats.buffer().slice(stats.offset_words(), 3 * u64::from(g.rows()));
+                let rows = self.device.read_f32(&rows)?;
+                let mut sums = vec![0.0; batch.sequences];
+                for ([max, sum, z], owner) in rows.as_chunks::<3>().0.iter().zip(&owners) {
+                    if let Some(owner) = owner {
+                        sums[*owner] += f64::from(z - max - sum.ln());
+                    }
+                }
+                Ok(sums)
+            };
+            for (index, log_p) in scores.exits.iter_mut().enumerate() {
+                let (x, stats) = (self.exit_stream(index), self.exit_stats(index));
+                let mut recorder = self.device.recorder();
+                self.exit_loss(&mut recorder, &self.exits[index], x, stats, g);
+                recorder.submit()?;
+                log_p.extend(sums(stats)?);
+            }
+            for (&vote, log_p) in votes.iter().zip(&mut scores.votes) {
+                let mut recorder = self.device.recorder();
+                self.vote_loss(&mut recorder, vote, g)?;
+                recorder.submit()?;
+                let stats = self.workspace.votes.as_ref().context("the model votes")?;
+                log_p.extend(sums(&stats.1)?);
+            }
+            progress();
+        }
+        Ok(scores)
+    }
+
     /// Runs a batch through all blocks, leaving the rows that count of the residual stream of every
     /// exit behind.
     fn run_to_counted(&self, batch: &Batch) -> Result<Counted> {
@@ -154,7 +212,7 @@ impl Model {
     pub(crate) fn run_to_exits(&self, g: Geometry) -> Result<()> {
         let mut recorder = self.device.recorder();
         if self.job.isolated {
-            self.run_both_streams(&mut recorder, g);
+            self.run_both_streams(&mut recorder, g)?;
             return Ok(recorder.submit()?);
         }
         self.trunk(&mut recorder, self.shape.num_blocks, g, |recorder, exit, x| {
@@ -168,13 +226,17 @@ impl Model {
 
     /// With isolated windows: from the base's stream at a window's lower edge one stream goes
     /// through the window with its adapters to the exit, and the base's own goes on without.
-    fn run_both_streams(&self, recorder: &mut Recorder, g: Geometry) {
+    fn run_both_streams(&self, recorder: &mut Recorder, g: Geometry) -> Result<()> {
         let (rows, stream) = (g.rows(), self.stream());
         self.embed(recorder, rows, stream);
         let last = self.job.windows.len() - 1;
         for (index, window) in self.job.windows.iter().enumerate() {
             let (at_exit, spare) = (&self.workspace.exits[index], &self.workspace.normed);
             let blocks = window.first..window.end;
+            if self.job.in_turns() {
+                recorder.submit()?;
+                self.bring(index)?;
+            }
             self.copy_rows(recorder, rows, stream, at_exit);
             self.run_blocks(recorder, blocks.clone(), g);
             // The adapted stream to its exit, the base's back into place.
@@ -185,6 +247,7 @@ impl Model {
                 self.run_blocks(recorder, blocks, g.of_base());
             }
         }
+        Ok(())
     }
 
     /// The residual stream at an exit after [`Model::run_to_exits`].

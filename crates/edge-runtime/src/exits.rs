@@ -94,6 +94,14 @@ fn windows(after_block: &[usize]) -> Vec<[usize; 2]> {
 }
 
 impl Exits {
+    /// The lowest layer (from 0) whose adapters the last exit has in its stream.
+    pub fn first_adapted(&self) -> usize {
+        match self.after_block[..] {
+            [.., below, _] if self.isolated => below,
+            _ => 0,
+        }
+    }
+
     /// Writes both files into `dir`, each atomically.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ pub mod autotune;
 pub mod batch;
 mod chat;
 pub mod checkpoint;
+pub mod choices;
 pub mod cli;
 pub mod compare;
 pub mod compress;

@@ -13,6 +13,7 @@ use safetensors::tensor::Dtype as Kind;
 
 use crate::adapter::{AdapterConfig, weight_name};
 use crate::checkpoint::{Checkpoint, Dtype};
+use crate::exits::Exits;
 use crate::model::load::NORM;
 use crate::run_dir::{sync_dir, write_atomically};
 use crate::session::{Source, Tuned};
@@ -21,11 +22,12 @@ use crate::tune::save::COMPANIONS;
 /// File name of the weights.
 const WEIGHTS: &str = "model.safetensors";
 
-/// Writes the merged model into `out`, a model folder for any program: tensor by tensor, so that
-/// one weight is in memory at a time; the weights last, atomically.
+/// Writes the model at its last exit, merged, into `out`, a model folder for any program: tensor by
+/// tensor, so that one weight is in memory at a time; the weights last, atomically. Of a run with
+/// isolated windows it takes the top window's adapters, which the last exit alone has.
 ///
 /// # Errors
-/// The base is compressed, the windows were isolated, or a file cannot be written.
+/// The base is compressed, or a file cannot be written.
 pub fn merge(
     source: &Source,
     tuned: &Tuned,
@@ -40,11 +42,8 @@ pub fn merge(
         source.dir.display()
     );
     let exits = tuned.exits.as_ref();
-    ensure!(
-        !exits.is_some_and(|exits| exits.isolated),
-        "the run's windows are isolated, each on the base alone, so that no merged model equals \
-         them: tune with --semantics stacked or progressive"
-    );
+    // The last exit of isolated windows stands on the base and the top window's adapters.
+    let first_layer = exits.map_or(0, Exits::first_adapted);
     fs::create_dir_all(out)
         .with_context(|| format!("cannot make {}: give another --out", out.display()))?;
     for name in COMPANIONS {
@@ -60,6 +59,9 @@ pub fn merge(
     let mut changes: BTreeMap<String, Change<'_>> = BTreeMap::new();
     if let Some((config, tensors)) = adapter {
         for ((layer, projection), (a, b)) in tensors {
+            if *layer < first_layer {
+                continue;
+            }
             let change = Change::Lora { config, a, b };
             changes.insert(weight_name(*layer, *projection), change);
         }

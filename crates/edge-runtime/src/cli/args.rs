@@ -231,6 +231,10 @@ pub struct EvalArgs {
     /// Text, JSONL, or a directory with test.* or valid.*; may be repeated
     #[arg(long, value_name = "PATH")]
     pub data: Vec<PathBuf>,
+    /// JSONL of questions to choose an answer of, {question, choices, answer} or {input, output}:
+    /// prints the share of right ones instead of a loss
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "fit_vote"])]
+    pub choices: Option<PathBuf>,
     /// Report every vote rule with its loss and cost
     #[arg(long)]
     pub all_votes: bool,
@@ -243,7 +247,7 @@ pub struct EvalArgs {
     /// How exits are combined [default: as the run says]
     #[arg(long, value_enum)]
     pub vote: Option<Vote>,
-    /// Stop after this many windows
+    /// Stop after this many windows, or questions
     #[arg(long)]
     pub max_windows: Option<usize>,
     /// auto, cpu, an index or a part of a device's name

@@ -1,11 +1,17 @@
-//! `eval`: loss and perplexity of a text, per exit and by vote.
+//! `eval`: loss and perplexity of a text, or the share of questions answered rightly, per exit and
+//! by vote.
+
+use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use edge_gpu::Options;
 
 use super::args::EvalArgs;
-use super::report::{EvalReport, ExitLoss, Progress, VoteLoss, print_json};
+use super::report::{
+    ChoicesReport, EvalReport, ExitLoss, Progress, VoteAccuracy, VoteLoss, print_json,
+};
 use crate::batch::check_seq_len;
+use crate::choices::Choices;
 use crate::data::{Stream, load_eval};
 use crate::exits::{Exits, Vote};
 use crate::model::Model;
@@ -16,9 +22,9 @@ const BATCH: u32 = 4;
 
 /// Which model a command runs, and what tuning left for it.
 pub(super) fn open(
-    model: Option<&std::path::Path>,
-    adapter: Option<&std::path::Path>,
-    run: Option<&std::path::Path>,
+    model: Option<&Path>,
+    adapter: Option<&Path>,
+    run: Option<&Path>,
 ) -> Result<(Source, Tuned)> {
     let options = run.map(crate::session::run_options).transpose()?;
     let full = run.filter(|run| run.join("model.safetensors").exists());
@@ -80,31 +86,84 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         open(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
     check_seq_len(args.seq_len, source.config.max_position_embeddings)?;
     ensure!(args.seq_len >= 2, "--seq-len is below 2: give at least 2");
+    match &args.choices {
+        Some(path) => choices(args, &source, &tuned, path),
+        None => text(args, &source, &tuned),
+    }
+}
+
+/// Loads the model to evaluate, and says what it takes of the device's memory, bytes.
+fn load(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<(Model, u64)> {
+    let device = super::open_device(&args.device, &Options::default())?;
+    let formats = formats(source, tuned)?;
+    let mut job = source.job(formats, BATCH, args.seq_len as u32);
+    tuned.apply(&mut job);
+    let plan = check_budget(source, &job, &device, None)?;
+    let tensors = 7 * job.blocks.len() as u64 + 1;
+    let mut loading = Progress::new("load", tensors, args.quiet);
+    let model = tuned.load(&device, source, &job, &mut |_| loading.step(String::new))?;
+    loading.finish();
+    Ok((model, plan.bytes()))
+}
+
+/// The rule that decides, and all that are reported.
+fn votes(args: &EvalArgs, tuned: &Tuned, model: &Model) -> Result<(Vote, Vec<Vote>)> {
+    let asked = if args.fit_vote { args.vote.or(Some(Vote::Learned)) } else { args.vote };
+    let vote = choose_vote(asked, tuned, model.learned().is_some())?;
+    if !args.all_votes {
+        return Ok((vote, vec![vote]));
+    }
+    let mut votes = Vote::ALL.to_vec();
+    votes.retain(|&rule| rule != Vote::Learned || model.learned().is_some());
+    Ok((vote, votes))
+}
+
+/// The share of questions that are answered rightly.
+fn choices(args: &EvalArgs, source: &Source, tuned: &Tuned, path: &Path) -> Result<()> {
+    let choices = Choices::load(path, &source.tokenizer, args.seq_len, args.max_windows)?;
+    let (model, bytes) = load(args, source, tuned)?;
+    let (vote, votes) = votes(args, tuned, &model)?;
+    let count = choices.stream.eval_windows(args.seq_len).div_ceil(BATCH as usize) as u64;
+    let mut progress = Progress::new("eval", count, args.quiet);
+    let batches = choices.stream.eval_batches(args.seq_len, BATCH as usize, None)?;
+    let scores = model.score_sequences(batches, &votes, || progress.step(String::new))?;
+    progress.finish();
+    let (exits, voted) = choices.accuracies(&scores);
+    let voted = votes.iter().zip(voted);
+    let voted: Vec<VoteAccuracy> =
+        voted.map(|(&rule, accuracy)| VoteAccuracy { rule, accuracy }).collect();
+    let last = exits.last().copied().unwrap_or(f64::NAN);
+    let many = exits.len() > 1;
+    let report = ChoicesReport {
+        accuracy: voted.iter().find(|voted| voted.rule == vote).map_or(last, |v| v.accuracy),
+        chance: choices.chance(),
+        items: choices.len() as u64,
+        cut: choices.cut as u64,
+        exits: if many { exits } else { Vec::new() },
+        votes: voted,
+    };
+    if !args.quiet {
+        show_choices(&report, &model.device.info().name, bytes);
+    }
+    if args.json {
+        print_json(&report)?;
+    }
+    Ok(())
+}
+
+/// Loss and perplexity of a text.
+fn text(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<()> {
     let data = match (&args.data[..], args.model.is_some()) {
         ([], false) => vec![demo_dir()?.join("valid.txt")],
         (data, _) => data.to_vec(),
     };
     ensure!(!data.is_empty(), "there is nothing to evaluate: give --data a file or folder");
     let stream = load_eval(&data, &source.tokenizer)?;
-    let device = super::open_device(&args.device, &Options::default())?;
-    let formats = formats(&source, &tuned)?;
-    let mut job = source.job(formats, BATCH, args.seq_len as u32);
-    tuned.apply(&mut job);
-    let plan = check_budget(&source, &job, &device, None)?;
-    let tensors = 7 * job.blocks.len() as u64 + 1;
-    let mut loading = Progress::new("load", tensors, args.quiet);
-    let mut model = tuned.load(&device, &source, &job, &mut |_| loading.step(String::new))?;
-    loading.finish();
+    let (mut model, bytes) = load(args, source, tuned)?;
     if args.fit_vote {
-        fit_vote(args, &source, &tuned, &mut model, &stream)?;
+        fit_vote(args, source, tuned, &mut model, &stream)?;
     }
-    let asked = if args.fit_vote { args.vote.or(Some(Vote::Learned)) } else { args.vote };
-    let vote = choose_vote(asked, &tuned, model.learned().is_some())?;
-    let mut votes = vec![vote];
-    if args.all_votes {
-        votes = Vote::ALL.to_vec();
-        votes.retain(|&rule| rule != Vote::Learned || model.learned().is_some());
-    }
+    let (vote, votes) = votes(args, tuned, &model)?;
     let windows = stream.eval_windows(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
     let count = windows.div_ceil(BATCH as usize) as u64;
     let mut progress = Progress::new("eval", count, args.quiet);
@@ -121,15 +180,38 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         exits: ExitLoss::all(&result.exits),
         vote: many.then(|| VoteLoss { rule: vote.name().into(), val_loss: loss }),
         votes: if args.all_votes { result.votes.clone() } else { Vec::new() },
-        ..EvalReport::default()
     };
     if !args.quiet {
-        show(&report, &device.info().name, plan.bytes());
+        show(&report, &model.device.info().name, bytes);
     }
     if args.json {
         print_json(&report)?;
     }
     Ok(())
+}
+
+/// The report of questions for people.
+fn show_choices(report: &ChoicesReport, device: &str, bytes: u64) {
+    eprintln!(
+        "{:.2} % of {} questions answered rightly on {device} ({} of device memory); by guessing \
+         {:.2} %",
+        100.0 * report.accuracy,
+        report.items,
+        mebibytes(bytes),
+        100.0 * report.chance
+    );
+    if report.cut > 0 {
+        eprintln!(
+            "{} questions lost their beginning: raise --seq-len, if the model's context allows it",
+            report.cut
+        );
+    }
+    for (index, accuracy) in report.exits.iter().enumerate() {
+        eprintln!("  exit {}: {:.2} %", index + 1, 100.0 * accuracy);
+    }
+    for voted in &report.votes {
+        eprintln!("  vote {}: {:.2} %", voted.rule.name(), 100.0 * voted.accuracy);
+    }
 }
 
 /// The report for people.

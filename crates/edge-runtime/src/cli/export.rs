@@ -36,6 +36,12 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
                 source.dir.display()
             );
         }
+        if tuned.exits.as_ref().is_some_and(|exits| exits.first_adapted() > 0) {
+            eprintln!(
+                "the run's windows are isolated: merged is the last exit, with the top window's \
+                 adapters alone"
+            );
+        }
         eprintln!("written to {}", args.out.display());
     }
     if args.json {

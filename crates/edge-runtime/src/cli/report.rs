@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::evaluate::Voted;
+use crate::exits::Vote;
 use crate::profile::ProfileReport;
 use crate::tune::trunk_cache::CacheReport;
 
@@ -109,12 +110,32 @@ pub struct EvalReport {
     /// Every rule's loss and cost, with `--all-votes`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub votes: Vec<Voted>,
-    /// Share of right answers, for multiple choice only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub accuracy: Option<f64>,
-    /// Questions, for multiple choice only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub items: Option<u64>,
+}
+
+/// `eval --choices --json`; the keys in this order.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChoicesReport {
+    /// Share of right answers, by the chosen vote.
+    pub accuracy: f64,
+    /// Share of somebody who guesses.
+    pub chance: f64,
+    /// Questions.
+    pub items: u64,
+    /// Those whose beginning was left out.
+    pub cut: u64,
+    /// Share at each exit, from the bottom up; empty without exits.
+    pub exits: Vec<f64>,
+    /// Share by rule; empty without exits.
+    pub votes: Vec<VoteAccuracy>,
+}
+
+/// Share of right answers by a rule.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct VoteAccuracy {
+    /// The rule.
+    pub rule: Vote,
+    /// Share of right answers.
+    pub accuracy: f64,
 }
 
 /// One line of JSON; numbers that are not finite become null.
@@ -256,7 +277,7 @@ mod tests {
 
     #[test]
     fn keys_of_eval_are_stable() {
-        let mut report = EvalReport {
+        let report = EvalReport {
             exits: vec![ExitLoss { exit: 1, val_loss: 2.0 }],
             vote: Some(VoteLoss { rule: "mean".to_owned(), val_loss: 1.5 }),
             ..EvalReport::default()
@@ -265,9 +286,8 @@ mod tests {
         assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote");
         assert!(text.contains(r#""exits":[{"exit":1,"val_loss":2.0}]"#));
         assert!(text.contains(r#""vote":{"rule":"mean","val_loss":1.5}"#));
-        (report.accuracy, report.items) = (Some(0.5), Some(2));
         let text = json_line(&report).unwrap();
-        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote accuracy items");
+        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote");
     }
 
     #[test]
