@@ -4,7 +4,7 @@
 //! * [`block`] — a block, forward and backward.
 //! * [`head`] — exits: norm, head, loss, votes, never with all logits.
 //! * [`load`] — from a checkpoint to device memory.
-//! * [`turns`] — adapters that take turns on the device.
+//! * `turns` — adapters that take turns on the device.
 //! * [`workspace`] — activations and scratch, allocated from the plan.
 
 pub mod block;
