@@ -4,12 +4,6 @@
 //! sums in memory, and few registers hold four rows of weights.
 for (var n0 = 0u; n0 < params.n; n0 += 4u) {
     //#include "lib/nn_grad.wgsl"
-    var block: array<WBlock, 4>;
-    //#unroll
-    for (var step = 0u; step < 4u; step++) {
-        // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
-        block[step] = load_w_block(min(n0 + step, params.n - 1u), b_load);
-    }
     //#unroll
     for (var part = 0u; part < PARTS; part++) {
         var w: array<mat2x4<f32>, 4>;

@@ -7,12 +7,6 @@ for (var group0 = 0u; group0 < params.n; group0 += ROW_GROUP) {
     var kept: array<mat2x4<f32>, TM * KEPT_PARTS>;
     for (var n0 = group0; n0 < min(group0 + ROW_GROUP, params.n); n0 += 4u) {
         //#include "lib/nn_grad.wgsl"
-        var block: array<WBlock, 4>;
-        //#unroll
-        for (var step = 0u; step < 4u; step++) {
-            // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
-            block[step] = load_w_block(min(n0 + step, params.n - 1u), b_load);
-        }
         //#unroll
         for (var part = 0u; part < KEPT_PARTS; part++) {
             var w: array<mat2x4<f32>, 4>;

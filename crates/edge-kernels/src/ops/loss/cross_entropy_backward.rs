@@ -70,7 +70,7 @@ impl Op for CrossEntropyBackward {
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
         let p: Params = call.params();
-        by_lanes(map_variants(p.cols), p.cols, p.ld)
+        by_lanes(map_variants(p.cols), &[p.cols, p.ld])
     }
 
     fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {

@@ -51,9 +51,9 @@ pub(crate) fn reduce_variants(len: u32) -> Vec<Variant> {
     ]
 }
 
-/// `variants`, for rows of `cols` logits at a distance of `ld` in `lib/scalar.wgsl`'s `Element`.
-fn by_lanes(variants: Vec<Variant>, cols: u32, ld: u32) -> Vec<Variant> {
-    let instead = if by_four(&[cols, ld]) { "lib/vec4.wgsl" } else { "lib/scalar.wgsl" };
+/// `variants`, for rows of these sizes and distances in `lib/scalar.wgsl`'s `Element`.
+pub(crate) fn by_lanes(variants: Vec<Variant>, sizes: &[u32]) -> Vec<Variant> {
+    let instead = if by_four(sizes) { "lib/vec4.wgsl" } else { "lib/scalar.wgsl" };
     variants.into_iter().map(|variant| variant.fragment("lib/scalar.wgsl", instead)).collect()
 }
 
