@@ -126,6 +126,9 @@ impl Tiny {
             recompute: false,
             phases: false,
             isolated: false,
+            streaming: None,
+            streams: 0,
+            columns: false,
         }
     }
 

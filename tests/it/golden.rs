@@ -107,6 +107,9 @@ impl Golden {
             recompute: false,
             phases: false,
             isolated: false,
+            streaming: None,
+            streams: 0,
+            columns: false,
         }
     }
 

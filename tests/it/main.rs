@@ -14,4 +14,5 @@ mod formats;
 mod golden;
 mod model;
 mod ops;
+mod stream;
 mod windows;

@@ -46,6 +46,10 @@ pub(crate) fn batch() -> Batch {
 }
 
 impl Tiny {
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     pub(crate) fn job(&self, blocks: Format, table: Format, trained: Trained, windows: u32) -> Job {
         Job {
             blocks: vec![BlockFormats::uniform(blocks); 4],
@@ -66,6 +70,9 @@ impl Tiny {
             recompute: false,
             phases: false,
             isolated: false,
+            streaming: None,
+            streams: 0,
+            columns: false,
         }
     }
 

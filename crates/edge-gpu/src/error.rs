@@ -158,6 +158,11 @@ pub enum Error {
         /// What the driver said.
         message: String,
     },
+    /// Weights that a dispatch needs did not come.
+    Weights {
+        /// Which, why and what helps: a sentence.
+        message: String,
+    },
     /// Any other error that the driver reported.
     Driver {
         /// What it said.
@@ -239,6 +244,7 @@ impl fmt::Display for Error {
             | Self::Shader { .. }
             | Self::Dispatch { .. }
             | Self::WrongAnswer { .. }
+            | Self::Weights { .. }
             | Self::Driver { .. } => self.fmt_kernel(f),
         }
     }
@@ -258,6 +264,7 @@ impl Error {
             Self::WrongAnswer { op, variant, message } => {
                 write!(f, "{op}, variant '{variant}', answers wrongly: {message}")
             }
+            Self::Weights { message } => f.write_str(message),
             Self::Driver { message } => write!(f, "the device reported: {message}"),
             // All others have their sentences in `fmt`, which a match without `_` sees to.
             _ => Ok(()),

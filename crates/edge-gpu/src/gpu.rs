@@ -83,6 +83,8 @@ pub(crate) struct Flights {
     pub(crate) pending: Option<Charge>,
     /// When the last submission was seen to end, if that was seen as it happened.
     ended: Option<Instant>,
+    /// The last submission.
+    pub(crate) last: Option<wgpu::SubmissionIndex>,
     /// Measured over estimated time.
     scale: f64,
 }
@@ -145,6 +147,7 @@ impl Gpu {
                 queue: VecDeque::new(),
                 pending: None,
                 ended: None,
+                last: None,
                 scale: 1.0,
             }),
             readback,
@@ -203,6 +206,7 @@ impl Gpu {
         let index = self.queue.submit([encoder.finish()]);
         let estimate = batch.iter().map(|prepared| prepared.seconds).sum();
         let staging = flights.pending.take();
+        flights.last = Some(index.clone());
         flights.queue.push_back(Flight { index, estimate, _staging: staging });
         drop(flights);
         if let (Some(timers), Some(profile)) = (timers.as_deref(), profile) {

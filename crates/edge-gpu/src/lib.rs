@@ -22,6 +22,7 @@ mod recorder;
 mod sync;
 mod transfer;
 mod trial;
+mod upload;
 
 pub use adapter::{AdapterSummary, DeviceInfo, DeviceKind};
 pub use buffer::{Buffer, Slice};
@@ -31,3 +32,4 @@ pub use ledger::MemoryReport;
 pub use profile::OpTime;
 pub use recorder::Recorder;
 pub use trial::Trial;
+pub use upload::{Ticket, UploadSlot};

@@ -54,6 +54,17 @@ impl Recorder {
         self.error.take().map_or(Ok(()), Err)
     }
 
+    /// Ends the recording with an error, unless there is one already: nothing behind it runs, and
+    /// [`Recorder::submit`] reports it.
+    pub fn fail(&mut self, error: Error) {
+        self.guard(|_| Err(error));
+    }
+
+    /// Submits what was added so far, keeping an error for [`Recorder::submit`].
+    pub fn flush_now(&mut self) {
+        self.guard(Self::flush);
+    }
+
     fn guard(&mut self, body: impl FnOnce(&mut Self) -> Result<(), Error>) {
         if self.error.is_none() {
             self.error = body(self).err();

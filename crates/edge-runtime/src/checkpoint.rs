@@ -314,6 +314,19 @@ impl Checkpoint {
         )
     }
 
+    /// Where the bytes of a tensor are: the file, and the first byte there.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(crate) fn place(&self, name: &str) -> Result<(&Path, u64)> {
+        let found = self.places.get(name).map(|place| &self.shards[*place]);
+        let found = found.and_then(|shard| Some((shard, shard.tensors.get(name)?)));
+        let (shard, info) = found.with_context(|| {
+            format!("tensor {name} is missing in {}: download the model again", self.location())
+        })?;
+        Ok((&shard.path, (shard.data + info.data_offsets.0) as u64))
+    }
+
     fn location(&self) -> String {
         match self.shards.as_slice() {
             [only] => only.path.display().to_string(),

@@ -210,6 +210,7 @@ impl Model {
 
     /// Runs the current ids through all blocks, leaving the residual stream of every exit behind.
     pub(crate) fn run_to_exits(&self, g: Geometry) -> Result<()> {
+        self.expect_blocks(&self.blocks_to_exits());
         let mut recorder = self.device.recorder();
         if self.job.isolated {
             self.run_both_streams(&mut recorder, g)?;
@@ -222,6 +223,20 @@ impl Model {
             recorder.push(copy::dispatch(params, x.clone(), kept.clone()));
         });
         Ok(recorder.submit()?)
+    }
+
+    /// The blocks of [`Model::run_to_exits`] in their order.
+    fn blocks_to_exits(&self) -> Vec<u32> {
+        if !self.job.isolated {
+            return (0..self.shape.num_blocks).collect();
+        }
+        let windows = self.job.windows.iter();
+        let twice = windows.flat_map(|w| (w.first..w.end).chain(w.first..w.end));
+        let top = self.job.windows.last().map_or(0, |top| top.depth()) as usize;
+        let mut blocks: Vec<u32> = twice.collect();
+        // Nothing needs the base's stream above the last window.
+        blocks.truncate(blocks.len() - top);
+        blocks
     }
 
     /// With isolated windows: from the base's stream at a window's lower edge one stream goes

@@ -141,6 +141,9 @@ impl Source {
             recompute: false,
             phases: false,
             isolated: false,
+            streaming: None,
+            streams: 0,
+            columns: false,
         }
     }
 }

@@ -8,6 +8,7 @@ use edge_kernels::{Category, Format};
 use crate::calibrate::{Calibration, moment_buffers, widest};
 use crate::params::{ExitNorm, Group};
 use crate::shape::{BlockFormats, ModelShape, Projection, Shard, Window};
+use crate::stream::{Streaming, block_parts};
 
 /// What of a device decides sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +107,22 @@ pub struct Job {
     /// Whether a window's adapters see a trunk without adapters, so that exits have streams of
     /// their own beside the base's.
     pub isolated: bool,
+    /// Blocks that are not kept on the device; `None`: all are.
+    pub streaming: Option<Streaming>,
+    /// Residual streams that are kept for micro-batches which wait for each other; 0: micro-batches
+    /// go through the model one after the other.
+    pub streams: u32,
+    /// Whether each of those micro-batches keeps the inputs of the window's blocks and its own
+    /// gradient, so that they go through the window block by block too.
+    pub columns: bool,
 }
 
 impl Job {
+    /// Whether a block's weights are in a transfer slot.
+    pub fn streams_block(&self, block: u32) -> bool {
+        self.streaming.as_ref().is_some_and(|streaming| streaming.streams(block))
+    }
+
     /// Whether adapters take turns on the device: isolated windows need those of no other one, so
     /// that in phases only those of the window that is trained lie there.
     pub fn in_turns(&self) -> bool {
@@ -135,9 +149,14 @@ impl Job {
         if self.training && !self.recompute { self.depth() } else { 1 }
     }
 
-    /// Inputs of blocks that are kept for recomputation; the top block's is in its slot.
+    /// Inputs of blocks that are kept for recomputation. The top block's is in its slot, unless
+    /// micro-batches take turns with each block: then each keeps all of its own.
     pub fn kept_inputs(&self) -> u32 {
-        if self.training && self.recompute { self.depth() - 1 } else { 0 }
+        match (self.training && self.recompute, self.columns) {
+            (false, _) => 0,
+            (true, false) => self.depth() - 1,
+            (true, true) => self.depth() * self.streams,
+        }
     }
 
     /// The formats that the matrix of a projection of this block may be in, the first one first.
@@ -335,7 +354,8 @@ impl Builder<'_> {
             self.matrix("lm_head", d, &[job.head], &shards);
         }
         for block in 0..job.blocks.len() as u32 {
-            for projection in Projection::ALL {
+            let streamed = job.streams_block(block);
+            for projection in Projection::ALL.into_iter().filter(|_| !streamed) {
                 let (_, k) = shape.projection(projection);
                 let formats: Vec<Format> = job.projection_formats(block, projection).collect();
                 let shards = job.projection_shards(shape, block, projection, max);
@@ -346,12 +366,31 @@ impl Builder<'_> {
                 self.add(format!("block.{block}.{norm}"), Category::Weights, d.into());
             }
         }
+        self.transfer_slots();
         if !job.exit_norms {
             self.add("norm", Category::Weights, d.into());
         }
         // The exits' norms over their temperatures.
         for exit in 0..if job.vote { job.windows.len() } else { 0 } {
             self.add(format!("vote.{exit}.norm"), Category::Adapters, d.into());
+        }
+    }
+
+    /// Room for the largest of the blocks that take turns in each transfer slot.
+    fn transfer_slots(&mut self) {
+        let Some(streaming) = &self.job.streaming else { return };
+        let mut most = vec![0; streaming.slots.min(streaming.streamed()) as usize];
+        for (block, slot) in (0..).zip(streaming.slot_of()) {
+            let Some(slot) = slot else { continue };
+            let (_, words) = block_parts(self.shape, self.job, block, self.max_shard_bytes);
+            most[slot] = words.max(most[slot]);
+        }
+        for (slot, words) in most.into_iter().enumerate() {
+            let name = Streaming::slot_name(slot);
+            if streaming.staged {
+                self.add(format!("{name}.staging"), Category::Staging, words);
+            }
+            self.add(name, Category::Weights, words);
         }
     }
 
@@ -444,6 +483,9 @@ impl Builder<'_> {
         self.add("hidden", act, columns(shape.intermediate_size.max(d)));
         for kept in 0..self.job.kept_inputs() {
             self.add(format!("kept.{kept}.x"), act, columns(d));
+        }
+        for stream in 0..self.job.streams {
+            self.add(format!("micro.{stream}.x"), act, columns(d));
         }
         for slot in 0..self.job.slots() {
             let mut add = |name: &str, words| self.add(format!("slot.{slot}.{name}"), act, words);

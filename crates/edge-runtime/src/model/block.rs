@@ -198,6 +198,7 @@ impl Model {
         g: Geometry,
         tap: Tap<'_>,
     ) {
+        self.acquire(recorder, index);
         let (ws, rows) = (&self.workspace, g.rows());
         let block = &self.blocks[index as usize];
         let lora = slot.lora.as_ref().filter(|_| !g.base);
@@ -324,6 +325,7 @@ impl Model {
         need_input: bool,
         g: Geometry,
     ) {
+        self.acquire(recorder, index);
         let (ws, rows) = (&self.workspace, g.rows());
         let block = &self.blocks[index as usize];
         let (Some(back), Some(x_mid)) = (&ws.backward, &slot.x_mid) else { return };

@@ -1,18 +1,21 @@
 //! From a checkpoint to device memory, in the formats that the job names.
 
 use std::ops::Range;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use edge_gpu::{Device, Slice};
+use edge_gpu::{Device, Slice, UploadSlot};
 use edge_kernels::Format;
 use edge_kernels::format::WeightBuffers;
 use edge_kernels::pack::{PackedHost, pack};
 use edge_kernels::util::SeededRng;
 use edge_scheduler::plan::{projection_shards, table_shards};
+use edge_scheduler::stream::{BlockPart, block_parts};
 use edge_scheduler::{Group, Job, Owner, Plan, Projection, Shard, Trained};
 use rand::{RngExt, SeedableRng};
 
 use super::linear::{Linear, Lora, Matrix, MatrixShard, Parameter};
+use super::stream::Piece;
 use super::workspace::Pool;
 use super::{Block, Exit, GroupBuffers, Norm};
 use crate::adapter::weight_name;
@@ -90,6 +93,12 @@ pub(super) struct Loader<'a, 'p> {
     pub pool: &'a mut Pool<'p>,
     /// Values and gradients of each group.
     pub groups: Vec<GroupBuffers>,
+    /// Transfer slots of blocks that do not stay.
+    pub slots: Vec<UploadSlot>,
+    /// The slot of each block that does not.
+    pub slot_of: Vec<Option<usize>>,
+    /// What each of these blocks is made of.
+    pub pieces: Vec<Vec<Piece>>,
     /// `alpha / r` of the adapters.
     pub lora_scale: f32,
     /// Called with the tensors loaded so far.
@@ -251,6 +260,11 @@ impl Loader<'_, '_> {
         let name = norm_name(block, true);
         let owner = Owner::PostAttentionNorm(block);
         let post_norm = self.norm(&name, &label("post_attention_layernorm"), owner)?;
+        if let Some(slot) = self.slot_of.get(block as usize).copied().flatten() {
+            let linears = self.streamed(block, slot)?;
+            return Ok(Block { input_norm, post_norm, linears });
+        }
+        self.pieces.push(Vec::new());
         let mut linears = Vec::with_capacity(7);
         for projection in Projection::ALL {
             let (n, k) = shape.projection(projection);
@@ -270,6 +284,84 @@ impl Loader<'_, '_> {
             linears.push(Linear { matrix, lora: self.lora(block, projection) });
         }
         Ok(Block { input_norm, post_norm, linears })
+    }
+
+    /// The projections of a block whose weights will be read into a slot, and where they are.
+    fn streamed(&mut self, block: u32, slot: usize) -> Result<Vec<Linear>> {
+        let shape = self.config.shape();
+        let max = self.plan.max_shard_bytes;
+        let (parts, _) = block_parts(&shape, self.job, block, max);
+        let buffer = self.slots[slot].buffer().clone();
+        let mut pieces = Vec::with_capacity(parts.len());
+        let mut shards: Vec<Vec<MatrixShard>> = vec![Vec::new(); Projection::ALL.len()];
+        for part in parts {
+            let format = self.job.blocks[block as usize].get(part.projection);
+            pieces.push(self.piece(block, &part, format)?);
+            let words = buffer.slice(part.offset, part.words);
+            let of = &mut shards[part.projection.index()];
+            match of.last_mut().filter(|_| part.scales) {
+                Some(shard) => shard.weight.scales = Some(words),
+                None => {
+                    let weight = WeightBuffers { format, values: words, scales: None };
+                    let shard = part.shard;
+                    of.push(MatrixShard { shard, weight, grad: None, scales: None });
+                }
+            }
+        }
+        self.pieces.push(pieces);
+        let linear = |(projection, shards): (Projection, Vec<MatrixShard>)| {
+            let (rows, cols) = shape.projection(projection);
+            let matrix = Matrix { rows, cols, shards };
+            Linear { matrix, lora: self.lora(block, projection) }
+        };
+        Ok(Projection::ALL.into_iter().zip(shards).map(linear).collect())
+    }
+
+    /// Where the words of a part of a block are: as they are to lie on the device, since nothing
+    /// is converted on the way.
+    fn piece(&mut self, block: u32, part: &BlockPart, format: Format) -> Result<Piece> {
+        if !part.scales {
+            self.loaded += usize::from(part.index == 0);
+            (self.progress)(self.loaded);
+        }
+        let checkpoint = self.checkpoint;
+        let name = weight_name(block as usize, part.projection);
+        let (n, k) = self.config.shape().projection(part.projection);
+        let piece = |path: &Path, byte, bytes| Piece {
+            path: path.to_path_buf(),
+            byte,
+            word: part.offset,
+            bytes,
+        };
+        if checkpoint.is_packed(&name) {
+            let parts = shards_of(n, k, format);
+            let own = self.job.projection_shards(
+                &self.config.shape(),
+                block,
+                part.projection,
+                self.plan.max_shard_bytes,
+            );
+            let part_bytes = checkpoint.stored(&values_name(&name, 0))?.len();
+            let limit = (self.device.info().name.as_str(), self.plan.max_shard_bytes);
+            check_parts(&name, &parts, part_bytes, &own, limit)?;
+            let stored = match part.scales {
+                true => scales_name(&name, part.index),
+                false => values_name(&name, part.index),
+            };
+            let bytes = checkpoint.stored(&stored)?.len() as u64;
+            let (path, byte) = checkpoint.place(&stored)?;
+            return Ok(piece(path, byte, bytes));
+        }
+        let tensor = checkpoint.expect(&name, &[n as usize, k as usize])?;
+        let same = dense_format(tensor.dtype) == format;
+        ensure!(
+            same && (format == Format::F32 || k.is_multiple_of(2)),
+            "the weights of layer {block} would have to be converted each time that they are              streamed: compress the model first (compress --target-bits), or leave out --bits"
+        );
+        let stride = u64::from(k) * tensor.dtype.bytes() as u64;
+        let (path, byte) = checkpoint.place(&name)?;
+        let first = byte + u64::from(part.shard.row0) * stride;
+        Ok(piece(path, first, u64::from(part.shard.rows) * stride))
     }
 
     fn lora(&self, block: u32, projection: Projection) -> Option<Lora> {

@@ -4,7 +4,9 @@
 //! * [`block`] — a block, forward and backward.
 //! * [`head`] — exits: norm, head, loss, votes, never with all logits.
 //! * [`load`] — from a checkpoint to device memory.
+//! * `stream` — blocks whose weights come when they are needed.
 //! * `turns` — adapters that take turns on the device.
+//! * `window` — blocks that are trained, forward and backward, by micro-batch.
 //! * [`workspace`] — activations and scratch, allocated from the plan.
 
 pub mod block;
@@ -12,7 +14,9 @@ pub(crate) mod counted;
 pub mod head;
 pub mod linear;
 pub mod load;
+pub(crate) mod stream;
 mod turns;
+mod window;
 pub mod workspace;
 
 use std::ops::Range;
@@ -23,11 +27,14 @@ use edge_gpu::{Device, Recorder, Slice};
 use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
 use edge_kernels::ops::optim::adamw_8bit;
-use edge_scheduler::{DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window};
+use edge_scheduler::{
+    DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Streaming, Trained,
+};
 
 use self::block::{Geometry, Onward};
 use self::linear::{Linear, Matrix};
 use self::load::Loader;
+use self::stream::Streamer;
 use self::turns::Turns;
 use self::workspace::{Pool, Slot, Workspace};
 use crate::adapter::{AdapterConfig, AdapterTensors};
@@ -120,6 +127,8 @@ pub struct Model {
     learned: Option<Learned>,
     /// Where the adapters are that are not on the device, where they take turns there.
     turns: Option<Mutex<Turns>>,
+    /// What brings blocks that do not stay on the device.
+    streamer: Option<Streamer>,
 }
 
 /// A compressed checkpoint comes in formats of its own.
@@ -174,6 +183,10 @@ impl Model {
         let table: &[u32] = bytemuck::cast_slice(&table);
         let rope = pool.filled("rope", table)?;
         let groups = groups(&mut pool, &plan, job)?;
+        let slot_of = job.streaming.as_ref().map(Streaming::slot_of).unwrap_or_default();
+        let count = slot_of.iter().flatten().max().map_or(0, |most| most + 1);
+        let slots = (0..count).map(|slot| pool.slot(&Streaming::slot_name(slot)));
+        let slots = slots.collect::<Result<Vec<_>>>()?;
         let mut loader = Loader {
             device,
             checkpoint,
@@ -182,6 +195,9 @@ impl Model {
             plan: &plan,
             pool: &mut pool,
             groups,
+            slots,
+            slot_of,
+            pieces: Vec::new(),
             lora_scale: adapter.scale,
             progress,
             loaded: 0,
@@ -190,6 +206,11 @@ impl Model {
         let blocks = (0..shape.num_blocks).map(|b| loader.block(b)).collect::<Result<Vec<_>>>()?;
         let exits = loader.exits()?;
         let groups = std::mem::take(&mut loader.groups);
+        let Loader { slots, slot_of, pieces, .. } = loader;
+        let streamer = match slots.is_empty() {
+            true => None,
+            false => Some(Streamer::new(device, slot_of, slots, pieces)?),
+        };
         let workspace = Workspace::new(&mut pool, job, shape.num_blocks)?;
         let voters = if job.vote { job.windows.len() } else { 0 };
         let vote_norms = (0..voters)
@@ -214,6 +235,7 @@ impl Model {
             vote_norms,
             learned: None,
             turns,
+            streamer,
         })
     }
 
@@ -308,10 +330,15 @@ impl Model {
 
     /// Runs these blocks in place on [`Model::stream`].
     pub(crate) fn run_blocks(&self, recorder: &mut Recorder, blocks: Range<u32>, g: Geometry) {
-        let slot = &self.workspace.slots[0];
         for block in blocks {
-            self.block_forward(recorder, block, slot, Onward::InPlace, false, g);
+            self.run_on(recorder, block, self.stream(), g);
         }
+    }
+
+    /// Runs a block in place on a residual stream `[rows, d]`.
+    pub(crate) fn run_on(&self, recorder: &mut Recorder, block: u32, x: &Slice, g: Geometry) {
+        let slot = Slot { x: x.clone(), ..self.workspace.slots[0].clone() };
+        self.block_forward(recorder, block, &slot, Onward::InPlace, false, g);
     }
 
     /// The residual stream that blocks work on in place: `[rows, d]`.
@@ -330,58 +357,6 @@ impl Model {
     ) {
         let slot = &self.workspace.slots[0];
         self.block_forward_tapped(recorder, index, slot, Onward::InPlace, false, g, tap);
-    }
-
-    /// Runs a window forward from [`Model::stream`] at its lower edge, keeping what its blocks
-    /// need for the way back. Returns the residual stream at the exit.
-    pub(crate) fn window_forward(
-        &self,
-        recorder: &mut Recorder,
-        window: Window,
-        g: Geometry,
-    ) -> Result<Slice> {
-        let ws = &self.workspace;
-        let last = ws.x_out.as_ref().context("the model was not built for training")?;
-        if self.job.recompute {
-            let top = window.end - 1;
-            for (block, kept) in (window.first..top).zip(&ws.kept) {
-                self.copy_rows(recorder, g.rows(), self.stream(), kept);
-                self.run_blocks(recorder, block..block + 1, g);
-            }
-            self.block_forward(recorder, top, self.slot(0), Onward::Kept(last), false, g);
-            return Ok(last.clone());
-        }
-        for block in window.first..window.end {
-            let depth = (block - window.first) as usize;
-            let onward = match block + 1 == window.end {
-                true => Onward::Kept(last),
-                false => {
-                    let next = &self.blocks[block as usize + 1].input_norm;
-                    Onward::Normed(&self.slot(depth + 1).x, next)
-                }
-            };
-            self.block_forward(recorder, block, self.slot(depth), onward, depth > 0, g);
-        }
-        Ok(last.clone())
-    }
-
-    /// Runs backward through a window from `d_x` at its exit.
-    pub(crate) fn window_backward(&self, recorder: &mut Recorder, window: Window, g: Geometry) {
-        let full = self.job.trained == Trained::Full;
-        for block in (window.first..window.end).rev() {
-            let depth = (block - window.first) as usize;
-            let slot = self.slot(if self.job.recompute { 0 } else { depth });
-            let kept = self.workspace.kept.get(depth).filter(|_| block + 1 < window.end);
-            if let (Some(kept), Some(out)) = (kept, &self.workspace.x_out) {
-                self.copy_rows(recorder, g.rows(), kept, &slot.x);
-                self.block_forward(recorder, block, slot, Onward::Kept(out), false, g);
-            }
-            self.block_backward(recorder, block, slot, full || block > window.first, g);
-        }
-    }
-
-    fn slot(&self, depth: usize) -> &Slot {
-        &self.workspace.slots[depth]
     }
 
     /// Puts an adapter's tensors into the model.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Context, Result, bail, ensure};
-use edge_gpu::{Device, Slice};
+use edge_gpu::{Device, Slice, UploadSlot};
 use edge_scheduler::{Job, Plan, Projection, Trained};
 
 /// Allocates what a plan lists.
@@ -48,6 +48,16 @@ impl<'a> Pool<'a> {
         let planned = self.planned(name)?;
         let buffer = self.device.buffer_init(name, planned.category, planned.words, fill)?;
         Ok(buffer.whole())
+    }
+
+    /// A planned transfer slot, with its staging memory where the plan has that.
+    pub fn slot(&mut self, name: &str) -> Result<UploadSlot> {
+        let planned = self.planned(name)?;
+        let staging = format!("{name}.staging");
+        if self.words(&staging).is_some() {
+            self.taken.insert(staging);
+        }
+        Ok(self.device.upload_slot(name, planned.words, planned.category)?)
     }
 
     /// How many buffers have names that begin so.
@@ -170,6 +180,8 @@ pub struct Workspace {
     /// Inputs of the window's blocks by depth, where their activations are recomputed; without
     /// the top block's.
     pub kept: Vec<Slice>,
+    /// Residual streams of micro-batches that wait for each other.
+    pub streams: Vec<Slice>,
     /// Kept activations by depth in the window, or one for all; slot 0 also serves the trunk.
     pub slots: Vec<Slot>,
     /// Output of the window's last block.
@@ -209,6 +221,9 @@ impl Workspace {
             },
             kept: (0..job.kept_inputs())
                 .map(|kept| pool.zeroed(&format!("kept.{kept}.x")))
+                .collect::<Result<_>>()?,
+            streams: (0..job.streams)
+                .map(|stream| pool.zeroed(&format!("micro.{stream}.x")))
                 .collect::<Result<_>>()?,
             slots: (0..job.slots())
                 .map(|slot| Slot::new(pool, job, slot))

@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod course;
+mod pass;
 pub mod run;
 pub mod save;
 pub mod trainer;

@@ -9,9 +9,11 @@ use edge_kernels::Dispatch;
 use edge_kernels::ops::embedding::embedding_scatter;
 use edge_kernels::ops::memory::fill;
 use edge_kernels::ops::optim::{adamw, adamw_8bit, grad_norm_scale, sum_squares};
-use edge_scheduler::Owner;
 use edge_scheduler::plan::NORM_PARTS;
+use edge_scheduler::step::{block_uses, tasks};
+use edge_scheduler::{Owner, Path, StepShape, Task};
 
+use super::pass::Pass;
 use super::trunk_cache::TrunkCache;
 use crate::batch::Batch;
 use crate::model::Model;
@@ -133,42 +135,55 @@ impl Trainer {
     ) -> Result<()> {
         let model = &self.model;
         model.bring(index)?;
-        let window = model.job.windows[index];
-        let scale = 1.0 / trained.max(1) as f32;
         let mut recorder = model.device.recorder();
         for gradient in &model.groups[index].gradients {
             recorder.push(fill::dispatch(gradient.words() as u32, 0.0, gradient.clone()));
         }
         recorder.push(fill::dispatch(2, 0.0, model.workspace.loss.clone()));
+        recorder.submit()?;
         // A batch without a target that counts adds nothing.
-        for batch in batches.iter().filter(|batch| batch.trained_tokens > 0) {
-            // Uploads are ordered behind what was submitted, so the last micro-batch must be.
-            recorder.submit()?;
-            let g = model.set_batch(batch)?;
-            let counted = model.set_counted(batch, g)?;
-            let scatter = self.upload_scatter(batch)?;
-            let cached = match &mut cache {
-                Some(cache) => cache.load(model, batch)?,
-                None => false,
-            };
-            if !cached {
-                let below = if model.job.isolated { g.of_base() } else { g };
-                model.trunk(&mut recorder, window.first, below, |_, _, _| {});
+        let batches: Vec<&Batch> =
+            batches.iter().filter(|batch| batch.trained_tokens > 0).collect();
+        let shape = self.shape_of(index, batches.len(), cache.as_deref());
+        let tasks = tasks(&shape);
+        let uses = block_uses(&tasks);
+        model.expect_blocks(&uses);
+        let scale = 1.0 / trained.max(1) as f32;
+        let mut pass = Pass::new(self, (index, shape.window), batches, scale);
+        for task in tasks {
+            if let Task::Restore { .. } = task {
+                // What the cache lacks is computed in an order of its own.
+                pass.run(task, cache.as_deref_mut())?;
+                model.expect_blocks(&uses);
+            } else {
+                pass.run(task, None)?;
             }
-            let x = model.window_forward(&mut recorder, window, g)?;
-            let exit = &model.exits[index];
-            model.gather_counted(&mut recorder, &x, &counted);
-            model.exit_loss_backward(&mut recorder, exit, &x, scale, counted.head)?;
-            model.scatter_counted(&mut recorder, &counted)?;
-            model.window_backward(&mut recorder, window, g);
-            self.scatter(&mut recorder, &scatter, g);
         }
-        Ok(recorder.submit()?)
+        pass.recorder.submit()?;
+        // The next step will begin like this one.
+        model.expect_blocks(&uses);
+        Ok(())
+    }
+
+    /// The step that trains a window on this many micro-batches.
+    fn shape_of(&self, index: usize, count: usize, cache: Option<&TrunkCache>) -> StepShape {
+        let job = &self.model.job;
+        StepShape {
+            window: job.windows[index],
+            micro_batches: count as u32,
+            path: match (job.streams, job.columns) {
+                (0, _) => Path::Rows,
+                (_, false) => Path::Mixed,
+                (_, true) => Path::Columns,
+            },
+            recompute: job.recompute,
+            cached: cache.is_some_and(TrunkCache::has_level),
+        }
     }
 
     /// Uploads where each row of the embedding finds its gradients (method `full`); returns the
     /// number of segments of each shard.
-    fn upload_scatter(&self, batch: &Batch) -> Result<Vec<u32>> {
+    pub(super) fn upload_scatter(&self, batch: &Batch) -> Result<Vec<u32>> {
         let model = &self.model;
         let back = model.workspace.backward.as_ref().context("a training workspace")?;
         let Some((segments, order)) = &back.scatter else { return Ok(Vec::new()) };
@@ -193,7 +208,7 @@ impl Trainer {
         shard as u64 * rows.next_multiple_of(64)
     }
 
-    fn scatter(&self, recorder: &mut Recorder, counts: &[u32], g: Geometry) {
+    pub(super) fn scatter(&self, recorder: &mut Recorder, counts: &[u32], g: Geometry) {
         let model = &self.model;
         let Some(back) = &model.workspace.backward else { return };
         let Some((segments, order)) = &back.scatter else { return };

@@ -151,6 +151,11 @@ impl TrunkCache {
         Ok(())
     }
 
+    /// Whether there are hidden states to read: the trunk is not empty.
+    pub fn has_level(&self) -> bool {
+        self.level.is_some()
+    }
+
     /// Puts the residual stream at the level into the stream that the model's blocks work on,
     /// computing what the cache lacks. The model's ids are overwritten. False where there is no
     /// level: the trunk is empty.
@@ -217,6 +222,7 @@ impl TrunkCache {
                 model.set_ids(&ids.copied().collect::<Vec<_>>())?;
                 model.embed(&mut recorder, g.rows(), model.stream());
             }
+            model.expect_blocks(&(from..level.after).collect::<Vec<_>>());
             model.run_blocks(&mut recorder, from..level.after, g);
             recorder.submit()?;
             let count = rows.len() * stride;

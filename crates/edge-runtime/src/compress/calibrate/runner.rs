@@ -381,6 +381,9 @@ fn job(
         recompute: false,
         phases: false,
         isolated: false,
+        streaming: None,
+        streams: 0,
+        columns: false,
         calibration: Some(calibration),
     }
 }

@@ -1,0 +1,156 @@
+use edge_kernels::Format;
+
+use super::*;
+use crate::plan::{Optimizer, Trained};
+use crate::shape::{BlockFormats, Projection, Window};
+
+fn shape() -> ModelShape {
+    ModelShape {
+        vocab_size: 512,
+        hidden_size: 64,
+        intermediate_size: 172,
+        num_blocks: 12,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 16,
+        tied_head: true,
+    }
+}
+
+fn job() -> Job {
+    Job {
+        blocks: vec![BlockFormats::uniform(Format::Q4); 12],
+        embedding: Format::F16,
+        head: Format::F16,
+        trained: Trained::Lora { rank: 8, targets: Projection::ALL.to_vec() },
+        optimizer: Optimizer::AdamW,
+        windows: Window::split(12, 4),
+        exit_norms: true,
+        training: true,
+        batch: 8,
+        eval_batch: 2,
+        seq_len: 32,
+        cache: None,
+        positions: 32,
+        vote: true,
+        calibration: None,
+        recompute: false,
+        phases: true,
+        isolated: false,
+        streaming: None,
+        streams: 0,
+        columns: false,
+    }
+}
+
+const FACTS: DeviceFacts = DeviceFacts { max_binding_bytes: 128 << 20, staging_bytes: 1 << 20 };
+
+const TURNS: [Turns; 2] = [
+    Turns { window: 0, share: 0.1, cached: false },
+    Turns { window: 3, share: 0.9, cached: false },
+];
+
+/// Time in proportion to the rows of a micro-batch, with a constant part for each task.
+fn times(job: &Job, _: &Turns) -> TaskTimes {
+    let each = |scale: f64| vec![scale * (f64::from(job.batch) + 0.2); 12];
+    let again = if job.recompute { 1.0 } else { 0.0 };
+    TaskTimes {
+        embed_s: 0.01,
+        restore_s: 0.01,
+        trunk_s: each(0.01),
+        forward_s: each(0.01),
+        loss_s: 0.02 * f64::from(job.batch),
+        backward_s: each(0.02 + 0.01 * again),
+        update_s: 0.01,
+        between_s: 0.001,
+    }
+}
+
+fn space<'a>(shape: &'a ModelShape, job: &'a Job, budget_bytes: Option<u64>) -> Space<'a> {
+    Space {
+        shape,
+        job,
+        facts: FACTS,
+        batch: 8,
+        micro_batches: vec![1, 2, 4, 8],
+        recompute: vec![false, true],
+        paths: Path::ALL.to_vec(),
+        slots: (1..=SLOTS_MAX).collect(),
+        staged: false,
+        streaming: true,
+        turns: &TURNS,
+        rates: TransferRates {
+            read_bytes_per_s: 2e6,
+            copy_bytes_per_s: 4e6,
+            transfer_bytes_per_s: None,
+            load_s: 1e-4,
+            interference: 0.0,
+        },
+        budget_bytes,
+        times: &times,
+    }
+}
+
+#[test]
+fn without_a_budget_everything_stays_and_nothing_is_computed_again() {
+    let (shape, job) = (shape(), job());
+    let found = search(&space(&shape, &job, None), Objective::Time).expect("a schedule");
+    let best = found.best;
+    assert_eq!((best.job.streaming, best.path, best.job.recompute), (None, Path::Rows, false));
+    assert_eq!((best.job.batch, best.wait_share), (8, 0.0));
+}
+
+#[test]
+fn a_bigger_budget_is_never_slower_and_no_plan_exceeds_it() {
+    let (shape, job) = (shape(), job());
+    let whole = Plan::new(&shape, &job, FACTS).bytes();
+    let mut before = f64::INFINITY;
+    let mut fitted = 0;
+    for percent in (20..=110).step_by(5) {
+        let budget = whole * percent / 100;
+        match search(&space(&shape, &job, Some(budget)), Objective::Time) {
+            Ok(found) => {
+                fitted += 1;
+                assert!(found.best.step_s <= before + 1e-12, "{percent} %");
+                before = found.best.step_s;
+                for schedule in std::iter::once(&found.best).chain(&found.others) {
+                    let plan = Plan::new(&shape, &schedule.job, FACTS);
+                    assert_eq!(plan.bytes(), schedule.bytes);
+                    assert!(plan.bytes() <= budget, "{percent} %");
+                }
+            }
+            Err(misfit) => {
+                assert!(misfit.least.bytes > budget && before.is_infinite(), "{percent} %");
+            }
+        }
+    }
+    assert!(fitted > 8, "{fitted}");
+}
+
+#[test]
+fn the_least_memory_keeps_to_the_step_time() {
+    let (shape, job) = (shape(), job());
+    let fastest = search(&space(&shape, &job, None), Objective::Time).expect("a schedule").best;
+    let step_s = 1.3 * fastest.step_s;
+    let least = search(&space(&shape, &job, None), Objective::Memory { step_s });
+    let least = least.expect("a schedule").best;
+    assert!(least.step_s <= step_s && least.bytes < fastest.bytes);
+}
+
+#[test]
+fn results_are_the_same_each_time_and_do_not_take_long() {
+    let (shape, job) = (shape(), job());
+    let whole = Plan::new(&shape, &job, FACTS).bytes();
+    let find = || search(&space(&shape, &job, Some(whole / 2)), Objective::Time);
+    assert_eq!(find(), find());
+}
+
+#[test]
+fn choices_keep_as_many_as_asked() {
+    for choice in Choice::ALL {
+        for count in 0..=12 {
+            let kept = choice.resident(count, 12).into_iter().filter(|kept| *kept).count();
+            assert_eq!(kept as u32, count);
+        }
+    }
+}
