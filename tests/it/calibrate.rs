@@ -21,6 +21,7 @@ use edge_runtime::compress::solve::Hessian;
 use edge_runtime::config::ModelConfig;
 use edge_runtime::data::Stream;
 use edge_runtime::model::{LoraInit, Model};
+use edge_scheduler::plan::LOGITS_BYTES;
 use edge_scheduler::{BlockFormats, Job, LinearInput, Optimizer, Projection, Trained, Window};
 #[cfg(target_os = "linux")]
 use edge_tests::anonymous_bytes;
@@ -129,6 +130,7 @@ impl Tiny {
             streaming: None,
             streams: 0,
             columns: false,
+            logits_bytes: LOGITS_BYTES,
         }
     }
 

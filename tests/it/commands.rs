@@ -224,7 +224,7 @@ fn unusable_data_and_options_are_named() {
     args[device] = "no-such-gpu";
     assert!(refused(&args, 1).contains("no-such-gpu"));
     assert!(with(&["--windows", "99"], 1).contains("99"));
-    assert!(with(&["--memory-budget", "1KiB"], 1).contains("--memory-budget"));
+    assert!(with(&["--memory-budget", "1KiB"], 3).contains("--memory-budget"));
     let long = ["eval", "--model", &model, "--data", &valid, "--seq-len", "99999"];
     assert!(refused(&long, 1).contains("99999"));
 }

@@ -21,6 +21,7 @@ use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::session::Source;
 use edge_runtime::tune::trainer::{AdamW, Trainer};
+use edge_scheduler::plan::LOGITS_BYTES;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Owner, Projection, Trained, Window};
 use edge_tests::{gpu, shared};
 
@@ -110,6 +111,7 @@ impl Golden {
             streaming: None,
             streams: 0,
             columns: false,
+            logits_bytes: LOGITS_BYTES,
         }
     }
 

@@ -14,5 +14,6 @@ mod formats;
 mod golden;
 mod model;
 mod ops;
+mod plan;
 mod stream;
 mod windows;

@@ -16,6 +16,7 @@ use edge_runtime::generate::Sampling;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
 use edge_runtime::vote::Learned;
+use edge_scheduler::plan::LOGITS_BYTES;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use edge_tests::{cpu, gpu, tiny};
 use tempfile::TempDir;
@@ -73,6 +74,7 @@ impl Tiny {
             streaming: None,
             streams: 0,
             columns: false,
+            logits_bytes: LOGITS_BYTES,
         }
     }
 

@@ -36,7 +36,7 @@ fn job(tiny: &Tiny, path: Path, recompute: bool) -> Job {
 }
 
 fn streamed(job: &Job, resident: [bool; 4], slots: u32, staged: bool) -> Job {
-    let streaming = Streaming { resident: resident.to_vec(), slots, staged };
+    let streaming = Streaming { resident: resident.to_vec(), slots, staged, ahead: slots > 1 };
     Job { streaming: Some(streaming), ..job.clone() }
 }
 

@@ -17,8 +17,13 @@ use crate::pipeline::BindGroups;
 pub struct Buffer(Arc<Inner>);
 
 pub(crate) enum Storage {
-    Gpu { buffer: wgpu::Buffer, groups: Weak<BindGroups> },
+    Gpu {
+        buffer: wgpu::Buffer,
+        groups: Weak<BindGroups>,
+    },
     Host(HostMemory),
+    /// Of a dry device.
+    None,
 }
 
 struct Inner {
@@ -129,13 +134,13 @@ impl Buffer {
     pub(crate) fn gpu(&self) -> Option<&wgpu::Buffer> {
         match &self.0.storage {
             Storage::Gpu { buffer, .. } => Some(buffer),
-            Storage::Host(_) => None,
+            Storage::Host(_) | Storage::None => None,
         }
     }
 
     pub(crate) fn host(&self) -> Option<&HostMemory> {
         match &self.0.storage {
-            Storage::Gpu { .. } => None,
+            Storage::Gpu { .. } | Storage::None => None,
             Storage::Host(memory) => Some(memory),
         }
     }

@@ -12,6 +12,7 @@ use crate::adapter::{self, AdapterSummary, DeviceInfo};
 use crate::buffer::{Buffer, Slice, Storage, next_id};
 use crate::chosen::Choices;
 use crate::cpu::Cpu;
+use crate::dry::{Dry, Listed};
 use crate::error::{Error, one_line};
 use crate::gpu::Gpu;
 use crate::host::HostMemory;
@@ -74,6 +75,7 @@ pub(crate) struct Inner {
 pub(crate) enum Backend {
     Gpu(Box<Gpu>),
     Cpu(Cpu),
+    Dry(Dry),
 }
 
 impl Device {
@@ -104,6 +106,24 @@ impl Device {
     fn host(options: &Options) -> Self {
         let info = adapter::host_info(options);
         Self::new(info, options, Arc::default(), Backend::Cpu(Cpu::default()))
+    }
+
+    /// A device with the limits of this one that has no memory and runs nothing, but keeps a list
+    /// of the dispatches ([`Device::take_calls`]). What is read from it is zeros.
+    pub fn dry(&self) -> Self {
+        let inner = &self.inner;
+        let (staging_bytes, stages_uploads) = (self.staging_bytes(), self.stages_uploads());
+        let dry = Dry { staging_bytes, stages_uploads, ..Dry::default() };
+        let options = Options { profile: false, checked: false, ..inner.options.clone() };
+        Self::new(inner.info.clone(), &options, Arc::default(), Backend::Dry(dry))
+    }
+
+    /// The dispatches of a dry device since the last call; none on any other.
+    pub fn take_calls(&self) -> Vec<Listed> {
+        match &self.inner.backend {
+            Backend::Dry(dry) => dry.take(),
+            Backend::Gpu(_) | Backend::Cpu(_) => Vec::new(),
+        }
     }
 
     fn adapter(adapter: &wgpu::Adapter, options: &Options) -> Result<Self, Error> {
@@ -209,6 +229,7 @@ impl Device {
         }
         let buffer = self.make(label, words, category, None)?;
         match &self.inner.backend {
+            Backend::Dry(_) => {}
             Backend::Cpu(cpu) => cpu.write(&buffer.whole(), fill)?,
             Backend::Gpu(gpu) => {
                 let mut data = vec![0; words as usize];
@@ -241,6 +262,7 @@ impl Device {
         }
         let storage = match &inner.backend {
             Backend::Gpu(gpu) => gpu.allocate(label, bytes, fill)?,
+            Backend::Dry(_) => Storage::None,
             Backend::Cpu(_) => {
                 let in_use = inner.ledger.report().current_total;
                 let memory = HostMemory::new(words).ok_or_else(|| Error::OutOfMemory {
@@ -271,6 +293,7 @@ impl Device {
             });
         }
         match &self.inner.backend {
+            Backend::Dry(_) => Ok(()),
             Backend::Gpu(gpu) => gpu.write(slice, 0, data),
             Backend::Cpu(cpu) => cpu.write(slice, |words| words.copy_from_slice(data)),
         }
@@ -288,6 +311,7 @@ impl Device {
     ) -> Result<(), Error> {
         self.check_owner(slice, "write")?;
         let gpu = match &self.inner.backend {
+            Backend::Dry(_) => return Ok(()),
             Backend::Cpu(cpu) => return cpu.write(slice, |words| fill(0, words)),
             Backend::Gpu(gpu) => gpu,
         };
@@ -309,6 +333,7 @@ impl Device {
     pub fn read(&self, slice: &Slice) -> Result<Vec<u32>, Error> {
         self.check_owner(slice, "read")?;
         match &self.inner.backend {
+            Backend::Dry(_) => Ok(vec![0; slice.words() as usize]),
             Backend::Gpu(gpu) => gpu.read(slice),
             Backend::Cpu(cpu) => cpu.read(slice),
         }
@@ -342,7 +367,7 @@ impl Device {
     pub fn wait(&self) -> Result<(), Error> {
         match &self.inner.backend {
             Backend::Gpu(gpu) => gpu.wait(),
-            Backend::Cpu(_) => Ok(()),
+            Backend::Cpu(_) | Backend::Dry(_) => Ok(()),
         }
     }
 
@@ -354,8 +379,9 @@ impl Device {
     /// Most bytes of staging memory that the device will hold at once: what it holds now, and a
     /// piece of an upload.
     pub fn staging_bytes(&self) -> u64 {
-        match self.inner.backend {
+        match &self.inner.backend {
             Backend::Cpu(_) => 0,
+            Backend::Dry(dry) => dry.staging_bytes,
             Backend::Gpu(_) => {
                 let held = self.memory().current[Category::Staging.index()];
                 held + 4 * WRITE_WORDS as u64
@@ -387,7 +413,7 @@ impl Device {
     pub fn cached_bind_groups(&self) -> usize {
         match &self.inner.backend {
             Backend::Gpu(gpu) => gpu.groups.len(),
-            Backend::Cpu(_) => 0,
+            Backend::Cpu(_) | Backend::Dry(_) => 0,
         }
     }
 }

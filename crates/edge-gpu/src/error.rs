@@ -230,11 +230,6 @@ impl fmt::Display for Error {
                 "{op}: buffer '{label}' is written as '{written}' and bound again as '{other}': \
                  use separate buffers"
             ),
-            Self::GridTooLarge { op, grid, limit } => write!(
-                f,
-                "{op}: {grid:?} workgroups, of which the device runs {limit} in a dimension: \
-                 fold the grid"
-            ),
             Self::Lost { message } => write!(
                 f,
                 "the device was lost ({message}): resume from the last checkpoint, with a smaller \
@@ -243,8 +238,9 @@ impl fmt::Display for Error {
             Self::NoVariant { .. }
             | Self::Shader { .. }
             | Self::Dispatch { .. }
-            | Self::WrongAnswer { .. }
+            | Self::GridTooLarge { .. }
             | Self::Weights { .. }
+            | Self::WrongAnswer { .. }
             | Self::Driver { .. } => self.fmt_kernel(f),
         }
     }
@@ -265,6 +261,11 @@ impl Error {
                 write!(f, "{op}, variant '{variant}', answers wrongly: {message}")
             }
             Self::Weights { message } => f.write_str(message),
+            Self::GridTooLarge { op, grid, limit } => write!(
+                f,
+                "{op}: {grid:?} workgroups, of which the device runs {limit} in a dimension: \
+                 fold the grid"
+            ),
             Self::Driver { message } => write!(f, "the device reported: {message}"),
             // All others have their sentences in `fmt`, which a match without `_` sees to.
             _ => Ok(()),

@@ -74,7 +74,7 @@ struct Flight {
     index: wgpu::SubmissionIndex,
     estimate: f64,
     /// Staging memory that wgpu frees when the submission is done.
-    _staging: Option<Charge>,
+    staging: Option<Charge>,
 }
 
 pub(crate) struct Flights {
@@ -87,6 +87,14 @@ pub(crate) struct Flights {
     pub(crate) last: Option<wgpu::SubmissionIndex>,
     /// Measured over estimated time.
     scale: f64,
+}
+
+impl Flights {
+    /// Staging memory of all writes that may not be done.
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        let flying = self.queue.iter().map(|flight| flight.staging.as_ref());
+        flying.chain([self.pending.as_ref()]).flatten().map(Charge::bytes).sum()
+    }
 }
 
 /// Where parameters go that are not immediates: a slot per dispatch of a submission. The queue
@@ -207,7 +215,7 @@ impl Gpu {
         let estimate = batch.iter().map(|prepared| prepared.seconds).sum();
         let staging = flights.pending.take();
         flights.last = Some(index.clone());
-        flights.queue.push_back(Flight { index, estimate, _staging: staging });
+        flights.queue.push_back(Flight { index, estimate, staging });
         drop(flights);
         if let (Some(timers), Some(profile)) = (timers.as_deref(), profile) {
             self.collect(timers, batch, profile)?;

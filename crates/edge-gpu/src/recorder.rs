@@ -97,6 +97,10 @@ impl Recorder {
         self.check(dispatch, &bindings)?;
         let profile = inner.options.profile.then_some(&inner.profile);
         let gpu = match &inner.backend {
+            Backend::Dry(dry) => {
+                dry.add(dispatch);
+                return Ok(());
+            }
             Backend::Cpu(cpu) => return cpu.run(dispatch, &bindings, profile),
             Backend::Gpu(gpu) => gpu,
         };

@@ -89,7 +89,8 @@ impl Gpu {
         for chunk in data.chunks(WRITE_WORDS) {
             let bytes = size_of_val(chunk) as u64;
             let mut flights = self.flights.lock();
-            let staged = flights.pending.as_ref().map_or(0, Charge::bytes);
+            // What earlier submissions staged is freed only when they are done.
+            let staged = flights.staged_bytes();
             if staged + bytes > 4 * WRITE_WORDS as u64 {
                 self.drain(&mut flights)?;
             }

@@ -1,6 +1,7 @@
 //! A call tried on its own: run with one of its variants, compared with the reference, timed.
 //! Behind the self-test and tuning.
 
+use std::cell::OnceCell;
 use std::time::Instant;
 
 use edge_kernels::check::{compare, compare_roughly, expected};
@@ -24,18 +25,19 @@ const DEVICE_SAMPLE_MS: f64 = 2.0;
 /// Most dispatches in a sample.
 const DISPATCHES_MAX: u32 = 256;
 
-/// A call with buffers of its own on a device, and what the reference makes of them.
+/// A call with buffers of its own on a device, and, once it is checked, what the reference makes of
+/// them.
 pub struct Trial<'a> {
     device: &'a Device,
     op: &'static dyn Op,
     call: Call,
     before: Vec<CaseBuffer>,
-    want: Vec<Vec<u32>>,
+    want: OnceCell<Vec<Vec<u32>>>,
     buffers: Vec<Buffer>,
 }
 
 impl<'a> Trial<'a> {
-    /// Uploads seeded buffers for a call and runs the reference on them.
+    /// Uploads seeded buffers for a call.
     ///
     /// # Errors
     /// The device has no room for the buffers, or fails.
@@ -48,8 +50,7 @@ impl<'a> Trial<'a> {
             let len = words.len() as u64;
             buffers.push(device.buffer_init(binding.name, Category::Activations, len, copy)?);
         }
-        let want = expected(op, &call, &before);
-        Ok(Self { device, op, call, before, want, buffers })
+        Ok(Self { device, op, call, before, want: OnceCell::new(), buffers })
     }
 
     /// The variants to choose from ([`Device::candidates`]), in the order of the device's
@@ -77,15 +78,16 @@ impl<'a> Trial<'a> {
         }
         self.submit(variant, 1)?;
         let tolerance = self.op.tolerance(&self.call);
+        let want = self.want.get_or_init(|| expected(self.op, &self.call, &self.before));
         for index in written() {
             let got = self.device.read(&self.buffers[index].whole())?;
             let (name, kind) = (bindings[index].name, &self.before[index]);
             let rough = variant.is_some_and(|variant| variant.approximate);
             let result = match kind {
                 CaseBuffer::F32(_) | CaseBuffer::Output(_) if rough => {
-                    compare_roughly(name, &self.want[index], &got)
+                    compare_roughly(name, &want[index], &got)
                 }
-                _ => compare(name, kind, &tolerance, &self.want[index], &got),
+                _ => compare(name, kind, &tolerance, &want[index], &got),
             };
             result.map_err(|message| {
                 let variant = variant.map_or("chosen", |variant| variant.name);

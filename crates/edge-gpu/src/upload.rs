@@ -37,7 +37,11 @@ struct Staging {
 impl Device {
     /// Whether upload slots need staging memory of their own size.
     pub fn stages_uploads(&self) -> bool {
-        matches!(self.inner.backend, Backend::Gpu(_)) && !self.inner.info.mappable
+        match &self.inner.backend {
+            Backend::Gpu(_) => !self.inner.info.mappable,
+            Backend::Cpu(_) => false,
+            Backend::Dry(dry) => dry.stages_uploads,
+        }
     }
 
     /// A slot of `words` zeros.
@@ -52,7 +56,7 @@ impl Device {
     ) -> Result<UploadSlot, Error> {
         let gpu = match &self.inner.backend {
             Backend::Gpu(gpu) => gpu,
-            Backend::Cpu(_) => {
+            Backend::Cpu(_) | Backend::Dry(_) => {
                 let buffer = self.buffer(label, words, category)?;
                 return Ok(UploadSlot { device: self.clone(), buffer, staging: None });
             }
@@ -70,7 +74,7 @@ impl Device {
     pub fn ticket(&self) -> Ticket {
         match &self.inner.backend {
             Backend::Gpu(gpu) => Ticket(gpu.flights.lock().last.clone()),
-            Backend::Cpu(_) => Ticket::default(),
+            Backend::Cpu(_) | Backend::Dry(_) => Ticket::default(),
         }
     }
 }
@@ -92,6 +96,7 @@ impl UploadSlot {
         fill: impl FnOnce(&mut [u32]) -> Result<(), E>,
     ) -> Result<(), E> {
         match &self.device.inner.backend {
+            Backend::Dry(_) => Ok(()),
             Backend::Cpu(cpu) => cpu.write(&self.buffer.whole(), fill)?,
             Backend::Gpu(gpu) => {
                 let target = match &self.staging {

@@ -7,8 +7,9 @@
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
 //! and [`generate`] use it, [`session`] opens what they need, [`autotune`] tests and measures the
-//! kernels of a device, [`compress`] makes packed weights, [`compare`] tunes by several methods.
-//! [`cli`] holds flags, commands and reports, [`demo`] makes the bundled texts.
+//! kernels of a device, [`plan`] prices runs and chooses their schedules, [`compress`] makes packed
+//! weights, [`compare`] tunes by several methods. [`cli`] holds flags, commands and reports,
+//! [`demo`] makes the bundled texts.
 
 pub mod adapter;
 pub mod autotune;
@@ -30,7 +31,9 @@ pub mod generate;
 pub mod interrupt;
 pub mod merge;
 pub mod model;
+pub mod plan;
 pub mod profile;
+mod readahead;
 pub mod run_dir;
 pub mod schedule;
 pub mod session;

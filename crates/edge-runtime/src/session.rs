@@ -2,21 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::Device;
 use edge_kernels::{Format, Packing};
+use edge_scheduler::plan::LOGITS_BYTES;
+use edge_scheduler::search::fit;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Plan, Trained, Window};
 
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
 use crate::checkpoint::Checkpoint;
-use crate::cli::Usage;
 use crate::cli::args::{Bits, ByteSize};
 use crate::cli::options::TuneOptions;
+use crate::cli::{Misfit, Usage};
 use crate::compress::read::is_compressed;
 use crate::config::ModelConfig;
 use crate::exits::Exits;
 use crate::model::load::{EMBEDDING, dense_format};
 use crate::model::{LoraInit, Model, device_facts};
+use crate::plan::choose::{can_stream, remedy};
 use crate::tokenizer::Tokenizer;
 
 /// A model folder, opened.
@@ -144,6 +147,7 @@ impl Source {
             streaming: None,
             streams: 0,
             columns: false,
+            logits_bytes: LOGITS_BYTES,
         }
     }
 }
@@ -257,27 +261,37 @@ pub fn run_options(dir: &Path) -> Result<TuneOptions> {
         .map_err(|error| anyhow::anyhow!("{} is not usable: {error}", path.display()))
 }
 
-/// Refuses a job whose plan exceeds the budget.
+/// The job within a memory budget: with blocks streamed where they do not all fit.
 ///
 /// # Errors
-/// It does; the sentence says by how much and what would help.
-pub fn check_budget(
+/// Not even that fits; the sentence says what the least would be and what would help.
+pub fn within_budget(
     source: &Source,
-    job: &Job,
+    job: Job,
     device: &Device,
     budget: Option<ByteSize>,
-) -> Result<Plan> {
-    let plan = Plan::new(&source.config.shape(), job, device_facts(device));
-    if let Some(ByteSize(budget)) = budget {
-        ensure!(
-            plan.bytes() <= budget,
-            "the run needs {} of device memory and --memory-budget allows {}: lower --micro-batch \
-             or --seq-len, or use --method edge with --bits 4",
-            mebibytes(plan.bytes()),
-            mebibytes(budget)
-        );
-    }
-    Ok(plan)
+) -> Result<(Job, Plan)> {
+    let (shape, facts) = (source.config.shape(), device_facts(device));
+    let plan = |job: &Job| Plan::new(&shape, job, facts);
+    let whole = plan(&job);
+    let Some(ByteSize(budget)) = budget.filter(|budget| budget.0 < whole.bytes()) else {
+        return Ok((job, whole));
+    };
+    let staged = device.stages_uploads();
+    let fitting = match can_stream(source, &job) {
+        true => fit(&shape, &job, facts, staged, budget),
+        false => None,
+    };
+    let Some(fitting) = fitting else {
+        bail!(Misfit(format!(
+            "all blocks together need {} of device memory and --memory-budget allows {}: {}",
+            mebibytes(whole.bytes()),
+            mebibytes(budget),
+            remedy(source, &job)
+        )));
+    };
+    let plan = plan(&fitting);
+    Ok((fitting, plan))
 }
 
 /// A byte count for people.

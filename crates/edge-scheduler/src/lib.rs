@@ -8,6 +8,7 @@
 //! * [`calibrate`] — what calibration needs beside a forward pass.
 //! * [`plan`] — every buffer of a run by name, category and size.
 //! * [`stream`] — blocks that come and go through transfer slots.
+//! * [`rates`] — what a dispatch takes, from measurements of others.
 //! * [`step`] — a step as a list of tasks: what a run executes and the simulator prices.
 //! * [`simulate`] — when each task and each transfer runs, and what waits for what.
 //! * [`search`] — the fastest schedule within a memory budget.
@@ -27,6 +28,7 @@ pub mod params;
 pub mod plan;
 pub mod policy;
 pub mod profiles;
+pub mod rates;
 pub mod refine;
 pub mod search;
 pub mod shape;

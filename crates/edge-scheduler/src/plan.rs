@@ -115,6 +115,9 @@ pub struct Job {
     /// Whether each of those micro-batches keeps the inputs of the window's blocks and its own
     /// gradient, so that they go through the window block by block too.
     pub columns: bool,
+    /// Bytes of a chunk of logits, at least 64 tokens' and never more than the pass has:
+    /// [`LOGITS_BYTES`] where memory does not matter.
+    pub logits_bytes: u64,
 }
 
 impl Job {
@@ -450,7 +453,7 @@ impl Builder<'_> {
     /// Chunks of logits and row statistics; returns the tokens in a chunk.
     fn logits(&mut self) -> u32 {
         let chunk = VOCAB_CHUNK.min(self.shape.vocab_size.next_multiple_of(64));
-        let fitting = LOGITS_BYTES / (4 * u64::from(chunk));
+        let fitting = self.job.logits_bytes / (4 * u64::from(chunk));
         // Chunks of 64 tokens keep the offsets of their rows aligned.
         let tokens = (fitting / 64 * 64).max(64).min(self.rows()) as u32;
         self.add("logits", Category::Logits, u64::from(tokens) * u64::from(chunk));

@@ -54,7 +54,7 @@ const fn from(value: f64, source: &'static str) -> Sourced {
 const GIB: f64 = (1u64 << 30) as f64;
 const MIB: f64 = (1u64 << 20) as f64;
 
-/// Dawn and wgpu-native, dispatches one after another.
+/// Dawn and WebGPU-native, dispatches one after another.
 const DISPATCH_VULKAN: Sourced = from(30e-6, "arXiv 2604.02344: 24 to 36 us on Vulkan, the middle");
 const DISPATCH_METAL: Sourced = from(51.5e-6, "arXiv 2604.02344: 32 to 71 us on Metal, the middle");
 const UFS_4: Sourced = from(4.2e9, "Samsung, 2022-05: UFS 4.0 reads 4,200 MB/s");

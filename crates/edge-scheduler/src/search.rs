@@ -1,5 +1,6 @@
 //! The schedule of a step: which blocks stay on the device, how many transfer slots there are,
-//! how large micro-batches are, which way they take and whether activations are computed again.
+//! how large micro-batches are, which way they take, whether activations are computed again, and
+//! how large a chunk of logits is.
 //!
 //! The space is small enough to be searched whole: every micro-batch that divides the step, every
 //! path, with and without recomputation, one to four slots, and for each of these as many resident
@@ -92,12 +93,19 @@ pub struct Space<'a> {
     pub recompute: Vec<bool>,
     /// Paths to consider.
     pub paths: Vec<Path>,
+    /// Sizes of a chunk of logits to consider, bytes.
+    pub logits_bytes: Vec<u64>,
     /// Numbers of transfer slots to consider.
     pub slots: Vec<u32>,
     /// Whether slots need staging memory.
     pub staged: bool,
     /// Whether blocks may be streamed.
     pub streaming: bool,
+    /// Blocks that stay on the device, where that is not to be chosen.
+    pub resident: Option<u32>,
+    /// Whether streamed blocks are loaded ahead of their turn: what to consider. Where transfers
+    /// slow compute down by more than they take, it is better not to.
+    pub ahead: Vec<bool>,
     /// The windows that take turns.
     pub turns: &'a [Turns],
     /// How fast weights come.
@@ -162,24 +170,23 @@ pub struct Found {
 /// Nothing fits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Misfit {
-    /// The schedule that takes the least memory.
-    pub least: Schedule,
+    /// The schedule that takes the least memory; `None` where the space is empty.
+    pub least: Option<Schedule>,
 }
 
 /// Searches the space.
 ///
 /// # Errors
-/// Nothing fits the budget (or the step time of [`Objective::Memory`]); the error has what takes
-/// least.
-///
-/// # Panics
-/// When the space is empty.
+/// Nothing fits the budget (or the step time of [`Objective::Memory`]), and the error has what
+/// takes least; or the space is empty.
 pub fn search(space: &Space<'_>, objective: Objective) -> Result<Found, Box<Misfit>> {
     let mut search = Search { space, objective, fitting: Vec::new(), least: None, considered: 0 };
     for &micro_batch in &space.micro_batches {
         for &recompute in &space.recompute {
             for &path in &space.paths {
-                search.path(micro_batch, recompute, path);
+                for &logits_bytes in &space.logits_bytes {
+                    search.path((micro_batch, logits_bytes), recompute, path);
+                }
             }
         }
     }
@@ -217,7 +224,7 @@ struct Search<'a, 'b> {
 }
 
 impl Search<'_, '_> {
-    fn path(&mut self, micro_batch: u32, recompute: bool, path: Path) {
+    fn path(&mut self, (micro_batch, logits_bytes): (u32, u64), recompute: bool, path: Path) {
         let space = self.space;
         let micro_batches = space.batch / micro_batch;
         // A path differs only where there are several micro-batches; a column keeps inputs alone.
@@ -229,17 +236,26 @@ impl Search<'_, '_> {
         job.batch = micro_batch;
         job.eval_batch = job.eval_batch.min(micro_batch).max(1);
         job.recompute = recompute;
+        job.logits_bytes = logits_bytes;
         job.streams = path.streams(micro_batches);
         job.columns = path == Path::Columns;
         job.streaming = None;
         let times: Vec<TaskTimes> =
             space.turns.iter().map(|turns| (space.times)(&job, turns)).collect();
-        if self.consider(job.clone(), micro_batches, path, &times) || !space.streaming {
+        let all = job.blocks.len() as u32;
+        let whole = space.resident.is_none_or(|resident| resident >= all)
+            && self.consider(job.clone(), micro_batches, path, &times);
+        // Where everything may stay, streaming is never faster.
+        if whole && !matches!(self.objective, Objective::Memory { .. }) || !space.streaming {
             return;
         }
-        for &slots in &space.slots {
-            for choice in Choice::ALL {
-                self.resident(&job, slots, choice, (micro_batches, path), &times);
+        for &ahead in &space.ahead {
+            // What is loaded when its turn comes needs one slot.
+            let slots = if ahead { &space.slots[..] } else { &space.slots[..1] };
+            for &slots in slots {
+                for choice in Choice::ALL {
+                    self.resident(&job, (slots, ahead), choice, (micro_batches, path), &times);
+                }
             }
         }
     }
@@ -248,7 +264,7 @@ impl Search<'_, '_> {
     fn resident(
         &mut self,
         job: &Job,
-        slots: u32,
+        (slots, ahead): (u32, bool),
         choice: Choice,
         (micro_batches, path): (u32, Path),
         times: &[TaskTimes],
@@ -256,12 +272,17 @@ impl Search<'_, '_> {
         let all = job.blocks.len() as u32;
         let with = |count: u32| {
             let resident = choice.resident(count, all);
-            let streaming = Streaming { resident, slots, staged: self.space.staged };
+            let staged = self.space.staged;
+            let streaming = Streaming { resident, slots, staged, ahead };
             Job { streaming: Some(streaming), ..job.clone() }
         };
         let fits = |count: u32| {
             self.space.budget_bytes.is_none_or(|budget| self.bytes(&with(count)) <= budget)
         };
+        if let Some(count) = self.space.resident.filter(|count| *count < all) {
+            self.consider(with(count), micro_batches, path, times);
+            return;
+        }
         // Bytes grow with the count, but for the last blocks of a slot: those are looked at apart.
         let (mut low, mut high) = (0, all);
         while low + 1 < high {
@@ -331,8 +352,7 @@ impl Search<'_, '_> {
         });
         let mut fitting = self.fitting.into_iter();
         let Some(best) = fitting.next() else {
-            let least = self.least.unwrap_or_else(|| unreachable!("the space is not empty"));
-            return Err(Box::new(Misfit { least }));
+            return Err(Box::new(Misfit { least: self.least }));
         };
         let kind =
             |schedule: &Schedule| (schedule.path, schedule.job.recompute, schedule.job.batch);
@@ -346,6 +366,30 @@ impl Search<'_, '_> {
         }
         Ok(Found { best, others, considered: self.considered })
     }
+}
+
+/// A run that is only to fit, without prices: as many blocks as the budget allows stay on the
+/// device, spread evenly, and the others come through two slots, or one. `None` where not even
+/// that fits.
+pub fn fit(
+    shape: &ModelShape,
+    job: &Job,
+    facts: DeviceFacts,
+    staged: bool,
+    budget_bytes: u64,
+) -> Option<Job> {
+    let fits = |job: &Job| Plan::new(shape, job, facts).bytes() <= budget_bytes;
+    if fits(job) {
+        return Some(job.clone());
+    }
+    let all = job.blocks.len() as u32;
+    let with = |slots, count| {
+        let resident = Choice::Even.resident(count, all);
+        let streaming = Streaming { resident, slots, staged, ahead: true };
+        Job { streaming: Some(streaming), ..job.clone() }
+    };
+    let options = [2, 1].into_iter().flat_map(|slots| (0..all).rev().map(move |n| (slots, n)));
+    options.map(|(slots, count)| with(slots, count)).find(fits)
 }
 
 /// Bytes of each block in its slot.

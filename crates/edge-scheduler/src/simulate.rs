@@ -87,8 +87,8 @@ pub struct TransferRates {
     pub transfer_bytes_per_s: Option<f64>,
     /// Each load costs this much beside.
     pub load_s: f64,
-    /// How much slower compute is while the host copies, where both share memory or cores: 0 not
-    /// at all, 1 it stands still.
+    /// Seconds that a second of copying adds to compute that runs meanwhile, where both share
+    /// memory or cores: 0 nothing, 1 as much as without overlap.
     pub interference: f64,
 }
 
@@ -144,17 +144,16 @@ impl Timeline {
     }
 }
 
-/// Simulates a step that follows one like it. `streaming` says which blocks need loads;
-/// `block_bytes` what each takes. Without `overlap` a load begins when its task is next.
+/// Simulates a step that follows one like it. `streaming` says which blocks need loads and whether
+/// they begin ahead; `block_bytes` what each takes.
 pub fn simulate(
     tasks: &[Task],
     times: &TaskTimes,
     streaming: Option<&Streaming>,
     block_bytes: &[u64],
     rates: &TransferRates,
-    overlap: bool,
 ) -> Timeline {
-    Clock::new(tasks, streaming, block_bytes, rates, overlap).run(tasks, times, true)
+    Clock::new(tasks, streaming, block_bytes, rates).run(tasks, times, true)
 }
 
 /// As [`simulate`], without spans: what a search compares.
@@ -165,7 +164,7 @@ pub fn price(
     block_bytes: &[u64],
     rates: &TransferRates,
 ) -> Timeline {
-    Clock::new(tasks, streaming, block_bytes, rates, true).run(tasks, times, false)
+    Clock::new(tasks, streaming, block_bytes, rates).run(tasks, times, false)
 }
 
 struct Clock<'a> {
@@ -174,7 +173,7 @@ struct Clock<'a> {
     uses: Vec<u32>,
     block_bytes: &'a [u64],
     rates: &'a TransferRates,
-    overlap: bool,
+    ahead: bool,
     /// Whether spans are kept.
     record: bool,
     /// End of the last task.
@@ -194,7 +193,6 @@ impl<'a> Clock<'a> {
         streaming: Option<&Streaming>,
         block_bytes: &'a [u64],
         rates: &'a TransferRates,
-        overlap: bool,
     ) -> Self {
         let slot_of = streaming.map(Streaming::slot_of).unwrap_or_default();
         let slots = vec![None; streaming.map_or(0, |streaming| streaming.slots as usize)];
@@ -205,7 +203,7 @@ impl<'a> Clock<'a> {
             uses,
             block_bytes,
             rates,
-            overlap,
+            ahead: streaming.is_none_or(|streaming| streaming.ahead),
             record: false,
             now_s: 0.0,
             free_s: [0.0; 2],
@@ -233,7 +231,7 @@ impl<'a> Clock<'a> {
     }
 
     fn step(&mut self, tasks: &[Task], times: &TaskTimes) {
-        if self.overlap {
+        if self.ahead {
             self.fill_empty();
         }
         // Place in `uses` of the block that is in use.
@@ -247,7 +245,7 @@ impl<'a> Clock<'a> {
                 && last != Some(block)
             {
                 let next = at.map_or(0, |at| at + 1);
-                if let (Some(before), true) = (at, self.overlap) {
+                if let (Some(before), true) = (at, self.ahead) {
                     self.release(before, next);
                 }
                 self.wait_for(block);
@@ -261,7 +259,7 @@ impl<'a> Clock<'a> {
             self.timeline.compute_s += seconds;
             self.span(Track::Compute, || task.label(), start_s, self.now_s);
         }
-        if let (Some(before), true) = (at, self.overlap) {
+        if let (Some(before), true) = (at, self.ahead) {
             self.release(before, before + 1);
         }
     }
@@ -325,7 +323,7 @@ impl<'a> Clock<'a> {
         let bytes = self.block_bytes[block as usize];
         let seconds = |rate: f64| bytes as f64 / rate;
         // Reading needs no slot: the system reads ahead what the loader will ask for.
-        let told_s = if self.overlap { self.told_s } else { free_s };
+        let told_s = if self.ahead { self.told_s } else { free_s };
         let from = told_s.max(self.free_s[0]);
         let read_s = from + seconds(self.rates.read_bytes_per_s);
         self.span(Track::Disk, || format!("block {block}"), from, read_s);

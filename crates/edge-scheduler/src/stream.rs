@@ -19,6 +19,9 @@ pub struct Streaming {
     /// Whether a slot has staging memory of its own, for devices whose memory the host cannot
     /// write.
     pub staged: bool,
+    /// Whether a block is loaded ahead of its turn, while the device computes; without, when it is
+    /// its turn.
+    pub ahead: bool,
 }
 
 impl Streaming {
@@ -101,7 +104,7 @@ mod tests {
     #[test]
     fn slots_go_round_over_streamed_blocks() {
         let resident = vec![false, true, false, false, true, false];
-        let streaming = Streaming { resident, slots: 2, staged: false };
+        let streaming = Streaming { resident, slots: 2, staged: false, ahead: true };
         let expected = [Some(0), None, Some(1), Some(0), None, Some(1)];
         assert_eq!(streaming.slot_of(), expected);
         assert_eq!(

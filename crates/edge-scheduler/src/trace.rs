@@ -1,6 +1,6 @@
 //! Timelines in the trace event format of Chrome and Perfetto (JSON array, `ph: "X"`, microseconds;
-//! "Trace Event Format", Google 2016). Predicted and measured timelines use the same tracks, so that
-//! the two can be laid side by side.
+//! "Trace Event Format", Google 2016). Predicted and measured timelines use the same tracks, so
+//! that the two can be laid side by side.
 
 use crate::simulate::{Span, Track};
 

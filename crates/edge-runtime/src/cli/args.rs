@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 pub use super::compare::CompareArgs;
 pub use super::compress::CompressArgs;
+use edge_scheduler::profiles::DeviceProfile;
+
+pub use super::parts::*;
 pub use super::values::*;
 
 use crate::adapter::Targets;
@@ -27,6 +30,8 @@ pub struct Cli {
 pub enum Command {
     /// Adapt a model; without arguments, the bundled demo model on the bundled demo text
     Tune(Box<TuneArgs>),
+    /// Show what a run would allocate and take, on this device or by another's data sheet
+    Plan(Box<PlanArgs>),
     /// Run several methods on one model and data set, and compare speed, memory and loss
     Compare(Box<CompareArgs>),
     /// Compress a model layer by layer, by measured sensitivity
@@ -51,6 +56,42 @@ pub struct TuneArgs {
     /// YAML file with the same names as the flags; flags win
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Print one JSON object on stdout as the last line
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing on stderr but errors
+    #[arg(long)]
+    pub quiet: bool,
+    /// Write timeline.json into the run directory: a step as it was, beside the plan's where there
+    /// is one, for Perfetto or chrome://tracing
+    #[arg(long)]
+    pub trace: bool,
+    /// The options of the run.
+    #[command(flatten)]
+    pub flags: TuneFlags,
+}
+
+/// Options of `plan`: those of the run, and how to look at it.
+#[derive(Debug, Default, Args)]
+pub struct PlanArgs {
+    /// YAML file with the same names as the flags; flags win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Plan for a device that is not here, by its data sheet, such as apple-m2
+    #[arg(long, value_name = "NAME", value_parser = device_profile)]
+    pub device_profile: Option<&'static DeviceProfile>,
+    /// What the plan is to be best in
+    #[arg(long, value_enum, default_value_t)]
+    pub goal: Goal,
+    /// Longest step with --goal memory
+    #[arg(long, value_name = "MS")]
+    pub max_step_ms: Option<f64>,
+    /// Write the predicted timeline of a step, for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Print the paper's own claim, simulated with its memory hierarchy, and nothing else
+    #[arg(long)]
+    pub paper: bool,
     /// Print one JSON object on stdout as the last line
     #[arg(long)]
     pub json: bool,
@@ -93,6 +134,10 @@ pub struct TuneFlags {
     /// Most device memory to use, such as 2GiB
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<ByteSize>,
+    /// Parts of the schedule that are not to be chosen: path=rows|mixed|columns, slots=N,
+    /// resident=N (blocks that stay on the device), recompute=on|off, ahead=on|off
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub plan: Option<PlanParts>,
     /// Seed of initial values and data order [default: 0]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -219,6 +264,9 @@ pub struct ExportArgs {
 /// Options of `eval`.
 #[derive(Clone, Debug, Args)]
 pub struct EvalArgs {
+    /// Most device memory to use, such as 2GiB: blocks that do not fit are streamed
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<ByteSize>,
     /// Hugging Face model folder
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
@@ -264,6 +312,9 @@ pub struct EvalArgs {
 /// Options of `generate`.
 #[derive(Clone, Debug, Args)]
 pub struct GenerateArgs {
+    /// Most device memory to use, such as 2GiB: blocks that do not fit are streamed
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<ByteSize>,
     /// Hugging Face model folder
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,

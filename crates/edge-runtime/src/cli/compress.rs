@@ -6,16 +6,18 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use edge_gpu::Options as DeviceOptions;
 use edge_scheduler::policy::{Template, bits, matrix_bytes, sparsity};
+use edge_scheduler::profiles::DeviceProfile;
 use edge_scheduler::{Layer, ModelShape};
 use serde::Serialize;
 
 use super::Usage;
 use super::args::ByteSize;
+use super::parts::device_profile;
 use super::report::print_json;
 use crate::batch::check_seq_len;
 use crate::compress::calibrate::Granularity;
 use crate::compress::method::Method;
-use crate::compress::options::{Aim, Measured, Options, Wanted};
+use crate::compress::options::{Aim, Elsewhere, Measured, Options, Wanted};
 use crate::compress::policy_file::sparsity_name;
 use crate::compress::run::{Compressed, Outcome, mean_error, run as compress};
 use crate::interrupt;
@@ -51,6 +53,12 @@ pub struct CompressArgs {
     /// Tokens of that step
     #[arg(long, default_value_t = 256, requires = "target_step_ms")]
     pub step_tokens: u32,
+    /// Take that time from the data sheet of a device that is not here, such as apple-m2
+    #[arg(long, value_name = "NAME", requires = "target_step_ms", value_parser = device_profile)]
+    pub device_profile: Option<&'static DeviceProfile>,
+    /// Count that blocks are streamed from storage there, beside compute
+    #[arg(long, requires = "device_profile")]
+    pub streamed: bool,
     /// Mean share of the weights to leave out, 0 to 0.5 [default: none; with a target in
     /// bytes or time any]
     #[arg(long, value_name = "SHARE")]
@@ -263,6 +271,9 @@ impl CompressArgs {
             aim,
             sparsity: self.target_sparsity,
             template: Template { group_size, zero_point, sparsity, ..Template::default() },
+            elsewhere: self
+                .device_profile
+                .map(|profile| Elsewhere { profile, streamed: self.streamed }),
             method: if self.fast { Method::Nearest } else { self.method },
             granularity: self.granularity,
             measured: self.measure,

@@ -15,7 +15,7 @@ use crate::choices::Choices;
 use crate::data::{Stream, load_eval};
 use crate::exits::{Exits, Vote};
 use crate::model::Model;
-use crate::session::{Formats, Source, Tuned, check_budget, demo_dir, mebibytes};
+use crate::session::{Formats, Source, Tuned, demo_dir, mebibytes, within_budget};
 
 /// Sequences that are evaluated at once.
 const BATCH: u32 = 4;
@@ -98,7 +98,7 @@ fn load(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<(Model, u64)>
     let formats = formats(source, tuned)?;
     let mut job = source.job(formats, BATCH, args.seq_len as u32);
     tuned.apply(&mut job);
-    let plan = check_budget(source, &job, &device, None)?;
+    let (job, plan) = within_budget(source, job, &device, args.memory_budget)?;
     let tensors = 7 * job.blocks.len() as u64 + 1;
     let mut loading = Progress::new("load", tensors, args.quiet);
     let model = tuned.load(&device, source, &job, &mut |_| loading.step(String::new))?;

@@ -6,12 +6,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Options};
 
-use super::args::GenerateArgs;
+use super::args::{ByteSize, GenerateArgs};
 use super::eval::{choose_vote, formats, open};
 use crate::draft::{DraftCounts, Drafting, MARGIN};
 use crate::generate::{PREFILL_TOKENS, Sampling};
 use crate::model::Model;
-use crate::session::{Source, Tuned};
+use crate::session::{Source, Tuned, within_budget};
 
 /// A text to be continued.
 pub(super) struct Request<'a> {
@@ -20,6 +20,7 @@ pub(super) struct Request<'a> {
     pub(super) sampling: Sampling,
     pub(super) drafting: Option<Drafting>,
     pub(super) compare_plain: bool,
+    pub(super) memory_budget: Option<ByteSize>,
 }
 
 /// What came of it.
@@ -101,6 +102,7 @@ pub(super) fn continue_text(
     if let Some(drafting) = &request.drafting {
         drafting.check(&job.windows, job.isolated)?;
     }
+    let (job, _) = within_budget(source, job, device, request.memory_budget)?;
     let model = tuned.load(device, source, &job, &mut |_| ())?;
     let mut stops = source.config.eos_token_ids.clone();
     stops.extend(tokenizer.eos_id());
@@ -153,6 +155,7 @@ pub(super) fn run(args: &GenerateArgs) -> Result<()> {
             margin: MARGIN,
         }),
         compare_plain: args.compare_plain,
+        memory_budget: args.memory_budget,
     };
     let mut out = std::io::stdout().lock();
     let failed = "cannot write to standard output";

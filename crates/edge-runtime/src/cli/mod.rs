@@ -13,6 +13,8 @@ mod export;
 mod generate;
 mod inspect;
 pub mod options;
+mod parts;
+mod plan;
 pub mod report;
 mod tune;
 mod values;
@@ -54,12 +56,28 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// Exit status where a run does not fit its memory budget.
+pub const EXIT_MISFIT: i32 = 3;
+
+/// A run that does not fit its memory budget, whatever the schedule.
+#[derive(Debug)]
+pub struct Misfit(pub String);
+
+impl std::fmt::Display for Misfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misfit {}
+
 /// Runs the program: parses the arguments, runs the command, prints what went wrong.
 pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("EDGE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Cli::parse().command {
         Command::Tune(args) => tune::run(*args),
+        Command::Plan(args) => plan::run(*args),
         Command::Compare(args) => compare::run(*args),
         Command::Eval(args) => eval::run(&args).map(|()| 0),
         Command::Export(args) => export::run(&args).map(|()| 0),
@@ -77,6 +95,8 @@ pub fn main() -> ExitCode {
                 EXIT_INTERRUPTED
             } else if error.is::<Usage>() {
                 EXIT_USAGE
+            } else if error.is::<Misfit>() {
+                EXIT_MISFIT
             } else {
                 EXIT_FAILED
             };

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::args::{
-    Bits, ByteSize, Method, OptimizerName, Semantics, Shares, TrunkCache, TuneFlags, WindowOrder,
+    Bits, ByteSize, Method, OptimizerName, PlanParts, Semantics, Shares, TrunkCache, TuneFlags,
+    WindowOrder,
 };
 use crate::adapter::Targets;
 use crate::exits::Vote;
@@ -37,6 +38,9 @@ pub struct TuneOptions {
     pub device: String,
     /// Most device memory, bytes.
     pub memory_budget: Option<ByteSize>,
+    /// What of the schedule is not to be chosen.
+    #[serde(default)]
+    pub plan: Option<PlanParts>,
     /// Seed of initial values and data order.
     pub seed: u64,
     /// What is trained.
@@ -55,6 +59,9 @@ pub struct TuneOptions {
     pub batch_size: usize,
     /// Sequences at once, a divisor of `batch_size`.
     pub micro_batch: usize,
+    /// Whether a schedule may choose another one, to keep to the memory budget.
+    #[serde(skip)]
+    pub auto_micro_batch: bool,
     /// Tokens of a sequence; `None`: 256 or the model's context, whichever is less.
     pub seq_len: Option<usize>,
     /// Peak learning rate.
@@ -107,6 +114,9 @@ pub struct TuneOptions {
     pub evals: u64,
     /// Time each kernel.
     pub profile: bool,
+    /// Write the timeline of a step.
+    #[serde(skip)]
+    pub trace: bool,
 }
 
 /// Tokens of a sequence where neither flag nor file says.
@@ -144,6 +154,7 @@ impl TuneFlags {
             out: self.out.or(file.out),
             device: self.device.or(file.device),
             memory_budget: self.memory_budget.or(file.memory_budget),
+            plan: self.plan.or(file.plan),
             seed: self.seed.or(file.seed),
             method: self.method.or(file.method),
             steps: if counted { self.steps } else { file.steps },
@@ -210,6 +221,7 @@ impl TuneFlags {
             out: self.out,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),
             memory_budget: self.memory_budget,
+            plan: self.plan,
             seed: self.seed.unwrap_or(0),
             method,
             steps: if counted { self.steps } else { Some(200) },
@@ -218,6 +230,8 @@ impl TuneFlags {
             max_tokens: self.max_tokens,
             batch_size,
             micro_batch: self.micro_batch.unwrap_or(batch_size),
+            auto_micro_batch: self.micro_batch.is_none()
+                && (self.memory_budget.is_some() || self.plan.is_some()),
             seq_len: self.seq_len,
             lr: self.lr.unwrap_or(lr),
             schedule: self.schedule.unwrap_or_default(),
@@ -243,6 +257,7 @@ impl TuneFlags {
             evals: self.evals.unwrap_or(0),
             recompute: self.recompute.unwrap_or(false),
             profile: self.profile.unwrap_or(false),
+            trace: false,
         };
         options.check()?;
         Ok(options)
@@ -411,6 +426,8 @@ mod tests {
             let options = flags(line).resolve().unwrap();
             let text = serde_norway::to_string(&options).unwrap();
             let again: TuneOptions = serde_norway::from_str(&text).unwrap();
+            // A file names the micro-batch, so that nothing chooses another one.
+            let options = TuneOptions { auto_micro_batch: false, ..options };
             assert_eq!(again, options);
             assert_eq!(file(&text).unwrap().resolve().unwrap(), options);
         }

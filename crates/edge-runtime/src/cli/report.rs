@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::evaluate::Voted;
 use crate::exits::Vote;
+use crate::model::stream::StreamReport;
 use crate::profile::ProfileReport;
 use crate::tune::trunk_cache::CacheReport;
 
@@ -88,6 +89,9 @@ pub struct TuneReport {
     pub predicted_peak_device_bytes: Option<u64>,
     /// What the plan said of a step, ms.
     pub predicted_step_ms: Option<f64>,
+    /// What streaming of weights did in training, where blocks do not stay on the device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streaming: Option<StreamReport>,
     /// Time by op, with `--profile`.
     pub profile: Option<ProfileReport>,
     /// The run directory.

@@ -73,7 +73,7 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     }
     let named = flags.model.is_some();
     let (flags, demo) = with_demo(flags)?;
-    let options = flags.resolve()?;
+    let options = TuneOptions { trace: args.trace, ..flags.resolve()? };
     anyhow::ensure!(
         !options.data.is_empty(),
         "there is nothing to learn from: give --data a text, a .jsonl file or a folder"
@@ -120,6 +120,7 @@ fn sample(device: &Device, source: &Source, tuned: &Tuned) -> Result<String> {
         sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote },
         drafting: None,
         compare_plain: false,
+        memory_budget: None,
     };
     let mut text = DEMO_PROMPT.to_string();
     continue_text(device, source, tuned, &request, |piece| {
@@ -147,6 +148,19 @@ fn summarise(report: &TuneReport, options: &TuneOptions, interrupted: bool) {
         mebibytes(report.peak_device_bytes),
         mebibytes(report.predicted_peak_device_bytes.unwrap_or(0))
     );
+    if let Some(predicted) = report.predicted_step_ms {
+        eprintln!("the plan said {predicted:.0} ms a step");
+    }
+    if let Some(streaming) = &report.streaming {
+        let total_ms = report.tokens as f64 / report.tokens_per_second.max(1e-9) * 1e3;
+        eprintln!(
+            "waited for weights {:.1} % of the time; {} loads of blocks, {} at {:.2} GB/s",
+            100.0 * streaming.wait_ms / total_ms.max(1e-9),
+            streaming.loads,
+            mebibytes(streaming.load_bytes),
+            1e-6 * streaming.load_bytes as f64 / streaming.load_ms.max(1e-9)
+        );
+    }
     eprintln!("written to {}", report.run_dir);
     let device = &options.device;
     eprintln!(

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use edge_kernels::Format;
 use edge_scheduler::policy::{TWO_FOUR, Template, WIDTHS};
+use edge_scheduler::profiles::DeviceProfile;
 
 use super::calibrate::Granularity;
 use super::method::Method;
@@ -32,6 +33,15 @@ pub enum Wanted {
     Named(Named),
     /// A JSON file.
     File(PathBuf),
+}
+
+/// A device that is not here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Elsewhere {
+    /// Its data sheet.
+    pub profile: &'static DeviceProfile,
+    /// Whether blocks are streamed from its storage.
+    pub streamed: bool,
 }
 
 impl FromStr for Wanted {
@@ -92,6 +102,8 @@ pub struct Options {
     pub policy: Wanted,
     /// What a policy by name aims at.
     pub aim: Aim,
+    /// The device whose time counts; `None`: the one that is measured on.
+    pub elsewhere: Option<Elsewhere>,
     /// Mean sparsity at least; `None`: as it comes.
     pub sparsity: Option<f64>,
     /// What formats are made of, bits and sparsity apart.
@@ -194,6 +206,7 @@ mod tests {
         Options {
             policy: Wanted::Named(Named::Luc),
             aim,
+            elsewhere: None,
             sparsity,
             template: Template::default(),
             method: Method::default(),

@@ -138,9 +138,10 @@ pub fn run(options: &Options, source: &Source, device: &Device) -> Result<Outcom
     let formats = formats(options, fixed.as_ref());
     // Before the model is there: what is timed has buffers of its own.
     let times = match options.aim {
-        Aim::StepMs { tokens, .. } if fixed.is_none() => {
-            Some(StepTimes::measure(device, &shape, &formats, tokens, options.quiet)?)
-        }
+        Aim::StepMs { tokens, .. } if fixed.is_none() => Some(match &options.elsewhere {
+            Some(elsewhere) => StepTimes::predict(elsewhere, &shape, &formats, tokens),
+            None => StepTimes::measure(device, &shape, &formats, tokens, options.quiet)?,
+        }),
         _ => None,
     };
     let together = measured_formats(options, fixed.as_ref());

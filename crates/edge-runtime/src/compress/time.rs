@@ -1,15 +1,18 @@
-//! What a step's products cost in each format, measured on the device that is to run them.
+//! What a step's products cost in each format, measured on the device that is to run them or
+//! predicted by the data sheet of one that is not here.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use edge_gpu::{Device, Trial};
+use edge_gpu::{Device, Listed, Trial};
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt};
 use edge_kernels::{Call, Format, Op};
 use edge_scheduler::{ModelShape, Projection};
 
+use super::options::Elsewhere;
 use crate::cli::report::Progress;
 use crate::interrupt;
+use crate::plan::price::{Speed, cost};
 
 /// Samples of each product, in turns over the formats; the median counts.
 const ROUNDS: usize = 5;
@@ -46,6 +49,34 @@ impl StepTimes {
         }
         progress.finish();
         Ok(Self { shape: shape.clone(), times_ms, formats: formats.to_vec() })
+    }
+
+    /// Predicts the products of a training step with `tokens` tokens by a data sheet. Where blocks
+    /// are streamed, a product takes no less than reading its weights from storage: transfers
+    /// overlap compute, and a step's schedule loads each block twice at most, up and down.
+    pub fn predict(
+        elsewhere: &Elsewhere,
+        shape: &ModelShape,
+        formats: &[Format],
+        tokens: u32,
+    ) -> Self {
+        let speed = Speed::Profile(elsewhere.profile);
+        let storage = elsewhere.profile.storage_bytes_per_s.value;
+        let seconds = |(n, k): (u32, u32), format: Format| {
+            let forward = Call::with_format(&matmul_nt::Params::dense(tokens, n, k), format);
+            let backward = Call::with_format(&matmul_nn::Params::dense(tokens, n, k), format);
+            let both: [Listed; 2] =
+                [(&matmul_nt::MatmulNt, forward), (&matmul_nn::MatmulNn, backward)];
+            let load_s = match elsewhere.streamed {
+                true => format.bytes(n, k) as f64 / storage,
+                false => 0.0,
+            };
+            both.iter().map(|call| speed.seconds(&cost(call)).max(load_s)).sum::<f64>()
+        };
+        let sizes = Projection::ALL.map(|projection| shape.projection(projection));
+        let ms = |size| formats.iter().map(|&format| 1e3 * seconds(size, format)).collect();
+        let times_ms = sizes.iter().map(|&size| (size, ms(size))).collect();
+        Self { shape: shape.clone(), times_ms, formats: formats.to_vec() }
     }
 
     /// Milliseconds of a projection in a format, one of those that were measured.
@@ -97,6 +128,7 @@ fn product_ms(
 #[cfg(test)]
 mod tests {
     use edge_gpu::Options;
+    use edge_scheduler::profiles::DeviceProfile;
 
     use super::*;
 
@@ -121,5 +153,29 @@ mod tests {
             }
             assert_eq!(times.get(projection, Format::Q8), None);
         }
+    }
+
+    #[test]
+    fn on_a_device_that_streams_fewer_bytes_take_less_time() {
+        let profile = DeviceProfile::find("raspberry-pi-5").expect("a profile");
+        let shape = ModelShape {
+            vocab_size: 64,
+            hidden_size: 1024,
+            intermediate_size: 2816,
+            num_blocks: 2,
+            num_heads: 16,
+            num_kv_heads: 4,
+            head_dim: 64,
+            tied_head: true,
+        };
+        let formats = [Format::Q4, Format::Q8, Format::F16];
+        let times = |streamed| {
+            let elsewhere = Elsewhere { profile, streamed };
+            let times = StepTimes::predict(&elsewhere, &shape, &formats, 1);
+            formats.map(|format| times.get(Projection::Up, format).expect("a time"))
+        };
+        let (resident, streamed) = (times(false), times(true));
+        assert!(streamed[0] < streamed[1] && streamed[1] < streamed[2], "{streamed:?}");
+        assert!(streamed.iter().zip(resident).all(|(streamed, resident)| *streamed >= resident));
     }
 }

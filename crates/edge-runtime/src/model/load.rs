@@ -86,7 +86,8 @@ fn copy_words(bytes: &[u8], out: &mut [u32]) {
 /// Builds the parts of a model.
 pub(super) struct Loader<'a, 'p> {
     pub device: &'a Device,
-    pub checkpoint: &'a Checkpoint,
+    /// `None`: a model without weights, for a device that runs nothing or whose speed is measured.
+    pub checkpoint: Option<&'a Checkpoint>,
     pub config: &'a ModelConfig,
     pub job: &'a Job,
     pub plan: &'a Plan,
@@ -111,10 +112,13 @@ impl Loader<'_, '_> {
         self.job.trained == Trained::Full
     }
 
-    fn tensor(&mut self, name: &str, rows: u32, cols: u32) -> Result<TensorView<'_>> {
+    fn verify(&self, section: usize) -> Result<()> {
+        self.checkpoint.map_or(Ok(()), |checkpoint| checkpoint.verify(section))
+    }
+
+    fn count(&mut self) {
         self.loaded += 1;
         (self.progress)(self.loaded);
-        self.checkpoint.expect(name, &[rows as usize, cols as usize])
     }
 
     /// The slices of a trained tensor in its group.
@@ -139,12 +143,14 @@ impl Loader<'_, '_> {
         owner: impl Fn(Shard) -> Owner,
     ) -> Result<Matrix> {
         let full = self.full();
-        let checkpoint = self.checkpoint;
+        self.count();
+        let Some(checkpoint) = self.checkpoint else {
+            return self.hollow(label, (rows, cols), format, shards, owner);
+        };
         if checkpoint.is_packed(name) {
-            return self.stored((name, label), (rows, cols), format, shards);
+            return self.stored(checkpoint, (name, label), (rows, cols), format, shards);
         }
-        self.tensor(name, rows, cols)?;
-        let tensor = checkpoint.tensor(name)?;
+        let tensor = checkpoint.expect(name, &[rows as usize, cols as usize])?;
         let mut parts = Vec::with_capacity(shards.len());
         for (index, shard) in shards.into_iter().enumerate() {
             if full {
@@ -165,14 +171,12 @@ impl Loader<'_, '_> {
     /// A matrix of a compressed checkpoint: its words go from the map into device buffers.
     fn stored(
         &mut self,
+        checkpoint: &Checkpoint,
         (name, label): (&str, &str),
         (rows, cols): (u32, u32),
         format: Format,
         shards: Vec<Shard>,
     ) -> Result<Matrix> {
-        self.loaded += 1;
-        (self.progress)(self.loaded);
-        let checkpoint = self.checkpoint;
         let parts = match name {
             EMBEDDING | HEAD => table_shards_of(&self.config.shape(), format),
             _ => shards_of(rows, cols, format),
@@ -199,6 +203,34 @@ impl Loader<'_, '_> {
         Ok(Matrix { rows, cols, shards: parts })
     }
 
+    /// A matrix of zeros.
+    fn hollow(
+        &mut self,
+        label: &str,
+        (rows, cols): (u32, u32),
+        format: Format,
+        shards: Vec<Shard>,
+        owner: impl Fn(Shard) -> Owner,
+    ) -> Result<Matrix> {
+        let mut parts = Vec::with_capacity(shards.len());
+        for (index, shard) in shards.into_iter().enumerate() {
+            if self.full() {
+                let (parameter, _) = self.parameter(owner(shard)).context("a planned weight")?;
+                let weight = WeightBuffers::dense(Format::F32, parameter.value);
+                parts.push(MatrixShard { shard, weight, grad: parameter.grad, scales: None });
+                continue;
+            }
+            let values = self.pool.zeroed(&format!("{label}.{index}"))?;
+            let scales = match format.is_packed() {
+                true => Some(self.pool.zeroed(&format!("{label}.{index}.scales"))?),
+                false => None,
+            };
+            let weight = WeightBuffers { format, values, scales };
+            parts.push(MatrixShard { shard, weight, grad: None, scales: None });
+        }
+        Ok(Matrix { rows, cols, shards: parts })
+    }
+
     fn upload(&mut self, label: &str, shard: Shard, stored: &PackedHost) -> Result<MatrixShard> {
         let values = self.pool.filled(label, &stored.values)?;
         let label = format!("{label}.scales");
@@ -216,8 +248,11 @@ impl Loader<'_, '_> {
     }
 
     fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
-        let tensor = self.checkpoint.expect(name, &[self.config.hidden_size])?;
-        Ok(tensor.to_f32())
+        let d = self.config.hidden_size;
+        match self.checkpoint {
+            Some(checkpoint) => Ok(checkpoint.expect(name, &[d])?.to_f32()),
+            None => Ok(vec![1.0; d]),
+        }
     }
 
     fn norm(&mut self, name: &str, label: &str, owner: Owner) -> Result<Norm> {
@@ -233,7 +268,7 @@ impl Loader<'_, '_> {
 
     /// The embedding table, and the head where it is not tied.
     pub(super) fn tables(&mut self) -> Result<(Matrix, Option<Matrix>)> {
-        self.checkpoint.verify(0)?;
+        self.verify(0)?;
         let shape = self.config.shape();
         let size = (shape.vocab_size, shape.hidden_size);
         let max = self.plan.max_shard_bytes;
@@ -252,7 +287,7 @@ impl Loader<'_, '_> {
 
     /// A block: norms, projections, adapters.
     pub(super) fn block(&mut self, block: u32) -> Result<Block> {
-        self.checkpoint.verify(block as usize + 1)?;
+        self.verify(block as usize + 1)?;
         let shape = self.config.shape();
         let label = |what: &str| format!("block.{block}.{what}");
         let name = norm_name(block, false);
@@ -296,7 +331,9 @@ impl Loader<'_, '_> {
         let mut shards: Vec<Vec<MatrixShard>> = vec![Vec::new(); Projection::ALL.len()];
         for part in parts {
             let format = self.job.blocks[block as usize].get(part.projection);
-            pieces.push(self.piece(block, &part, format)?);
+            if let Some(checkpoint) = self.checkpoint {
+                pieces.push(self.piece(checkpoint, block, &part, format)?);
+            }
             let words = buffer.slice(part.offset, part.words);
             let of = &mut shards[part.projection.index()];
             match of.last_mut().filter(|_| part.scales) {
@@ -319,12 +356,17 @@ impl Loader<'_, '_> {
 
     /// Where the words of a part of a block are: as they are to lie on the device, since nothing
     /// is converted on the way.
-    fn piece(&mut self, block: u32, part: &BlockPart, format: Format) -> Result<Piece> {
+    fn piece(
+        &mut self,
+        checkpoint: &Checkpoint,
+        block: u32,
+        part: &BlockPart,
+        format: Format,
+    ) -> Result<Piece> {
         if !part.scales {
             self.loaded += usize::from(part.index == 0);
             (self.progress)(self.loaded);
         }
-        let checkpoint = self.checkpoint;
         let name = weight_name(block as usize, part.projection);
         let (n, k) = self.config.shape().projection(part.projection);
         let piece = |path: &Path, byte, bytes| Piece {
@@ -356,7 +398,8 @@ impl Loader<'_, '_> {
         let same = dense_format(tensor.dtype) == format;
         ensure!(
             same && (format == Format::F32 || k.is_multiple_of(2)),
-            "the weights of layer {block} would have to be converted each time that they are              streamed: compress the model first (compress --target-bits), or leave out --bits"
+            "the weights of layer {block} would have to be converted each time that they are \
+             streamed: compress the model first (compress --target-bits), or leave out --bits"
         );
         let stride = u64::from(k) * tensor.dtype.bytes() as u64;
         let (path, byte) = checkpoint.place(&name)?;

@@ -4,7 +4,7 @@
 //! * [`block`] — a block, forward and backward.
 //! * [`head`] — exits: norm, head, loss, votes, never with all logits.
 //! * [`load`] — from a checkpoint to device memory.
-//! * `stream` — blocks whose weights come when they are needed.
+//! * [`stream`] — blocks whose weights come when they are needed.
 //! * `turns` — adapters that take turns on the device.
 //! * `window` — blocks that are trained, forward and backward, by micro-batch.
 //! * [`workspace`] — activations and scratch, allocated from the plan.
@@ -14,7 +14,7 @@ pub(crate) mod counted;
 pub mod head;
 pub mod linear;
 pub mod load;
-pub(crate) mod stream;
+pub mod stream;
 mod turns;
 mod window;
 pub mod workspace;
@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
-use edge_gpu::{Device, Recorder, Slice};
+use edge_gpu::{Device, Recorder, Slice, UploadSlot};
 use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
 use edge_kernels::ops::optim::adamw_8bit;
@@ -170,23 +170,32 @@ impl Model {
         adapter: LoraInit,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self> {
+        check_formats(checkpoint, &config.shape(), job)?;
+        Self::build(device, Some(checkpoint), config, job, adapter, progress)
+    }
+
+    /// A model of zeros: for a dry device, or to measure how fast a device is.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn hollow(device: &Device, config: &ModelConfig, job: &Job) -> Result<Self> {
+        Self::build(device, None, config, job, LoraInit::NONE, &mut |_| ())
+    }
+
+    fn build(
+        device: &Device,
+        checkpoint: Option<&Checkpoint>,
+        config: &ModelConfig,
+        job: &Job,
+        adapter: LoraInit,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
         let shape = config.shape();
-        check_formats(checkpoint, &shape, job)?;
         let plan = Plan::new(&shape, job, device_facts(device));
         let mut pool = Pool::new(device, &plan);
-        let table = rope_table(
-            job.positions,
-            shape.head_dim,
-            config.rope_theta,
-            scaling(&config.rope_scaling),
-        );
-        let table: &[u32] = bytemuck::cast_slice(&table);
-        let rope = pool.filled("rope", table)?;
+        let rope = rope(&mut pool, config, job)?;
         let groups = groups(&mut pool, &plan, job)?;
-        let slot_of = job.streaming.as_ref().map(Streaming::slot_of).unwrap_or_default();
-        let count = slot_of.iter().flatten().max().map_or(0, |most| most + 1);
-        let slots = (0..count).map(|slot| pool.slot(&Streaming::slot_name(slot)));
-        let slots = slots.collect::<Result<Vec<_>>>()?;
+        let (slot_of, slots) = slots(&mut pool, job)?;
         let mut loader = Loader {
             device,
             checkpoint,
@@ -207,9 +216,10 @@ impl Model {
         let exits = loader.exits()?;
         let groups = std::mem::take(&mut loader.groups);
         let Loader { slots, slot_of, pieces, .. } = loader;
+        let ahead = job.streaming.as_ref().is_some_and(|streaming| streaming.ahead);
         let streamer = match slots.is_empty() {
             true => None,
-            false => Some(Streamer::new(device, slot_of, slots, pieces)?),
+            false => Some(Streamer::new(device, slot_of, slots, pieces, ahead)?),
         };
         let workspace = Workspace::new(&mut pool, job, shape.num_blocks)?;
         let voters = if job.vote { job.windows.len() } else { 0 };
@@ -217,7 +227,9 @@ impl Model {
             .map(|exit| pool.zeroed(&format!("vote.{exit}.norm")))
             .collect::<Result<Vec<_>>>()?;
         pool.finish()?;
-        load::init_adapters(&blocks, 0..blocks.len(), device, adapter.seed)?;
+        if checkpoint.is_some() {
+            load::init_adapters(&blocks, 0..blocks.len(), device, adapter.seed)?;
+        }
         let turns = job.in_turns().then(|| Mutex::new(Turns::new(job.windows.len(), adapter.seed)));
         Ok(Self {
             config: config.clone(),
@@ -383,17 +395,36 @@ impl Model {
     /// The device fails.
     pub fn adapter(&self) -> Result<AdapterTensors> {
         let mut tensors = AdapterTensors::new();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            self.bring_layer(layer)?;
-            for projection in Projection::ALL {
-                if let Some(lora) = &block.linear(projection).lora {
-                    let a = self.device.read_f32(&lora.a.value)?;
-                    let b = self.device.read_f32(&lora.b.value)?;
-                    tensors.insert((layer, projection), (a, b));
-                }
-            }
+        for (layer, projection) in self.adapted() {
+            let read = |matrix| self.adapter_matrix(layer, projection, matrix);
+            tensors.insert((layer, projection), (read('A')?, read('B')?));
         }
         Ok(tensors)
+    }
+
+    /// The layers and projections with an adapter.
+    pub(crate) fn adapted(&self) -> Vec<(usize, Projection)> {
+        let blocks = self.blocks.iter().enumerate();
+        let all = blocks.flat_map(|(layer, block)| Projection::ALL.map(|p| (layer, p, block)));
+        let adapted = all.filter(|(_, p, block)| block.linear(*p).lora.is_some());
+        adapted.map(|(layer, p, _)| (layer, p)).collect()
+    }
+
+    /// Matrix `A` or `B` of an adapter.
+    ///
+    /// # Errors
+    /// The layer has no adapter, or the device fails.
+    pub(crate) fn adapter_matrix(
+        &self,
+        layer: usize,
+        projection: Projection,
+        matrix: char,
+    ) -> Result<Vec<f32>> {
+        self.bring_layer(layer)?;
+        let lora = self.blocks[layer].linear(projection).lora.as_ref();
+        let lora = lora.with_context(|| format!("layer {layer} has no adapter"))?;
+        let part = if matrix == 'A' { &lora.a } else { &lora.b };
+        Ok(self.device.read_f32(&part.value)?)
     }
 
     /// Puts trained exit norms into the model.
@@ -495,6 +526,23 @@ fn scaling(config: &RopeScaling) -> Scaling {
             original_max_position_embeddings: original_max_position_embeddings as f64,
         },
     }
+}
+
+/// Cosines and sines of all positions.
+fn rope(pool: &mut Pool<'_>, config: &ModelConfig, job: &Job) -> Result<Slice> {
+    let scaling = scaling(&config.rope_scaling);
+    let head_dim = config.shape().head_dim;
+    let table = rope_table(job.positions, head_dim, config.rope_theta, scaling);
+    pool.filled("rope", bytemuck::cast_slice(&table))
+}
+
+/// The slot of each block that does not stay on the device, and the slots.
+fn slots(pool: &mut Pool<'_>, job: &Job) -> Result<(Vec<Option<usize>>, Vec<UploadSlot>)> {
+    let slot_of = job.streaming.as_ref().map(Streaming::slot_of).unwrap_or_default();
+    let count = slot_of.iter().flatten().max().map_or(0, |most| most + 1);
+    let slots = (0..count).map(|slot| pool.slot(&Streaming::slot_name(slot)));
+    let slots = slots.collect::<Result<Vec<_>>>()?;
+    Ok((slot_of, slots))
 }
 
 fn groups(pool: &mut Pool<'_>, plan: &Plan, job: &Job) -> Result<Vec<GroupBuffers>> {

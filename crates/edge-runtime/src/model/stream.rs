@@ -7,6 +7,7 @@
 //! overlap. The simulator (`edge_scheduler::simulate`) moves by the same rules.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use edge_scheduler::simulate::{Span, Track};
 use serde::Serialize;
 
 use super::Model;
+use crate::readahead::will_need;
 
 /// Where some words of a slot are in a file.
 #[derive(Clone, Debug)]
@@ -44,8 +46,8 @@ pub struct StreamReport {
     pub load_bytes: u64,
     /// Milliseconds that the loader read and copied.
     pub load_ms: f64,
-    /// Milliseconds that recording waited for weights, while the device had nothing left to do or
-    /// little.
+    /// Milliseconds that the device had to wait for weights: from when recording needs a block, or
+    /// its slot is free if that is later, until the block is there.
     pub wait_ms: f64,
 }
 
@@ -71,6 +73,8 @@ pub(super) struct Streamer {
     device: Device,
     slot_of: Vec<Option<usize>>,
     slots: Arc<Vec<UploadSlot>>,
+    /// Whether blocks are loaded ahead of their turn.
+    ahead: bool,
     state: Mutex<State>,
 }
 
@@ -103,6 +107,7 @@ impl Streamer {
         slot_of: Vec<Option<usize>>,
         slots: Vec<UploadSlot>,
         pieces: Vec<Vec<Piece>>,
+        ahead: bool,
     ) -> Result<Self> {
         let count = slots.len();
         let slots = Arc::new(slots);
@@ -114,6 +119,12 @@ impl Streamer {
             // Ends when the streamer drops its end.
             while let Ok(load) = orders.recv() {
                 let pieces = &pieces[load.block as usize];
+                // While the slot is still in use, the disk may be read already.
+                for piece in pieces {
+                    if let Ok(file) = open(piece, &mut files) {
+                        will_need(file, piece.byte, piece.bytes);
+                    }
+                }
                 let mut start = Instant::now();
                 let result = shared[load.slot].fill(&load.after, |words| {
                     start = Instant::now();
@@ -148,7 +159,7 @@ impl Streamer {
             spans: None,
             failed: None,
         };
-        Ok(Self { device: device.clone(), slot_of, slots, state: Mutex::new(state) })
+        Ok(Self { device: device.clone(), slot_of, slots, ahead, state: Mutex::new(state) })
     }
 
     fn slot(&self, block: u32) -> Option<usize> {
@@ -160,6 +171,9 @@ impl Streamer {
     }
 
     fn expect(&self, blocks: &[u32]) {
+        if !self.ahead {
+            return;
+        }
         let mut uses = blocks.to_vec();
         uses.dedup();
         uses.retain(|&block| self.slot(block).is_some());
@@ -237,11 +251,15 @@ impl Streamer {
         }
         while !state.ready[slot] && state.failed.is_none() {
             match state.done.recv() {
-                Ok(done) => state.note(done),
+                Ok(done) => {
+                    // Before the load began the device was still busy with what used the slot.
+                    let idle = done.end.saturating_duration_since(started.max(done.start));
+                    state.report.wait_ms += 1e3 * idle.as_secs_f64();
+                    state.note(done);
+                }
                 Err(_) => state.failed = Some("the loader of weights has ended".to_owned()),
             }
         }
-        state.report.wait_ms += 1e3 * started.elapsed().as_secs_f64();
         match &state.failed {
             Some(message) => Err(Error::Weights { message: message.clone() }),
             None => Ok(()),
@@ -308,6 +326,14 @@ fn read_pieces(
     Ok(())
 }
 
+/// The file of a piece, opened once.
+fn open<'a>(piece: &Piece, files: &'a mut HashMap<PathBuf, File>) -> std::io::Result<&'a mut File> {
+    match files.entry(piece.path.clone()) {
+        Entry::Occupied(entry) => Ok(entry.into_mut()),
+        Entry::Vacant(entry) => Ok(entry.insert(File::open(&piece.path)?)),
+    }
+}
+
 fn read_piece(piece: &Piece, words: &mut [u32], files: &mut HashMap<PathBuf, File>) -> Result<()> {
     let shown = piece.path.display();
     let failed = || {
@@ -317,11 +343,7 @@ fn read_piece(piece: &Piece, words: &mut [u32], files: &mut HashMap<PathBuf, Fil
             piece.bytes, piece.byte
         )
     };
-    if !files.contains_key(&piece.path) {
-        let file = File::open(&piece.path).with_context(failed)?;
-        files.insert(piece.path.clone(), file);
-    }
-    let file = files.get_mut(&piece.path).context("a file that was opened")?;
+    let file = open(piece, files).with_context(failed)?;
     let first = piece.word as usize;
     let target = &mut words[first..first + piece.bytes.div_ceil(4) as usize];
     if let (false, Some(last)) = (piece.bytes.is_multiple_of(4), target.last_mut()) {
@@ -357,6 +379,11 @@ impl Model {
     pub fn take_stream_report(&self) -> Option<StreamReport> {
         let streamer = self.streamer.as_ref()?;
         Some(streamer.with(|state| std::mem::take(&mut state.report)))
+    }
+
+    /// Seconds that recording has waited for weights since the last report.
+    pub(crate) fn weights_wait_s(&self) -> f64 {
+        self.streamer.as_ref().map_or(0.0, |s| s.with(|state| 1e-3 * state.report.wait_ms))
     }
 
     /// From now on keeps when weights were loaded, in seconds from now.

@@ -85,6 +85,16 @@ fn default_shares(windows: usize) -> Vec<f64> {
     shares
 }
 
+/// Shares of the run that windows in phases get; their sum is 1.
+pub fn shares(options: &TuneOptions, windows: usize) -> Vec<f64> {
+    let shares = match &options.window_shares {
+        Some(shares) => shares.0.clone(),
+        None => default_shares(windows),
+    };
+    let total: f64 = shares.iter().sum();
+    shares.into_iter().map(|share| share / total).collect()
+}
+
 /// Chooses the turns of a run.
 #[derive(Debug)]
 pub struct Course {
@@ -103,17 +113,16 @@ impl Course {
     /// The course of a run over `windows` windows.
     pub fn new(options: &TuneOptions, windows: usize, budget: Budget) -> Self {
         let phases = options.semantics.has_phases() && windows > 1;
-        let shares = match &options.window_shares {
-            _ if !phases => vec![1.0],
-            Some(shares) => shares.0.clone(),
-            None => default_shares(windows),
-        };
-        let total: f64 = shares.iter().sum();
+        let shares = if phases { shares(options, windows) } else { vec![1.0] };
         let mut sum = 0.0;
         let mut ends: Vec<f64> = Vec::new();
         for share in shares {
             sum += share;
-            ends.push(sum / total);
+            ends.push(sum);
+        }
+        // Rounding must not keep the last phase from ending.
+        if let Some(last) = ends.last_mut() {
+            *last = 1.0;
         }
         Self {
             budget,

@@ -113,7 +113,10 @@ impl<'a> Pass<'a> {
     fn restore(&mut self, micro_batch: u32, cache: Option<&mut TrunkCache>) -> Result<()> {
         let g = self.begin(micro_batch)?;
         let (model, batch) = (&self.trainer.model, self.batches[micro_batch as usize]);
-        cache.context("a trunk cache")?.load(model, batch)?;
+        // A list of dispatches is made without a cache.
+        if let Some(cache) = cache {
+            cache.load(model, batch)?;
+        }
         if self.waits() {
             let x = self.stream(micro_batch);
             model.copy_rows(&mut self.recorder, g.rows(), model.stream(), x);

@@ -5,6 +5,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use edge_gpu::{Device, OpTime};
 use edge_kernels::Category;
+use edge_scheduler::trace::trace;
+use edge_scheduler::{Job, Plan};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -19,11 +21,15 @@ use crate::data::{DataSpec, Dataset, Stream};
 use crate::evaluate::Evaluation;
 use crate::exits::Vote;
 use crate::interrupt;
-use crate::model::{LoraInit, Model};
+use crate::model::{LoraInit, Model, device_facts};
+use crate::plan::choose::{Chosen, choose, describe};
 use crate::profile::ProfileReport;
 use crate::run_dir::RunDir;
-use crate::session::{Source, check_budget, mebibytes};
+use crate::session::{Source, mebibytes};
 use crate::tune::{cache, save};
+
+/// The step whose timeline is written with `--trace`, from 0.
+const TRACED_STEP: u64 = 2;
 
 /// How a run ended.
 pub struct Outcome {
@@ -79,25 +85,21 @@ pub fn run_on(
 ) -> Result<Outcome> {
     let seq_len = options.seq_len_for(source.config.max_position_embeddings);
     check_seq_len(seq_len, source.config.max_position_embeddings)?;
-    let job = job(options, source, seq_len)?;
-    let plan = check_budget(source, &job, device, options.memory_budget)?;
     let mut sampler = Sampler::new(&data.train, seq_len, options.seed)?;
+    let job = job(options, source, seq_len)?;
+    let about = (sampler.windows(), counted_share(data, seq_len, options.seed)?);
+    let (job, chosen) = choose(options, source, device, job, about, quiet)?;
+    let plan = Plan::new(&source.config.shape(), &job, device_facts(device));
     device.reset_peak();
 
-    let tensors = 7 * job.blocks.len() as u64 + 1;
-    let mut loading = Progress::new("load", tensors, quiet);
-    let scale = options.alpha / options.rank as f64;
-    let init = LoraInit { scale: scale as f32, seed: options.seed };
-    let (checkpoint, config) = (&source.checkpoint, &source.config);
-    let model = Model::load(device, checkpoint, config, &job, init, &mut |_| {
-        loading.step(String::new);
-    })?;
-    loading.finish();
+    let model = load(options, source, device, &job, quiet)?;
     device.seal();
     cache::prepare(options)?;
     // Only now is everything checked: a run that cannot start leaves nothing behind.
     let run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
-    run_dir.write_config(options)?;
+    // With the micro-batch that the schedule chose.
+    let micro_batch = model.job.batch as usize;
+    run_dir.write_config(&TuneOptions { micro_batch, ..options.clone() })?;
     model.keep_adapters_in(run_dir.path().to_owned());
     let mut trainer = Trainer::new(
         model,
@@ -120,16 +122,24 @@ pub fn run_on(
         curve: Vec::new(),
     };
     session.announce(source, mebibytes(plan.bytes()));
+    if let Some(chosen) = &chosen {
+        session.say(&describe(&chosen.schedule));
+    }
     let before = session.validate("validate before")?;
     device.take_profile();
+    session.trainer.model.take_stream_report();
     let interrupted = session.train(&mut sampler)?;
+    let streaming = session.trainer.model.take_stream_report();
     session.times.extend(device.take_profile());
+    session.write_trace(chosen.as_ref(), source)?;
     let judged = session.fit_vote()?;
     let after = session.validate("validate after")?;
     save::results(options, source, &session.trainer.model, &session.run_dir)?;
     device.unseal();
     let mut report = session.report(before.as_ref(), after.as_ref(), device);
     report.predicted_peak_device_bytes = Some(plan.bytes());
+    report.predicted_step_ms = chosen.as_ref().map(|chosen| 1e3 * chosen.schedule.step_s);
+    report.streaming = streaming;
     if let Some(judged) = judged {
         report.held_out_exits = ExitLoss::all(&judged.exits);
         report.votes = judged.votes;
@@ -138,6 +148,25 @@ pub fn run_on(
     session.run_dir.write("result.json", text.as_bytes())?;
     let Session { spent, curve, .. } = session;
     Ok(Outcome { report, interrupted, seconds: spent.seconds, curve })
+}
+
+fn load(
+    options: &TuneOptions,
+    source: &Source,
+    device: &Device,
+    job: &Job,
+    quiet: bool,
+) -> Result<Model> {
+    let tensors = 7 * job.blocks.len() as u64 + 1;
+    let mut loading = Progress::new("load", tensors, quiet);
+    let scale = options.alpha / options.rank as f64;
+    let init = LoraInit { scale: scale as f32, seed: options.seed };
+    let (checkpoint, config) = (&source.checkpoint, &source.config);
+    let model = Model::load(device, checkpoint, config, job, init, &mut |_| {
+        loading.step(String::new);
+    })?;
+    loading.finish();
+    Ok(model)
 }
 
 /// The options' data, or the bundled text.
@@ -153,6 +182,15 @@ pub fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
         train_on_prompt: options.train_on_prompt,
     };
     Dataset::load(&spec, &source.tokenizer)
+}
+
+/// The share of targets that count, by the first sequences.
+fn counted_share(data: &Dataset, seq_len: usize, seed: u64) -> Result<f64> {
+    const SEQUENCES: usize = 16;
+    let mut sampler = Sampler::new(&data.train, seq_len, seed)?;
+    let trained: usize =
+        (0..SEQUENCES).map(|_| sampler.next_batch(&data.train, 1).trained_tokens).sum();
+    Ok(trained as f64 / (SEQUENCES * (seq_len - 1).max(1)) as f64)
 }
 
 struct Session<'a> {
@@ -204,6 +242,16 @@ impl Session<'_> {
             self.seq_len,
             planned,
         ));
+    }
+
+    /// Writes the step that was traced, if one was, beside what was predicted.
+    fn write_trace(&mut self, chosen: Option<&Chosen>, source: &Source) -> Result<()> {
+        let Some(spans) = self.trainer.take_trace() else { return Ok(()) };
+        let device = &self.trainer.model.device;
+        let predicted = chosen.map(|chosen| chosen.timeline(source, device)).transpose()?;
+        let mut timelines = vec![("measured", &spans[..])];
+        timelines.extend(predicted.iter().map(|timeline| ("predicted", &timeline.spans[..])));
+        self.run_dir.write("timeline.json", trace(&timelines).as_bytes())
     }
 
     fn say(&self, text: &str) {
@@ -303,6 +351,10 @@ impl Session<'_> {
                 self.trainer.begin(turn.window)?;
             }
             let batches = self.batches(&self.data.train, sampler);
+            // A step whose kernels are compiled and whose slots are as a step leaves them.
+            if options.trace && self.spent.steps == TRACED_STEP {
+                self.trainer.start_trace();
+            }
             let outcome = self.trainer.step(turn.window, &batches, turn.lr)?;
             let ms = started.elapsed().as_secs_f64() * 1e3;
             let tokens: usize = batches.iter().map(|batch| batch.tokens).sum();
@@ -351,7 +403,7 @@ impl Session<'_> {
     }
 
     fn batches(&self, stream: &Stream, sampler: &mut Sampler) -> Vec<Batch> {
-        let micro = self.options.micro_batch;
+        let micro = self.trainer.model.job.batch as usize;
         let count = self.options.batch_size / micro;
         (0..count).map(|_| sampler.next_batch(stream, micro)).collect()
     }
@@ -415,6 +467,7 @@ impl Session<'_> {
             votes: Vec::new(),
             predicted_peak_device_bytes: None,
             predicted_step_ms: None,
+            streaming: None,
             profile: self.options.profile.then(|| {
                 let steps = self.step_ms.len() as u64;
                 ProfileReport::new(&self.times, steps, self.step_ms.iter().sum())

@@ -2,14 +2,16 @@
 //! window's parameters.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use edge_gpu::{Recorder, Slice};
+use edge_gpu::{Listed, Recorder, Slice};
 use edge_kernels::Dispatch;
 use edge_kernels::ops::embedding::embedding_scatter;
 use edge_kernels::ops::memory::fill;
 use edge_kernels::ops::optim::{adamw, adamw_8bit, grad_norm_scale, sum_squares};
 use edge_scheduler::plan::NORM_PARTS;
+use edge_scheduler::simulate::{Span, Track};
 use edge_scheduler::step::{block_uses, tasks};
 use edge_scheduler::{Owner, Path, StepShape, Task};
 
@@ -60,13 +62,31 @@ pub struct Trainer {
     updates: Vec<u32>,
     /// Hidden states below the window, where what lies below it is fixed.
     pub cache: Option<TrunkCache>,
+    /// What a step that is traced has done so far.
+    trace: Option<Trace>,
+}
+
+/// When the tasks of a step ran.
+struct Trace {
+    started: Instant,
+    spans: Vec<Span>,
+    done: bool,
+}
+
+impl Trace {
+    /// Notes what ran from `start` to now.
+    fn note(&mut self, name: String, start: Instant) {
+        let at = |time: Instant| (time - self.started).as_secs_f64();
+        let (start_s, end_s) = (at(start), at(Instant::now()));
+        self.spans.push(Span { track: Track::Compute, name, start_s, end_s });
+    }
 }
 
 impl Trainer {
     /// A trainer with all moments at zero.
     pub fn new(model: Model, optimizer: AdamW) -> Self {
         let updates = vec![0; model.groups.len()];
-        Self { model, optimizer, updates, cache: None }
+        Self { model, optimizer, updates, cache: None, trace: None }
     }
 
     /// Number of windows.
@@ -100,10 +120,17 @@ impl Trainer {
     pub fn step(&mut self, index: usize, batches: &[Batch], lr: f64) -> Result<StepOutcome> {
         let trained: usize = batches.iter().map(|batch| batch.trained_tokens).sum();
         self.gradients(index, batches, trained)?;
+        let started = Instant::now();
         let mut recorder = self.model.device.recorder();
         self.update(&mut recorder, index, lr)?;
         recorder.submit()?;
         let model = &self.model;
+        if let Some(trace) = self.trace.as_mut().filter(|trace| !trace.done) {
+            model.device.wait()?;
+            trace.note(Task::Update.label(), started);
+            trace.spans.extend(model.take_load_spans());
+            trace.done = true;
+        }
         let back = model.workspace.backward.as_ref().context("a training workspace")?;
         let loss = model.device.read_f32(&model.workspace.loss)?;
         let clip = model.device.read_f32(&back.clip)?;
@@ -114,15 +141,28 @@ impl Trainer {
         })
     }
 
+    /// The next step is traced: it waits for the device behind each task, while weights are loaded
+    /// as ever.
+    pub fn start_trace(&mut self) {
+        self.trace = Some(Trace { started: Instant::now(), spans: Vec::new(), done: false });
+        self.model.trace_loads();
+    }
+
+    /// When the tasks of the traced step and the loads beside them ran.
+    pub fn take_trace(&mut self) -> Option<Vec<Span>> {
+        self.trace.take().filter(|trace| trace.done).map(|trace| trace.spans)
+    }
+
     /// Computes the gradients of window `index`, without an update; the loss of one token weighs
     /// `1 / trained`.
     ///
     /// # Errors
     /// As [`Trainer::step`].
     pub fn gradients(&mut self, index: usize, batches: &[Batch], trained: usize) -> Result<()> {
-        let mut cache = self.cache.take();
-        let result = self.accumulate(index, batches, trained, cache.as_mut());
-        self.cache = cache;
+        let (mut cache, mut trace) = (self.cache.take(), self.trace.take());
+        let traced = trace.as_mut().filter(|trace| !trace.done);
+        let result = self.accumulate(index, batches, trained, cache.as_mut(), traced);
+        (self.cache, self.trace) = (cache, trace);
         result
     }
 
@@ -132,14 +172,12 @@ impl Trainer {
         batches: &[Batch],
         trained: usize,
         mut cache: Option<&mut TrunkCache>,
+        mut trace: Option<&mut Trace>,
     ) -> Result<()> {
         let model = &self.model;
         model.bring(index)?;
         let mut recorder = model.device.recorder();
-        for gradient in &model.groups[index].gradients {
-            recorder.push(fill::dispatch(gradient.words() as u32, 0.0, gradient.clone()));
-        }
-        recorder.push(fill::dispatch(2, 0.0, model.workspace.loss.clone()));
+        self.zero_gradients(&mut recorder, index);
         recorder.submit()?;
         // A batch without a target that counts adds nothing.
         let batches: Vec<&Batch> =
@@ -151,6 +189,7 @@ impl Trainer {
         let scale = 1.0 / trained.max(1) as f32;
         let mut pass = Pass::new(self, (index, shape.window), batches, scale);
         for task in tasks {
+            let (started, waited_s) = (Instant::now(), model.weights_wait_s());
             if let Task::Restore { .. } = task {
                 // What the cache lacks is computed in an order of its own.
                 pass.run(task, cache.as_deref_mut())?;
@@ -158,11 +197,54 @@ impl Trainer {
             } else {
                 pass.run(task, None)?;
             }
+            if let Some(trace) = trace.as_deref_mut().filter(|_| task != Task::Update) {
+                pass.recorder.submit()?;
+                model.device.wait()?;
+                // The task began when its weights were there.
+                let waited_s = model.weights_wait_s() - waited_s;
+                trace.note(task.label(), started + Duration::from_secs_f64(waited_s.max(0.0)));
+            }
         }
         pass.recorder.submit()?;
         // The next step will begin like this one.
         model.expect_blocks(&uses);
         Ok(())
+    }
+
+    /// On a dry device: the dispatches of each task of a step that trains window `index` on one
+    /// micro-batch, whose hidden states come from a cache where `cached`.
+    ///
+    /// # Errors
+    /// The batch does not fit the plan.
+    pub(crate) fn list(
+        &mut self,
+        index: usize,
+        batch: &Batch,
+        cached: bool,
+    ) -> Result<Vec<(Task, Vec<Listed>)>> {
+        let device = self.model.device.clone();
+        let shape = StepShape { cached, ..self.shape_of(index, 1, None) };
+        let mut listed = Vec::new();
+        device.take_calls();
+        let mut recorder = device.recorder();
+        self.zero_gradients(&mut recorder, index);
+        self.update(&mut recorder, index, 1e-3)?;
+        recorder.submit()?;
+        listed.push((Task::Update, device.take_calls()));
+        let mut pass = Pass::new(self, (index, shape.window), vec![batch], 1.0);
+        for task in tasks(&shape).into_iter().filter(|task| *task != Task::Update) {
+            pass.run(task, None)?;
+            listed.push((task, device.take_calls()));
+        }
+        Ok(listed)
+    }
+
+    /// Gradients and loss start at zero.
+    fn zero_gradients(&self, recorder: &mut Recorder, index: usize) {
+        for gradient in &self.model.groups[index].gradients {
+            recorder.push(fill::dispatch(gradient.words() as u32, 0.0, gradient.clone()));
+        }
+        recorder.push(fill::dispatch(2, 0.0, self.model.workspace.loss.clone()));
     }
 
     /// The step that trains a window on this many micro-batches.

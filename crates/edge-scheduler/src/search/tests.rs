@@ -1,7 +1,9 @@
+//! Tests of the search: budgets are kept, more memory is never slower, nothing is left to chance.
+
 use edge_kernels::Format;
 
 use super::*;
-use crate::plan::{Optimizer, Trained};
+use crate::plan::{LOGITS_BYTES, Optimizer, Trained};
 use crate::shape::{BlockFormats, Projection, Window};
 
 fn shape() -> ModelShape {
@@ -40,6 +42,7 @@ fn job() -> Job {
         streaming: None,
         streams: 0,
         columns: false,
+        logits_bytes: LOGITS_BYTES,
     }
 }
 
@@ -75,9 +78,12 @@ fn space<'a>(shape: &'a ModelShape, job: &'a Job, budget_bytes: Option<u64>) -> 
         micro_batches: vec![1, 2, 4, 8],
         recompute: vec![false, true],
         paths: Path::ALL.to_vec(),
+        logits_bytes: vec![LOGITS_BYTES, LOGITS_BYTES / 4],
         slots: (1..=SLOTS_MAX).collect(),
         staged: false,
         streaming: true,
+        resident: None,
+        ahead: vec![true, false],
         turns: &TURNS,
         rates: TransferRates {
             read_bytes_per_s: 2e6,
@@ -120,7 +126,8 @@ fn a_bigger_budget_is_never_slower_and_no_plan_exceeds_it() {
                 }
             }
             Err(misfit) => {
-                assert!(misfit.least.bytes > budget && before.is_infinite(), "{percent} %");
+                let least = misfit.least.expect("a schedule");
+                assert!(least.bytes > budget && before.is_infinite(), "{percent} %");
             }
         }
     }
@@ -153,4 +160,40 @@ fn choices_keep_as_many_as_asked() {
             assert_eq!(kept as u32, count);
         }
     }
+}
+
+#[test]
+fn what_is_only_to_fit_keeps_as_many_blocks_as_it_can() {
+    let (shape, job) = (shape(), job());
+    let whole = Plan::new(&shape, &job, FACTS).bytes();
+    assert_eq!(fit(&shape, &job, FACTS, false, whole), Some(job.clone()));
+    let less = fit(&shape, &job, FACTS, false, whole - 1).expect("a job");
+    assert_eq!(less.streaming.as_ref().map(Streaming::streamed), Some(3));
+    assert!(Plan::new(&shape, &less, FACTS).bytes() < whole);
+    assert_eq!(fit(&shape, &job, FACTS, false, 1000), None);
+}
+
+#[test]
+fn an_empty_space_has_no_least() {
+    let (shape, job) = (shape(), job());
+    let one =
+        Space { micro_batches: vec![8], paths: vec![Path::Mixed], ..space(&shape, &job, None) };
+    let misfit = search(&one, Objective::Time).expect_err("nothing to search");
+    assert_eq!(misfit.least, None);
+}
+
+/// Where copying slows compute down by more than it takes, nothing is loaded ahead.
+#[test]
+fn transfers_that_disturb_are_not_overlapped() {
+    let (shape, job) = (shape(), job());
+    let budget = Plan::new(&shape, &job, FACTS).bytes() / 2;
+    let best = |interference: f64, ahead: &[bool]| {
+        let mut space = space(&shape, &job, Some(budget));
+        (space.rates.interference, space.ahead) = (interference, ahead.to_vec());
+        search(&space, Objective::Time).expect("a schedule").best
+    };
+    let (quiet, disturbed) = (best(0.0, &[true, false]), best(3.0, &[true, false]));
+    assert!(quiet.wait_share <= disturbed.wait_share);
+    assert!(disturbed.step_s <= best(3.0, &[true]).step_s);
+    assert!(quiet.step_s <= best(0.0, &[false]).step_s);
 }

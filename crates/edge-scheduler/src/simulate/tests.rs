@@ -1,3 +1,5 @@
+//! Properties of simulated steps, on random models, schedules and devices.
+
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
@@ -45,6 +47,7 @@ fn case(seed: u64) -> Case {
             resident: (0..BLOCKS).map(|_| rng.random_bool(0.4)).collect(),
             slots: rng.random_range(1..5),
             staged,
+            ahead: true,
         },
         block_bytes: (0..BLOCKS).map(|_| rng.random_range(1..1000)).collect(),
         rates: TransferRates {
@@ -57,10 +60,10 @@ fn case(seed: u64) -> Case {
     }
 }
 
-fn run(case: &Case, overlap: bool) -> Timeline {
-    let streaming = Some(&case.streaming);
+fn run(case: &Case, ahead: bool) -> Timeline {
+    let streaming = Streaming { ahead, ..case.streaming.clone() };
     let tasks = tasks(&case.step);
-    simulate(&tasks, &case.times, streaming, &case.block_bytes, &case.rates, overlap)
+    simulate(&tasks, &case.times, Some(&streaming), &case.block_bytes, &case.rates)
 }
 
 fn of(timeline: &Timeline, track: Track) -> Vec<Span> {

@@ -11,7 +11,7 @@ use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
 use edge_scheduler::calibrate::all_moment_parts;
-use edge_scheduler::plan::max_shard_bytes;
+use edge_scheduler::plan::{LOGITS_BYTES, max_shard_bytes};
 use edge_scheduler::{
     BlockFormats, Calibration, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window,
 };
@@ -384,6 +384,7 @@ fn job(
         streaming: None,
         streams: 0,
         columns: false,
+        logits_bytes: LOGITS_BYTES,
         calibration: Some(calibration),
     }
 }

@@ -1,0 +1,388 @@
+//! Measures a device: its kernels at sizes of no model in particular, steps of small models to see
+//! what dispatches take together, and how fast files come into its memory.
+
+use std::collections::HashSet;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use edge_gpu::{Device, Error, Listed, Ticket, Trial};
+use edge_kernels::ops::matmul::matmul_nt;
+use edge_kernels::ops::memory::fill;
+use edge_kernels::{Call, Category, Format};
+use edge_scheduler::plan::LOGITS_BYTES;
+use edge_scheduler::search::Turns;
+use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
+use serde_json::json;
+
+use super::facts::{Facts, Sample};
+use super::price::{Pricer, cost, sample};
+use crate::cli::report::Progress;
+use crate::config::ModelConfig;
+use crate::interrupt;
+use crate::model::Model;
+use crate::readahead::forget;
+use crate::tune::trainer::{AdamW, Trainer};
+
+/// A made-up model: width, width of the MLP, heads, key-value heads, vocabulary; rank; sequences
+/// and tokens of a pass. None is the shape of a known model.
+struct Shape {
+    sizes: [u32; 5],
+    rank: u32,
+    batch: u32,
+    seq_len: u32,
+}
+
+const SHAPES: [Shape; 4] = [
+    Shape { sizes: [128, 352, 4, 2, 1536], rank: 12, batch: 3, seq_len: 80 },
+    Shape { sizes: [320, 896, 5, 1, 5120], rank: 48, batch: 1, seq_len: 320 },
+    Shape { sizes: [640, 1728, 10, 2, 6144], rank: 8, batch: 1, seq_len: 96 },
+    Shape { sizes: [1536, 4096, 24, 4, 12288], rank: 8, batch: 2, seq_len: 80 },
+];
+
+/// The shapes whose steps are measured as a whole; the last is too large for that.
+const STEPS: std::ops::Range<usize> = 0..3;
+
+/// Steps of a measurement, of which the median counts.
+const STEP_SAMPLES: usize = 7;
+
+/// Sizes of the loads that are measured, words.
+const LOAD_WORDS: [u64; 2] = [64 << 10, 2 << 20];
+
+/// Pieces of 1 MiB that are read from the disk.
+const COLD_PIECES: u64 = 64;
+
+impl Shape {
+    fn config(&self, blocks: usize) -> Result<ModelConfig> {
+        let [hidden, inner, heads, kv_heads, vocab] = self.sizes;
+        let keys = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+            "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": blocks,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "max_position_embeddings": 1024,
+            "rope_theta": 10000.0, "hidden_act": "silu"
+        });
+        ModelConfig::from_value(&keys, std::path::Path::new("a made-up model"))
+    }
+
+    /// A run with a block in each format below the window that is trained and in it.
+    fn job(&self, formats: &[Format], table: Format) -> Job {
+        let each = || formats.iter().map(|format| BlockFormats::uniform(*format));
+        let blocks: Vec<BlockFormats> = each().chain(each()).collect();
+        let (below, all) = (formats.len() as u32, blocks.len() as u32);
+        let eight = self.rank > 8;
+        Job {
+            blocks,
+            embedding: table,
+            head: table,
+            trained: Trained::Lora { rank: self.rank, targets: Projection::ALL.to_vec() },
+            optimizer: if eight { Optimizer::AdamW8bit } else { Optimizer::AdamW },
+            windows: vec![Window { first: 0, end: below }, Window { first: below, end: all }],
+            exit_norms: true,
+            training: true,
+            batch: self.batch,
+            eval_batch: 1,
+            seq_len: self.seq_len,
+            cache: None,
+            positions: self.seq_len,
+            vote: false,
+            calibration: None,
+            recompute: false,
+            phases: false,
+            isolated: false,
+            streaming: None,
+            streams: 0,
+            columns: false,
+            logits_bytes: LOGITS_BYTES,
+        }
+    }
+}
+
+const TOP: Turns = Turns { window: 1, share: 1.0, cached: false };
+
+/// Measures what is missing for runs with weights in these formats and tables in `table`, and adds
+/// it to the facts.
+///
+/// # Errors
+/// The device fails; or Ctrl-C.
+pub fn measure(
+    device: &Device,
+    facts: &mut Facts,
+    formats: &[Format],
+    tables: &[Format],
+    quiet: bool,
+) -> Result<()> {
+    if facts.samples.is_empty() {
+        facts.floor_s = floor(device)?;
+    }
+    let calls = calls(device, formats, tables)?;
+    let have: HashSet<(String, String, String)> = facts.samples.iter().map(key).collect();
+    let mut progress = Progress::new("measure kernels", calls.len() as u64, quiet);
+    for call in &calls {
+        interrupt::check()?;
+        let cost = cost(call);
+        let mut found = Sample {
+            op: cost.kind.0,
+            format: cost.kind.1,
+            sizes: cost.sizes,
+            flops: cost.flops,
+            bytes: cost.bytes,
+            seconds: 0.0,
+        };
+        if !have.contains(&key(&found)) {
+            found.seconds = seconds(device, call)?;
+            facts.samples.push(found);
+        }
+        progress.step(|| call.0.name().to_owned());
+    }
+    progress.finish();
+    facts.formats.extend(formats.iter().chain(tables).map(|format| format.name().to_owned()));
+    transfers(device, facts)?;
+    together(device, facts, formats, tables[0])
+}
+
+fn key(sample: &Sample) -> (String, String, String) {
+    let numbers = format!("{:?} {} {}", sample.sizes, sample.flops, sample.bytes);
+    (sample.op.clone(), sample.format.clone(), numbers)
+}
+
+/// All different dispatches of steps of the made-up models, with activations kept and not.
+fn calls(device: &Device, formats: &[Format], tables: &[Format]) -> Result<Vec<Listed>> {
+    let dry = device.dry();
+    let (mut seen, mut calls) = (HashSet::new(), Vec::new());
+    for shape in &SHAPES {
+        for &table in tables {
+            // Isolated windows have a trunk without adapters, whose products are others.
+            for (recompute, eight) in [(false, false), (true, true)] {
+                let mut job = shape.job(formats, table);
+                job.recompute = recompute;
+                (job.isolated, job.phases) = (eight, eight);
+                job.optimizer = if eight { Optimizer::AdamW8bit } else { Optimizer::AdamW };
+                let config = shape.config(job.blocks.len())?;
+                let model = Model::hollow(&dry, &config, &job)?;
+                let mut trainer = Trainer::new(model, AdamW::default());
+                for (_, listed) in trainer.list(TOP.window, &sample(&job, 1.0), false)? {
+                    for call in listed {
+                        let cost = cost(&call);
+                        let numbers = format!("{:?} {} {}", cost.sizes, cost.flops, cost.bytes);
+                        if seen.insert((cost.kind, numbers)) {
+                            calls.push(call);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(calls)
+}
+
+/// Seconds of a dispatch on its own.
+fn seconds(device: &Device, &(op, call): &Listed) -> Result<f64> {
+    let trial = Trial::new(device, op, call)?;
+    // The first run compiles the kernel.
+    trial.time_ms(None, 1)?;
+    let count = trial.dispatches(None)?;
+    let mut times = [trial.time_ms(None, count)?, trial.time_ms(None, count)?];
+    times.sort_by(f64::total_cmp);
+    Ok(1e-3 * times[0])
+}
+
+/// What starting a dispatch costs.
+fn floor(device: &Device) -> Result<f64> {
+    let call = Call::new(&fill::Params { count: 64, value_bits: 0 });
+    let trial = Trial::new(device, &fill::Fill, call)?;
+    trial.time_ms(None, 1)?;
+    let mut times = [0.0; 5];
+    for time in &mut times {
+        *time = trial.time_ms(None, 256)?;
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(1e-3 * times[2])
+}
+
+/// Measures whole steps and fits what dispatches take together: `scale` times their sum, and
+/// `between_s`.
+fn together(device: &Device, facts: &mut Facts, formats: &[Format], table: Format) -> Result<()> {
+    (facts.scale, facts.between_s) = (1.0, 0.0);
+    let mut points = Vec::new();
+    for shape in &SHAPES[STEPS] {
+        interrupt::check()?;
+        let job = shape.job(formats, table);
+        let config = shape.config(job.blocks.len())?;
+        let speed = facts.speed();
+        let pricer = Pricer::new(device, &config, &speed, facts.copy_bytes_per_s, 1.0);
+        let times = pricer.times(&job, &TOP);
+        let predicted = times.embed_s
+            + times.trunk_s.iter().sum::<f64>()
+            + times.forward_s.iter().sum::<f64>()
+            + times.loss_s
+            + times.backward_s.iter().sum::<f64>()
+            + times.update_s;
+        let mut trainer = Trainer::new(Model::hollow(device, &config, &job)?, AdamW::default());
+        let batch = [sample(&job, 1.0)];
+        trainer.step(TOP.window, &batch, 1e-6)?;
+        let mut taken = Vec::new();
+        for _ in 0..STEP_SAMPLES {
+            let started = Instant::now();
+            trainer.step(TOP.window, &batch, 1e-6)?;
+            taken.push(started.elapsed().as_secs_f64());
+        }
+        taken.sort_by(f64::total_cmp);
+        points.push((predicted, taken[STEP_SAMPLES / 2]));
+    }
+    (facts.scale, facts.between_s) = fit(&points);
+    Ok(())
+}
+
+/// `y = a x + b` by least squares of relative errors, with `b` at least 0.
+fn fit(points: &[(f64, f64)]) -> (f64, f64) {
+    let [mut ww, mut wx, mut wxx, mut wy, mut wxy] = [0.0; 5];
+    for &(x, y) in points {
+        let weight = 1.0 / (y * y);
+        ww += weight;
+        wx += weight * x;
+        wxx += weight * x * x;
+        wy += weight * y;
+        wxy += weight * x * y;
+    }
+    let determinant = ww * wxx - wx * wx;
+    let b = if determinant > 0.0 { (wxx * wy - wx * wxy) / determinant } else { 0.0 };
+    let b = b.max(0.0);
+    ((wxy - b * wx) / wxx, b)
+}
+
+/// Measures how fast files come into slots, and what that does to dispatches meanwhile.
+fn transfers(device: &Device, facts: &mut Facts) -> Result<()> {
+    let mut file = tempfile::tempfile().context("no temporary file to measure transfers with")?;
+    let bytes = vec![0x5a_u8; 4 * LOAD_WORDS[1] as usize];
+    file.write_all(&bytes).context("no room for 8 MiB of a temporary file")?;
+    drop(bytes);
+    let mut load = |slot: &edge_gpu::UploadSlot, words: u64| -> Result<f64> {
+        let started = Instant::now();
+        slot.fill(&Ticket::default(), |target| {
+            let target = &mut bytemuck::cast_slice_mut::<u32, u8>(target)[..4 * words as usize];
+            let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(target));
+            read.map_err(|error| Error::Weights { message: error.to_string() })
+        })?;
+        Ok(started.elapsed().as_secs_f64())
+    };
+    let mut points = Vec::new();
+    for words in LOAD_WORDS {
+        let slot = device.upload_slot("measured slot", words, Category::Weights)?;
+        load(&slot, words)?;
+        let mut taken = Vec::new();
+        for _ in 0..9 {
+            taken.push(load(&slot, words)?);
+        }
+        taken.sort_by(f64::total_cmp);
+        points.push((4.0 * words as f64, taken[4]));
+        if slot.commit()?.is_some() && words == LOAD_WORDS[1] {
+            facts.transfer_bytes_per_s = Some(staged(device, &slot)?);
+        }
+    }
+    let per_byte = (points[1].1 - points[0].1) / (points[1].0 - points[0].0);
+    facts.copy_bytes_per_s = 1.0 / per_byte.max(1e-12);
+    facts.load_s = (points[0].1 - per_byte * points[0].0).max(0.0);
+    facts.interference = interference(device, &mut load, points[1].1)?;
+    facts.cold_bytes_per_s = cold();
+    Ok(())
+}
+
+/// Bytes a second of a file that is not in the system's cache; `None` where that cannot be
+/// measured, which is no reason to fail.
+fn cold() -> Option<f64> {
+    let mut file = tempfile::tempfile_in(dirs::cache_dir()?).ok()?;
+    let mut piece = vec![0x5a_u8; 1 << 20];
+    for _ in 0..COLD_PIECES {
+        file.write_all(&piece).ok()?;
+    }
+    file.sync_all().ok()?;
+    let bytes = COLD_PIECES * piece.len() as u64;
+    if !forget(&file, bytes) {
+        return None;
+    }
+    let started = Instant::now();
+    file.seek(SeekFrom::Start(0)).ok()?;
+    for _ in 0..COLD_PIECES {
+        file.read_exact(&mut piece).ok()?;
+    }
+    Some(bytes as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Bytes a second from staging memory into a slot.
+fn staged(device: &Device, slot: &edge_gpu::UploadSlot) -> Result<f64> {
+    device.wait()?;
+    let started = Instant::now();
+    for _ in 0..8 {
+        slot.commit()?;
+    }
+    device.wait()?;
+    Ok(8.0 * slot.buffer().bytes() as f64 / started.elapsed().as_secs_f64())
+}
+
+/// What a second of copying on its own adds to products that run meanwhile, whose weights are as
+/// large as a block's: where the driver computes on the host's cores, more than a second.
+fn interference(
+    device: &Device,
+    load: &mut (impl FnMut(&edge_gpu::UploadSlot, u64) -> Result<f64> + Send),
+    copy_s: f64,
+) -> Result<f64> {
+    let call = Call::with_format(&matmul_nt::Params::dense(64, 1536, 1536), Format::Bf16);
+    let trial = Trial::new(device, &matmul_nt::MatmulNt, call)?;
+    trial.time_ms(None, 1)?;
+    let count = 8 * trial.dispatches(None)?;
+    let run = || -> Result<f64> { Ok(1e-3 * f64::from(count) * trial.time_ms(None, count)?) };
+    let slot = device.upload_slot("measured slot", LOAD_WORDS[1], Category::Weights)?;
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let alone = run()?;
+        let stop = AtomicBool::new(false);
+        let (beside, copies) = std::thread::scope(|scope| {
+            let copier = scope.spawn(|| -> Result<u32> {
+                let mut copies = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    load(&slot, LOAD_WORDS[1])?;
+                    copies += 1;
+                }
+                Ok(copies)
+            });
+            let beside = run();
+            stop.store(true, Ordering::Relaxed);
+            let copies = copier.join().unwrap_or(Ok(0));
+            (beside, copies)
+        });
+        found.push((beside? - alone) / (f64::from(copies?.max(1)) * copy_s));
+    }
+    found.sort_by(f64::total_cmp);
+    Ok(found[1].clamp(0.0, 4.0))
+}
+
+/// The formats of a run's blocks and tables.
+pub fn formats_of(job: &Job) -> [Vec<Format>; 2] {
+    let distinct = |formats: &mut dyn Iterator<Item = Format>| {
+        let mut found = Vec::new();
+        for format in formats {
+            if !found.contains(&format) {
+                found.push(format);
+            }
+        }
+        found
+    };
+    let tables = [job.embedding, job.head];
+    [distinct(&mut job.blocks.iter().flat_map(|block| block.0)), distinct(&mut tables.into_iter())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fit;
+
+    #[test]
+    fn a_line_is_found_again() {
+        let points = [0.1, 0.4, 2.0].map(|x| (x, 1.2 * x + 0.01));
+        let (a, b) = fit(&points);
+        assert!((a - 1.2).abs() < 1e-9 && (b - 0.01).abs() < 1e-9, "{a} {b}");
+        let (a, b) = fit(&[0.1, 0.4].map(|x| (x, 1.1 * x - 0.01)));
+        assert!(b == 0.0 && a > 0.9 && a < 1.1, "{a} {b}");
+    }
+}
