@@ -1,17 +1,20 @@
 //! LoRA adapters in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::View;
+use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::run_dir::write_atomically;
+use crate::run_dir::{write_atomically, write_tensors_atomically};
 
 /// File name of the settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -125,38 +128,77 @@ pub fn tensor_name(layer: usize, projection: Projection, matrix: char) -> String
     format!("base_model.model.model.layers.{layer}.{}.lora_{matrix}.weight", projection.path())
 }
 
-/// Writes both files into `dir`, each atomically.
+/// One of an adapter's tensors, read when it is written.
+struct Written<'a, R> {
+    name: String,
+    shape: [usize; 2],
+    place: (usize, Projection, char),
+    read: &'a R,
+    failed: &'a RefCell<Option<anyhow::Error>>,
+}
+
+impl<R: Fn(usize, Projection, char) -> Result<Vec<f32>>> View for Written<'_, R> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let (layer, projection, matrix) = self.place;
+        let values = (self.read)(layer, projection, matrix).and_then(|values| {
+            ensure!(
+                values.len() == self.shape[0] * self.shape[1],
+                "tensor {} has {} values instead of {:?}: the adapter does not fit the model",
+                self.name,
+                values.len(),
+                self.shape
+            );
+            Ok(values)
+        });
+        Cow::Owned(values.map_or_else(
+            |error| {
+                self.failed.borrow_mut().get_or_insert(error);
+                vec![0; self.data_len()]
+            },
+            |values| bytemuck::cast_slice(&values).to_vec(),
+        ))
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.shape[0] * self.shape[1]
+    }
+}
+
+/// Writes both files into `dir`, each atomically. `read` gives `A` or `B` of a layer's projection
+/// when it is written, so that one tensor is in memory at a time.
 ///
 /// # Errors
-/// A tensor has not the size that `model` gives it, or a file cannot be written.
+/// A tensor cannot be read or has not the size that `model` gives it, or a file cannot be written.
 pub fn save(
     dir: &Path,
     config: &AdapterConfig,
-    tensors: &AdapterTensors,
+    adapted: &[(usize, Projection)],
     model: &ModelConfig,
+    read: &impl Fn(usize, Projection, char) -> Result<Vec<f32>>,
 ) -> Result<()> {
-    ensure!(!tensors.is_empty(), "the adapter has no tensors: give --targets at least one layer");
-    let mut views = Vec::with_capacity(2 * tensors.len());
-    for ((layer, projection), (a, b)) in tensors {
-        let [n, k] = shape(*projection, model);
-        for (matrix, shape, values) in [('A', [config.r, k], a), ('B', [n, config.r], b)] {
-            let name = tensor_name(*layer, *projection, matrix);
-            ensure!(
-                values.len() == shape[0] * shape[1],
-                "tensor {name} has {} values instead of {shape:?}: the adapter does not fit the \
-                 model",
-                values.len()
-            );
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytemuck::cast_slice(values))
-                .with_context(|| format!("tensor {name} cannot be written"))?;
-            views.push((name, view));
+    ensure!(!adapted.is_empty(), "the adapter has no tensors: give --targets at least one layer");
+    let failed = RefCell::new(None);
+    let mut tensors = Vec::with_capacity(2 * adapted.len());
+    for &(layer, projection) in adapted {
+        let [n, k] = shape(projection, model);
+        for (matrix, shape) in [('A', [config.r, k]), ('B', [n, config.r])] {
+            let name = tensor_name(layer, projection, matrix);
+            let place = (layer, projection, matrix);
+            let written = Written { name: name.clone(), shape, place, read, failed: &failed };
+            tensors.push((name, written));
         }
     }
-    // transformers refuses files without this entry.
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    let bytes = safetensors::serialize(views, metadata).context("cannot lay out the adapter")?;
-    write_atomically(&dir.join(TENSORS_FILE), &bytes)?;
-    let mut layers: Vec<usize> = tensors.keys().map(|(layer, _)| *layer).collect();
+    let check = || failed.borrow_mut().take().map_or(Ok(()), Err);
+    write_tensors_atomically(&dir.join(TENSORS_FILE), tensors, check)?;
+    let mut layers: Vec<usize> = adapted.iter().map(|(layer, _)| *layer).collect();
     layers.dedup();
     let layers = (layers.len() < model.num_hidden_layers).then_some(layers);
     let text = serde_json::to_string_pretty(&peft_config(config, layers.as_deref()))?;

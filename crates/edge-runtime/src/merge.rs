@@ -2,7 +2,7 @@
 //! section 4.1), and the last exit's norm in place of the final one.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::adapter::{AdapterConfig, weight_name};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::exits::Exits;
 use crate::model::load::NORM;
-use crate::run_dir::{sync_dir, write_atomically};
+use crate::run_dir::{write_atomically, write_tensors_atomically};
 use crate::session::{Source, Tuned};
 use crate::tune::save::COMPANIONS;
 
@@ -85,18 +85,7 @@ pub fn merge(
             },
         ));
     }
-    let path = out.join(WEIGHTS);
-    let temporary = out.join(format!("{WEIGHTS}.tmp"));
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let written = safetensors::serialize_to_file(views, Some(metadata), &temporary)
-        .map_err(anyhow::Error::from)
-        .and_then(|()| Ok(fs::rename(&temporary, &path)?))
-        .and_then(|()| Ok(sync_dir(out)?));
-    written.map_err(|error| {
-        // Nothing more can be done about a file that cannot be removed either.
-        let _ = fs::remove_file(&temporary);
-        error.context(format!("cannot write {}: free space", path.display()))
-    })
+    write_tensors_atomically(&out.join(WEIGHTS), views, || Ok(()))
 }
 
 /// What becomes of a tensor.

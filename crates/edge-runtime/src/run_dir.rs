@@ -1,11 +1,14 @@
 //! The directory that a run writes, and nothing outside it.
 
+use std::collections::HashMap;
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use safetensors::View;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -35,6 +38,35 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
             "cannot write {} ({error}): check free space and permissions",
             path.display()
         )
+    })
+}
+
+/// As [`write_atomically`], for a safetensors file whose tensors are made one by one when they are
+/// written. `check` says, behind the last one, whether all could be made.
+///
+/// # Errors
+/// As [`write_atomically`], or `check`.
+pub(crate) fn write_tensors_atomically<N: AsRef<str> + Ord + Display, V: View>(
+    path: &Path,
+    tensors: Vec<(N, V)>,
+    check: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    // transformers refuses files without this entry.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let write = || -> Result<()> {
+        safetensors::serialize_to_file(tensors, Some(metadata), &temporary)?;
+        check()?;
+        File::open(&temporary)?.sync_all()?;
+        fs::rename(&temporary, path)?;
+        Ok(sync_dir(path.parent().unwrap_or(Path::new(".")))?)
+    };
+    write().map_err(|error| {
+        // Nothing more can be done about a neighbour that cannot be removed either.
+        let _ = fs::remove_file(&temporary);
+        error.context(format!("cannot write {}: check free space and permissions", path.display()))
     })
 }
 

@@ -42,14 +42,14 @@ pub fn results(
     if options.method == Method::Full {
         full(source, model, run_dir)?;
     } else {
-        let tensors = model.adapter()?;
         let config = AdapterConfig {
             r: options.rank,
             lora_alpha: options.alpha,
             target_modules: options.targets.projections().to_vec(),
             base_model_name_or_path: Some(base.clone()),
         };
-        adapter::save(run_dir.path(), &config, &tensors, &source.config)?;
+        let read = |layer, projection, matrix| model.adapter_matrix(layer, projection, matrix);
+        adapter::save(run_dir.path(), &config, &model.adapted(), &source.config, &read)?;
     }
     if options.method == Method::Edge {
         let exits = Exits {
