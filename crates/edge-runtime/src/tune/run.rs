@@ -121,10 +121,7 @@ pub fn run_on(
         times: Vec::new(),
         curve: Vec::new(),
     };
-    session.announce(source, mebibytes(plan.bytes()));
-    if let Some(chosen) = &chosen {
-        session.say(&describe(&chosen.schedule));
-    }
+    session.announce(source, mebibytes(plan.bytes()), chosen.as_ref());
     let before = session.validate("validate before")?;
     device.take_profile();
     session.trainer.model.take_stream_report();
@@ -210,7 +207,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn announce(&self, source: &Source, planned: String) {
+    fn announce(&self, source: &Source, planned: String, chosen: Option<&Chosen>) {
         let fit = self.data.train.fit(self.seq_len);
         if fit.cut + fit.skipped > 0 {
             self.say(&format!(
@@ -242,6 +239,9 @@ impl Session<'_> {
             self.seq_len,
             planned,
         ));
+        if let Some(chosen) = chosen {
+            self.say(&describe(&chosen.schedule));
+        }
     }
 
     /// Writes the step that was traced, if one was, beside what was predicted.
