@@ -8,7 +8,7 @@ use edge_kernels::{Category, Format};
 use crate::calibrate::{Calibration, moment_buffers, widest};
 use crate::params::{ExitNorm, Group};
 use crate::shape::{BlockFormats, ModelShape, Projection, Shard, Window};
-use crate::stream::{Streaming, block_parts};
+use crate::stream::{Streaming, slot_words};
 
 /// What of a device decides sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,11 +121,6 @@ pub struct Job {
 }
 
 impl Job {
-    /// Whether a block's weights are in a transfer slot.
-    pub fn streams_block(&self, block: u32) -> bool {
-        self.streaming.as_ref().is_some_and(|streaming| streaming.streams(block))
-    }
-
     /// Whether adapters take turns on the device: isolated windows need those of no other one, so
     /// that in phases only those of the window that is trained lie there.
     pub fn in_turns(&self) -> bool {
@@ -379,18 +374,12 @@ impl Builder<'_> {
         }
     }
 
-    /// Room for the largest of the blocks that take turns in each transfer slot.
     fn transfer_slots(&mut self) {
-        let Some(streaming) = &self.job.streaming else { return };
-        let mut most = vec![0; streaming.slots.min(streaming.streamed()) as usize];
-        for (block, slot) in (0..).zip(streaming.slot_of()) {
-            let Some(slot) = slot else { continue };
-            let (_, words) = block_parts(self.shape, self.job, block, self.max_shard_bytes);
-            most[slot] = words.max(most[slot]);
-        }
-        for (slot, words) in most.into_iter().enumerate() {
+        let staged = self.job.streaming.as_ref().is_some_and(|streaming| streaming.staged);
+        let slots = slot_words(self.shape, self.job, self.max_shard_bytes);
+        for (slot, words) in slots.into_iter().enumerate() {
             let name = Streaming::slot_name(slot);
-            if streaming.staged {
+            if staged {
                 self.add(format!("{name}.staging"), Category::Staging, words);
             }
             self.add(name, Category::Weights, words);

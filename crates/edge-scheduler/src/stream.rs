@@ -97,6 +97,25 @@ pub fn block_parts(
     (parts, offset)
 }
 
+/// Words of each transfer slot: room for the largest of the blocks that take turns in it.
+pub(crate) fn slot_words(shape: &ModelShape, job: &Job, max_shard_bytes: u64) -> Vec<u64> {
+    let Some(streaming) = &job.streaming else { return Vec::new() };
+    let mut most = vec![0; streaming.slots.min(streaming.streamed()) as usize];
+    for (block, slot) in (0..).zip(streaming.slot_of()) {
+        let Some(slot) = slot else { continue };
+        let (_, words) = block_parts(shape, job, block, max_shard_bytes);
+        most[slot] = words.max(most[slot]);
+    }
+    most
+}
+
+impl Job {
+    /// Whether a block's weights are in a transfer slot.
+    pub fn streams_block(&self, block: u32) -> bool {
+        self.streaming.as_ref().is_some_and(|streaming| streaming.streams(block))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
