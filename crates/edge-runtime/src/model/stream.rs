@@ -1,8 +1,8 @@
 //! Weights of blocks that are not kept on the device: a loader thread reads them from the file
 //! into transfer slots while the device computes.
 //!
-//! Whoever records a block's dispatches acquires it first ([`Model::acquire`]). The order of blocks
-//! is said beforehand ([`Model::expect_blocks`]); when a block begins whose predecessor's slot is
+//! Whoever records a block's dispatches acquires it first (`Model::acquire`). The order of blocks
+//! is said beforehand (`Model::expect_blocks`); when a block begins whose predecessor's slot is
 //! needed by a later one, the loader is sent for that. Any other order works as well, without
 //! overlap. The simulator (`edge_scheduler::simulate`) moves by the same rules.
 
