@@ -21,7 +21,7 @@ use super::report::print_json;
 use super::tune::{with_bits, with_demo};
 use crate::batch::check_seq_len;
 use crate::model::device_facts;
-use crate::plan::choose::{Chosen, Machine, describe, find, remedy, turns};
+use crate::plan::choose::{Chosen, Machine, count, describe, find, remedy, turns};
 use crate::session::{Source, mebibytes};
 use crate::tune::job;
 
@@ -153,7 +153,7 @@ fn shown(schedule: &Schedule, device: &Device, source: &Source) -> String {
     let timeline = &schedule.timeline;
     let _ = write!(
         text,
-        "a step of the window with most of them: {:.0} ms, of it {:.0} ms compute and {:.0} ms \
+        "a step of the window that has most steps: {:.0} ms, of it {:.0} ms compute and {:.0} ms \
          waiting for weights; {} loads of blocks, {}; bound by {}; {:.1} J by the energy model",
         1e3 * timeline.step_s,
         1e3 * timeline.compute_s,
@@ -182,9 +182,9 @@ fn others(found: &Found) -> String {
 
 fn brief(schedule: &Schedule) -> String {
     format!(
-        "{} micro-batches of {}, {}{}, {} blocks stay",
-        schedule.micro_batches,
-        schedule.job.batch,
+        "{} of {}, {}{}, {} blocks stay",
+        count(schedule.micro_batches, "micro-batch"),
+        count(schedule.job.batch, "sequence"),
         schedule.path.name(),
         if schedule.job.recompute { ", activations computed again" } else { "" },
         schedule.resident_blocks()

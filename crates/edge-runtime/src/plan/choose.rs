@@ -288,22 +288,32 @@ pub fn remedy(source: &Source, job: &Job) -> &'static str {
     }
 }
 
+/// A number of things: `1 slot`, `2 slots`, `2 micro-batches`.
+pub fn count(number: u32, thing: &str) -> String {
+    let end = match number {
+        1 => "",
+        _ if thing.ends_with("ch") => "es",
+        _ => "s",
+    };
+    format!("{number} {thing}{end}")
+}
+
 /// A schedule in a line.
 pub fn describe(schedule: &Schedule) -> String {
     let job = &schedule.job;
     let blocks = match &job.streaming {
         None => "all blocks stay on the device".to_owned(),
         Some(streaming) => format!(
-            "{} of {} blocks stay on the device, the others come through {} slots{}",
+            "{} of {} blocks stay on the device, the others come through {}{}",
             schedule.resident_blocks(),
             job.blocks.len(),
-            streaming.slots,
+            count(streaming.slots, "slot"),
             if streaming.ahead { "" } else { " when it is their turn" }
         ),
     };
     let path = match schedule.micro_batches {
         1 => String::new(),
-        count => format!(" in {count} micro-batches, {}", schedule.path.name()),
+        several => format!(" in {several} micro-batches, {}", schedule.path.name()),
     };
     let again = if job.recompute { "; activations are computed again" } else { "" };
     format!(
