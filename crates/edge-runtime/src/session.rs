@@ -283,11 +283,15 @@ pub fn within_budget(
         false => None,
     };
     let Some(fitting) = fitting else {
+        let remedy = match can_stream(source, &job) {
+            true => "even one block at a time is too much: raise it, or take shorter sequences",
+            false => remedy(source, &job),
+        };
         bail!(Misfit(format!(
             "all blocks together need {} of device memory and --memory-budget allows {}: {}",
             mebibytes(whole.bytes()),
             mebibytes(budget),
-            remedy(source, &job)
+            remedy
         )));
     };
     let plan = plan(&fitting);
