@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::Device;
 use edge_kernels::{Format, Packing};
-use edge_scheduler::plan::LOGITS_BYTES;
 use edge_scheduler::search::fit;
-use edge_scheduler::{BlockFormats, Job, Optimizer, Plan, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Plan, Trained, Window};
 
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
 use crate::checkpoint::Checkpoint;
@@ -123,32 +122,8 @@ impl Source {
 
     /// A job without adapters that runs `batch` sequences of `seq_len` tokens.
     pub fn job(&self, formats: Formats, batch: u32, seq_len: u32) -> Job {
-        let num_blocks = self.config.num_hidden_layers;
         let Formats { blocks, embedding, head } = formats;
-        Job {
-            blocks,
-            embedding,
-            head,
-            trained: Trained::Nothing,
-            optimizer: Optimizer::default(),
-            windows: vec![Window { first: 0, end: num_blocks as u32 }],
-            exit_norms: false,
-            training: false,
-            batch,
-            seq_len,
-            cache: None,
-            positions: seq_len,
-            vote: false,
-            calibration: None,
-            eval_batch: batch,
-            recompute: false,
-            phases: false,
-            isolated: false,
-            streaming: None,
-            streams: 0,
-            columns: false,
-            logits_bytes: LOGITS_BYTES,
-        }
+        Job::new(blocks, [embedding, head], batch, seq_len)
     }
 }
 

@@ -6,6 +6,7 @@
 //! * [`shape`] — the shapes of a model, its projections, windows and exits.
 //! * [`params`] — where trained parameters live: groups, arenas, offsets.
 //! * [`calibrate`] — what calibration needs beside a forward pass.
+//! * [`job`] — what is to be run.
 //! * [`plan`] — every buffer of a run by name, category and size.
 //! * [`stream`] — blocks that come and go through transfer slots.
 //! * [`rates`] — what a dispatch takes, from measurements of others.
@@ -22,6 +23,7 @@
 
 pub mod allocate;
 pub mod calibrate;
+pub mod job;
 pub mod luc;
 pub mod paper;
 pub mod params;
@@ -38,8 +40,9 @@ pub mod stream;
 pub mod trace;
 
 pub use calibrate::{Calibration, MomentPart};
+pub use job::{Job, Optimizer, Trained};
 pub use params::{Entry, Group, Owner};
-pub use plan::{DeviceFacts, Job, Optimizer, Plan, PlannedBuffer, Trained};
+pub use plan::{DeviceFacts, Plan, PlannedBuffer};
 pub use policy::{BlockPolicy, Layer, Policy};
 pub use shape::{BlockFormats, LinearInput, ModelShape, Projection, Shard, Window};
 pub use step::{Path, StepShape, Task};

@@ -7,7 +7,8 @@
 //! blocks as the budget allows, nearest to the exit, nearest to the input or spread evenly. The
 //! result does not depend on anything but the arguments.
 
-use crate::plan::{DeviceFacts, Job, Plan};
+use crate::job::Job;
+use crate::plan::{DeviceFacts, Plan};
 use crate::shape::ModelShape;
 use crate::simulate::{TaskTimes, Timeline, TransferRates, price};
 use crate::step::{Path, StepShape, tasks};

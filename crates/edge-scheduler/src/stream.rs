@@ -5,8 +5,8 @@
 //! `i mod slots`, so that what a dispatch binds never changes. Going up takes the slots in turn,
 //! and so does going down: what was used last at the turning point is still there.
 
+use crate::job::Job;
 use crate::params::ALIGN_WORDS;
-use crate::plan::Job;
 use crate::shape::{ModelShape, Projection, Shard};
 
 /// Which blocks are streamed, and through what.
@@ -107,13 +107,6 @@ pub(crate) fn slot_words(shape: &ModelShape, job: &Job, max_shard_bytes: u64) ->
         most[slot] = words.max(most[slot]);
     }
     most
-}
-
-impl Job {
-    /// Whether a block's weights are in a transfer slot.
-    pub fn streams_block(&self, block: u32) -> bool {
-        self.streaming.as_ref().is_some_and(|streaming| streaming.streams(block))
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use edge_gpu::{Device, Error, Listed, Ticket, Trial};
 use edge_kernels::ops::matmul::matmul_nt;
 use edge_kernels::ops::memory::fill;
 use edge_kernels::{Call, Category, Format};
-use edge_scheduler::plan::LOGITS_BYTES;
 use edge_scheduler::search::Turns;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use serde_json::json;
@@ -73,28 +72,13 @@ impl Shape {
         let (below, all) = (formats.len() as u32, blocks.len() as u32);
         let eight = self.rank > 8;
         Job {
-            blocks,
-            embedding: table,
-            head: table,
             trained: Trained::Lora { rank: self.rank, targets: Projection::ALL.to_vec() },
             optimizer: if eight { Optimizer::AdamW8bit } else { Optimizer::AdamW },
             windows: vec![Window { first: 0, end: below }, Window { first: below, end: all }],
             exit_norms: true,
             training: true,
-            batch: self.batch,
             eval_batch: 1,
-            seq_len: self.seq_len,
-            cache: None,
-            positions: self.seq_len,
-            vote: false,
-            calibration: None,
-            recompute: false,
-            phases: false,
-            isolated: false,
-            streaming: None,
-            streams: 0,
-            columns: false,
-            logits_bytes: LOGITS_BYTES,
+            ..Job::new(blocks, [table; 2], self.batch, self.seq_len)
         }
     }
 }

@@ -3,7 +3,8 @@
 use edge_kernels::Format;
 
 use super::*;
-use crate::plan::{LOGITS_BYTES, Optimizer, Trained};
+use crate::job::Trained;
+use crate::plan::LOGITS_BYTES;
 use crate::shape::{BlockFormats, Projection, Window};
 
 fn shape() -> ModelShape {
@@ -20,29 +21,16 @@ fn shape() -> ModelShape {
 }
 
 fn job() -> Job {
+    let blocks = vec![BlockFormats::uniform(Format::Q4); 12];
     Job {
-        blocks: vec![BlockFormats::uniform(Format::Q4); 12],
-        embedding: Format::F16,
-        head: Format::F16,
         trained: Trained::Lora { rank: 8, targets: Projection::ALL.to_vec() },
-        optimizer: Optimizer::AdamW,
         windows: Window::split(12, 4),
         exit_norms: true,
         training: true,
-        batch: 8,
         eval_batch: 2,
-        seq_len: 32,
-        cache: None,
-        positions: 32,
         vote: true,
-        calibration: None,
-        recompute: false,
         phases: true,
-        isolated: false,
-        streaming: None,
-        streams: 0,
-        columns: false,
-        logits_bytes: LOGITS_BYTES,
+        ..Job::new(blocks, [Format::F16; 2], 8, 32)
     }
 }
 

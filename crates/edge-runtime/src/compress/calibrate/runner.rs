@@ -11,10 +11,8 @@ use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
 use edge_scheduler::calibrate::all_moment_parts;
-use edge_scheduler::plan::{LOGITS_BYTES, max_shard_bytes};
-use edge_scheduler::{
-    BlockFormats, Calibration, Job, ModelShape, Optimizer, Plan, Projection, Trained, Window,
-};
+use edge_scheduler::plan::max_shard_bytes;
+use edge_scheduler::{BlockFormats, Calibration, Job, ModelShape, Plan, Projection};
 
 use super::states::{HostCharge, HostMeter, Spill, States};
 use super::text::CalibrationSet;
@@ -358,33 +356,11 @@ fn own_formats(checkpoint: &Checkpoint, shape: &ModelShape) -> Result<BlockForma
 
 fn job(
     own: BlockFormats,
-    [embedding, head]: [Format; 2],
+    tables: [Format; 2],
     blocks: u32,
     (batch, seq_len): (u32, u32),
     calibration: Calibration,
 ) -> Job {
-    Job {
-        blocks: vec![own; blocks as usize],
-        embedding,
-        head,
-        trained: Trained::Nothing,
-        optimizer: Optimizer::default(),
-        windows: vec![Window { first: 0, end: blocks }],
-        exit_norms: false,
-        training: false,
-        batch,
-        seq_len,
-        cache: None,
-        positions: seq_len,
-        vote: false,
-        eval_batch: batch,
-        recompute: false,
-        phases: false,
-        isolated: false,
-        streaming: None,
-        streams: 0,
-        columns: false,
-        logits_bytes: LOGITS_BYTES,
-        calibration: Some(calibration),
-    }
+    let blocks = vec![own; blocks as usize];
+    Job { calibration: Some(calibration), ..Job::new(blocks, tables, batch, seq_len) }
 }
