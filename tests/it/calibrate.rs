@@ -21,8 +21,7 @@ use edge_runtime::compress::solve::Hessian;
 use edge_runtime::config::ModelConfig;
 use edge_runtime::data::Stream;
 use edge_runtime::model::{LoraInit, Model};
-use edge_scheduler::plan::LOGITS_BYTES;
-use edge_scheduler::{BlockFormats, Job, LinearInput, Optimizer, Projection, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, LinearInput, Projection};
 #[cfg(target_os = "linux")]
 use edge_tests::anonymous_bytes;
 use edge_tests::{gpu_with, tiny};
@@ -108,30 +107,7 @@ impl Tiny {
     }
 
     fn job(&self, blocks: Vec<BlockFormats>) -> Job {
-        Job {
-            blocks,
-            embedding: Format::F32,
-            head: Format::F32,
-            trained: Trained::Nothing,
-            optimizer: Optimizer::AdamW,
-            windows: vec![Window { first: 0, end: BLOCKS }],
-            exit_norms: false,
-            training: false,
-            batch: 1,
-            seq_len: SEQ_LEN as u32,
-            cache: None,
-            positions: SEQ_LEN as u32,
-            vote: false,
-            calibration: None,
-            eval_batch: 1,
-            recompute: false,
-            phases: false,
-            isolated: false,
-            streaming: None,
-            streams: 0,
-            columns: false,
-            logits_bytes: LOGITS_BYTES,
-        }
+        Job::new(blocks, [Format::F32; 2], 1, SEQ_LEN as u32)
     }
 
     /// A model as commands load it.

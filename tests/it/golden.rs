@@ -21,8 +21,7 @@ use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::session::Source;
 use edge_runtime::tune::trainer::{AdamW, Trainer};
-use edge_scheduler::plan::LOGITS_BYTES;
-use edge_scheduler::{BlockFormats, Job, Optimizer, Owner, Projection, Trained, Window};
+use edge_scheduler::{BlockFormats, Job, Owner, Projection, Trained};
 use edge_tests::{gpu, shared};
 
 struct Golden {
@@ -88,31 +87,8 @@ impl Golden {
     }
 
     fn job(&self, trained: Trained) -> Job {
-        let blocks = self.config.num_hidden_layers;
-        Job {
-            blocks: vec![BlockFormats::uniform(Format::F32); blocks],
-            embedding: Format::F32,
-            head: Format::F32,
-            trained,
-            optimizer: Optimizer::AdamW,
-            windows: vec![Window { first: 0, end: blocks as u32 }],
-            exit_norms: false,
-            training: true,
-            batch: 2,
-            seq_len: 48,
-            cache: None,
-            positions: 48,
-            vote: false,
-            calibration: None,
-            eval_batch: 2,
-            recompute: false,
-            phases: false,
-            isolated: false,
-            streaming: None,
-            streams: 0,
-            columns: false,
-            logits_bytes: LOGITS_BYTES,
-        }
+        let blocks = vec![BlockFormats::uniform(Format::F32); self.config.num_hidden_layers];
+        Job { trained, training: true, ..Job::new(blocks, [Format::F32; 2], 2, 48) }
     }
 
     fn model(&self, device: &Device, trained: Trained, init: LoraInit) -> Model {

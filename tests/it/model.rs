@@ -16,7 +16,6 @@ use edge_runtime::generate::Sampling;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
 use edge_runtime::vote::Learned;
-use edge_scheduler::plan::LOGITS_BYTES;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use edge_tests::{cpu, gpu, tiny};
 use tempfile::TempDir;
@@ -52,29 +51,14 @@ impl Tiny {
     }
 
     pub(crate) fn job(&self, blocks: Format, table: Format, trained: Trained, windows: u32) -> Job {
+        let blocks = vec![BlockFormats::uniform(blocks); 4];
         Job {
-            blocks: vec![BlockFormats::uniform(blocks); 4],
-            embedding: table,
-            head: table,
             trained,
-            optimizer: Optimizer::AdamW,
             windows: Window::split(4, windows),
             exit_norms: windows > 1,
             training: true,
-            batch: 2,
-            seq_len: SEQ_LEN as u32,
-            cache: None,
-            positions: SEQ_LEN as u32,
             vote: windows > 1,
-            calibration: None,
-            eval_batch: 2,
-            recompute: false,
-            phases: false,
-            isolated: false,
-            streaming: None,
-            streams: 0,
-            columns: false,
-            logits_bytes: LOGITS_BYTES,
+            ..Job::new(blocks, [table; 2], 2, SEQ_LEN as u32)
         }
     }
 

@@ -88,17 +88,22 @@ impl File {
     }
 }
 
+/// The file of a device in a folder of the user's cache folder, by adapter and API.
+pub(crate) fn cache_file(info: &DeviceInfo, folder: &str) -> Option<PathBuf> {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = format!("{} {}", info.name, info.backend).chars().map(plain).collect();
+    let words: Vec<&str> = name.split('-').filter(|word| !word.is_empty()).collect();
+    let file = format!("{}.json", words.join("-"));
+    Some(dirs::cache_dir()?.join("edge-llm").join(folder).join(file))
+}
+
 /// Where the choices of a device are kept: in the user's cache folder, by adapter and API. `None`
 /// where the system has no such folder, and for the `cpu` device, which has no variants.
 pub fn path(info: &DeviceInfo) -> Option<PathBuf> {
     if info.kind == edge_gpu::DeviceKind::Host {
         return None;
     }
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    let name: String = format!("{} {}", info.name, info.backend).chars().map(plain).collect();
-    let words: Vec<&str> = name.split('-').filter(|word| !word.is_empty()).collect();
-    let file = format!("{}.json", words.join("-"));
-    Some(dirs::cache_dir()?.join("edge-llm").join("kernels").join(file))
+    cache_file(info, "kernels")
 }
 
 /// Lets a device run what was chosen for it, if anything was. What is returned says why a file is

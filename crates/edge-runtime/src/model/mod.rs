@@ -343,14 +343,13 @@ impl Model {
     /// Runs these blocks in place on [`Model::stream`].
     pub(crate) fn run_blocks(&self, recorder: &mut Recorder, blocks: Range<u32>, g: Geometry) {
         for block in blocks {
-            self.run_on(recorder, block, self.stream(), g);
+            self.run_on(recorder, block, &self.workspace.slots[0], g);
         }
     }
 
-    /// Runs a block in place on a residual stream `[rows, d]`.
-    pub(crate) fn run_on(&self, recorder: &mut Recorder, block: u32, x: &Slice, g: Geometry) {
-        let slot = Slot { x: x.clone(), ..self.workspace.slots[0].clone() };
-        self.block_forward(recorder, block, &slot, Onward::InPlace, false, g);
+    /// Runs a block in place on the residual stream of a slot.
+    pub(crate) fn run_on(&self, recorder: &mut Recorder, block: u32, slot: &Slot, g: Geometry) {
+        self.block_forward(recorder, block, slot, Onward::InPlace, false, g);
     }
 
     /// The residual stream that blocks work on in place: `[rows, d]`.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use edge_gpu::{Device, Error, Recorder, Ticket, UploadSlot};
 use edge_scheduler::simulate::{Span, Track};
 use serde::Serialize;
@@ -349,11 +349,12 @@ fn read_piece(piece: &Piece, words: &mut [u32], files: &mut HashMap<PathBuf, Fil
     if let (false, Some(last)) = (piece.bytes.is_multiple_of(4), target.last_mut()) {
         *last = 0;
     }
-    let target = &mut bytemuck::cast_slice_mut::<u32, u8>(target)[..piece.bytes as usize];
     file.seek(SeekFrom::Start(piece.byte)).with_context(failed)?;
-    file.read_exact(target).with_context(failed)?;
-    if cfg!(target_endian = "big") {
-        return Err(anyhow!("weights cannot be streamed on a big-endian machine"));
+    let bytes = bytemuck::cast_slice_mut::<u32, u8>(target);
+    file.read_exact(&mut bytes[..piece.bytes as usize]).with_context(failed)?;
+    // Files are little-endian; where the host is too, this is nothing.
+    for word in target {
+        *word = u32::from_le(*word);
     }
     Ok(())
 }

@@ -28,12 +28,12 @@ impl Model {
         let depth = (block - window.first) as usize;
         if self.job.columns {
             let own = &ws.streams[micro_batch as usize];
-            self.copy_rows(recorder, g.rows(), own, self.kept_input(depth, micro_batch));
+            self.copy_rows(recorder, g.rows(), &own.x, self.kept_input(depth, micro_batch));
             self.run_on(recorder, block, own, g);
             return Ok(());
         }
         if let (0, Some(own)) = (depth, ws.streams.get(micro_batch as usize)) {
-            self.copy_rows(recorder, g.rows(), own, self.stream());
+            self.copy_rows(recorder, g.rows(), &own.x, self.stream());
         }
         let top = block + 1 == window.end;
         if self.job.recompute {
@@ -67,7 +67,7 @@ impl Model {
         let last = self.workspace.x_out.as_ref();
         let last = last.context("the model was not built for training")?;
         if self.job.columns {
-            let own = &self.workspace.streams[micro_batch as usize];
+            let own = &self.workspace.streams[micro_batch as usize].x;
             self.copy_rows(recorder, g.rows(), own, last);
         }
         Ok(last)
@@ -76,7 +76,7 @@ impl Model {
     /// Behind the loss of a micro-batch: its gradient waits where its stream was.
     pub(crate) fn keep_gradient(&self, recorder: &mut Recorder, micro_batch: u32, g: Geometry) {
         if let (true, Some(back)) = (self.job.columns, &self.workspace.backward) {
-            let own = &self.workspace.streams[micro_batch as usize];
+            let own = &self.workspace.streams[micro_batch as usize].x;
             self.copy_rows(recorder, g.rows(), &back.d_x, own);
         }
     }
@@ -104,7 +104,7 @@ impl Model {
             self.block_backward(recorder, block, slot, need_input, g);
             return;
         }
-        let own = &ws.streams[micro_batch as usize];
+        let own = &ws.streams[micro_batch as usize].x;
         self.copy_rows(recorder, g.rows(), own, &back.d_x);
         self.block_backward(recorder, block, slot, need_input, g);
         if need_input {

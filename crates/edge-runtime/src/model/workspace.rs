@@ -180,8 +180,8 @@ pub struct Workspace {
     /// Inputs of the window's blocks by depth, where their activations are recomputed; without
     /// the top block's.
     pub kept: Vec<Slice>,
-    /// Residual streams of micro-batches that wait for each other.
-    pub streams: Vec<Slice>,
+    /// Slot 0 with the residual streams of micro-batches that wait for each other.
+    pub streams: Vec<Slot>,
     /// Kept activations by depth in the window, or one for all; slot 0 also serves the trunk.
     pub slots: Vec<Slot>,
     /// Output of the window's last block.
@@ -200,6 +200,8 @@ pub struct Workspace {
 impl Workspace {
     /// Allocates the workspace of a job.
     pub fn new(pool: &mut Pool<'_>, job: &Job, num_blocks: u32) -> Result<Self> {
+        let slots =
+            (0..job.slots()).map(|slot| Slot::new(pool, job, slot)).collect::<Result<Vec<_>>>()?;
         let stats = if job.vote { job.windows.len() } else { 1 };
         let caches = job.caches(num_blocks);
         let exits = if job.vote { job.windows.len() } else { 0 };
@@ -223,11 +225,12 @@ impl Workspace {
                 .map(|kept| pool.zeroed(&format!("kept.{kept}.x")))
                 .collect::<Result<_>>()?,
             streams: (0..job.streams)
-                .map(|stream| pool.zeroed(&format!("micro.{stream}.x")))
+                .map(|stream| {
+                    let x = pool.zeroed(&format!("micro.{stream}.x"))?;
+                    Ok(Slot { x, ..slots[0].clone() })
+                })
                 .collect::<Result<_>>()?,
-            slots: (0..job.slots())
-                .map(|slot| Slot::new(pool, job, slot))
-                .collect::<Result<_>>()?,
+            slots,
             x_out: if job.training { Some(pool.zeroed("x_out")?) } else { None },
             cache: (0..caches)
                 .map(|block| {

@@ -12,7 +12,11 @@ use edge_scheduler::simulate::TransferRates;
 use serde::{Deserialize, Serialize};
 
 use super::price::Speed;
+use crate::autotune::cache_file;
 use crate::run_dir::write_atomically;
+
+/// Folder of the files in the user's cache folder.
+const FOLDER: &str = "facts";
 
 /// Version of the file.
 const FILE_VERSION: u32 = 1;
@@ -122,7 +126,7 @@ impl Facts {
     /// # Errors
     /// The file is damaged.
     pub fn load(info: &DeviceInfo) -> Result<Option<Self>> {
-        match path(info).filter(|path| path.exists()) {
+        match cache_file(info, FOLDER).filter(|path| path.exists()) {
             Some(path) => Self::load_from(&path, info),
             None => Ok(None),
         }
@@ -143,20 +147,11 @@ impl Facts {
     /// # Errors
     /// There is no cache folder, or it cannot be written.
     pub fn save(&self, info: &DeviceInfo) -> Result<PathBuf> {
-        let path = path(info).context("this system has no cache folder for device facts")?;
+        let path =
+            cache_file(info, FOLDER).context("this system has no cache folder for device facts")?;
         let dir = path.parent().context("a folder")?;
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         write_atomically(&path, serde_json::to_string(self)?.as_bytes())?;
         Ok(path)
     }
-}
-
-/// The file of a device.
-fn path(info: &DeviceInfo) -> Option<PathBuf> {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    let name: String = format!("{} {}", info.name, info.backend).chars().map(plain).collect();
-    let words: Vec<&str> = name.split('-').filter(|word| !word.is_empty()).collect();
-    Some(
-        dirs::cache_dir()?.join("edge-llm").join("facts").join(format!("{}.json", words.join("-"))),
-    )
 }

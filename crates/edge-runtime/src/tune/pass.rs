@@ -1,7 +1,7 @@
 //! The tasks of a step, recorded one by one.
 
 use anyhow::{Context, Result};
-use edge_gpu::{Recorder, Slice};
+use edge_gpu::Recorder;
 use edge_scheduler::{Task, Window};
 
 use super::trainer::Trainer;
@@ -9,6 +9,7 @@ use super::trunk_cache::TrunkCache;
 use crate::batch::Batch;
 use crate::model::block::Geometry;
 use crate::model::counted::Counted;
+use crate::model::workspace::Slot;
 
 /// What a micro-batch needs on its way that is not on the device.
 struct Begun {
@@ -49,15 +50,15 @@ impl<'a> Pass<'a> {
         match task {
             Task::Embed { micro_batch } => {
                 let g = self.begin(micro_batch)?;
-                let x = self.stream(micro_batch);
-                model.embed(&mut self.recorder, g.rows(), x);
+                let slot = self.slot(micro_batch);
+                model.embed(&mut self.recorder, g.rows(), &slot.x);
             }
             Task::Restore { micro_batch } => self.restore(micro_batch, cache)?,
             Task::Trunk { micro_batch, block } => {
                 let g = self.begun[micro_batch as usize].g;
                 let below = if model.job.isolated { g.of_base() } else { g };
-                let x = self.stream(micro_batch);
-                model.run_on(&mut self.recorder, block, x, below);
+                let slot = self.slot(micro_batch);
+                model.run_on(&mut self.recorder, block, slot, below);
             }
             Task::Forward { micro_batch, block } => {
                 let g = self.begun[micro_batch as usize].g;
@@ -79,10 +80,10 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// The residual stream of a micro-batch below the window.
-    fn stream(&self, micro_batch: u32) -> &'a Slice {
-        let model = &self.trainer.model;
-        model.workspace.streams.get(micro_batch as usize).unwrap_or(model.stream())
+    /// The slot whose residual stream is that of a micro-batch below the window.
+    fn slot(&self, micro_batch: u32) -> &'a Slot {
+        let ws = &self.trainer.model.workspace;
+        ws.streams.get(micro_batch as usize).unwrap_or(&ws.slots[0])
     }
 
     /// Whether micro-batches wait for each other: then their targets come with the loss.
@@ -118,8 +119,8 @@ impl<'a> Pass<'a> {
             cache.load(model, batch)?;
         }
         if self.waits() {
-            let x = self.stream(micro_batch);
-            model.copy_rows(&mut self.recorder, g.rows(), model.stream(), x);
+            let slot = self.slot(micro_batch);
+            model.copy_rows(&mut self.recorder, g.rows(), model.stream(), &slot.x);
             // The next micro-batch comes through the same stream.
             self.recorder.submit()?;
         }
