@@ -9,6 +9,7 @@
 pub mod args;
 pub mod compare;
 pub mod csv;
+pub mod gpu_targets;
 pub mod machine;
 pub mod peers;
 pub mod record;

@@ -16,13 +16,14 @@ use kernels_bench::row::Row;
 use kernels_bench::select::{self, Extent, Selected};
 use kernels_bench::session::{Bounds, EachRound, Progress, Timed, time_group};
 use kernels_bench::targets::{self, Verdict};
-use kernels_bench::{Subject, compare};
+use kernels_bench::{Subject, compare, gpu_targets};
 
 /// What a run has measured.
 #[derive(Default)]
 struct Measured {
     timed: Vec<Timed>,
     peers: Vec<PeerTimed>,
+    roof: Option<Roof>,
     errors: usize,
 }
 
@@ -50,7 +51,11 @@ fn is_quick(args: &Args, device: &Device) -> bool {
 /// The groups that the arguments ask for on this device.
 fn selected(args: &Args, device: &Device) -> Result<Vec<Vec<Selected>>> {
     if args.targets {
-        return Ok(targets::groups());
+        let mut groups = targets::groups();
+        if !device.info().kind.is_cpu() {
+            groups.extend(gpu_targets::groups());
+        }
+        return Ok(groups);
     }
     let extent = match (args.full, is_quick(args, device)) {
         (true, _) => Extent::Full,
@@ -139,7 +144,7 @@ fn all_groups(args: &Args, groups: &[Vec<Selected>], device: &Device) -> Result<
     if !args.json {
         println!("{}", Row::title());
     }
-    let mut measured = Measured::default();
+    let mut measured = Measured { roof, ..Measured::default() };
     let mut progress = Progress::new(groups, bounds);
     for group in groups {
         progress.begin(group);
@@ -198,18 +203,25 @@ fn against(
 }
 
 /// The table of targets; an error when one is missed.
-fn judge(args: &Args, measured: &Measured) -> Result<()> {
+fn judge(args: &Args, device: &Device, measured: &Measured) -> Result<()> {
     let asked = args.peers.is_some().then_some(measured.peers.as_slice());
     let mut counts = [0; 3];
-    say(args, "");
-    for target in targets::all() {
-        let verdict = target.judge(&measured.timed, asked);
+    let mut tell = |text: &str, verdict: &Verdict| {
         counts[match verdict {
             Verdict::Met(..) => 0,
             Verdict::Missed(..) => 1,
             Verdict::NotThere(_) => 2,
         }] += 1;
-        say(args, &target.line(&verdict));
+        say(args, &verdict.line(text));
+    };
+    say(args, "");
+    for target in targets::all() {
+        tell(&target.text(), &target.judge(&measured.timed, asked));
+    }
+    if let Some(roof) = measured.roof.filter(|_| !device.info().kind.is_cpu()) {
+        for target in gpu_targets::ALL {
+            tell(&target.text(), &target.judge(&measured.timed, roof));
+        }
     }
     let [met, missed, absent] = counts;
     say(args, &format!("\n{met} met, {missed} missed, {absent} not there"));
@@ -244,7 +256,7 @@ fn run(args: &Args) -> Result<()> {
     if measured.errors > 0 {
         bail!("{} subjects or variants failed", measured.errors);
     }
-    if args.targets { judge(args, &measured) } else { Ok(()) }
+    if args.targets { judge(args, &device, &measured) } else { Ok(()) }
 }
 
 fn main() -> ExitCode {

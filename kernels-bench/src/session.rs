@@ -82,6 +82,9 @@ pub fn time_group(
         .enumerate()
         .flat_map(|(index, one)| (0..one.choices.len()).map(move |choice| (index, choice)))
         .collect();
+    if !device.info().kind.is_cpu() {
+        wake(&prepared)?;
+    }
     let samples = by_turns(&prepared, &turns, bounds, each_round)?;
     for (&(index, choice), samples_ms) in turns.iter().zip(samples) {
         let Prepared { subject, choices, .. } = &prepared[index];
@@ -91,6 +94,23 @@ pub fn time_group(
     }
     add_ratios(&mut outcome.timed);
     Ok(outcome)
+}
+
+/// Work for a GPU that has idled while references were computed: its clock falls to a fraction
+/// then, and comes back only after some time of load.
+const WAKE: Duration = Duration::from_millis(300);
+
+/// Runs everything that will be timed, untimed, for [`WAKE`].
+fn wake(prepared: &[Prepared]) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < WAKE && prepared.iter().any(|one| !one.choices.is_empty()) {
+        for one in prepared {
+            for choice in &one.choices {
+                one.sample(choice)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One sample of each that wants more, and again, until none does.

@@ -1,6 +1,7 @@
 //! What is timed: every op's own bench cases, and the linear layers of the models that edge
 //! devices adapt, at several numbers of tokens, in every format.
 
+use crate::gpu_targets;
 use edge_kernels::op::Op;
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt};
 use edge_kernels::{Call, Format, OPS, Packing};
@@ -116,7 +117,7 @@ impl Subject {
     /// Everything there is to time; the formats of one op and shape are neighbours.
     pub fn all() -> Vec<Self> {
         let mut found = Self::own();
-        for layer in Self::layers() {
+        for layer in Self::layers().into_iter().chain(gpu_targets::subjects()) {
             let same =
                 |other: &Self| other.op.name() == layer.op.name() && other.call == layer.call;
             if !found.iter().any(same) {

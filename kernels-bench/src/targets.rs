@@ -160,15 +160,17 @@ impl Target {
             Some((ratio, spread)) => Verdict::Missed(ratio, spread),
         }
     }
+}
 
+impl Verdict {
     /// A line of the table of targets.
-    pub fn line(&self, verdict: &Verdict) -> String {
-        let (word, detail) = match verdict {
-            Verdict::Met(ratio, spread) => ("met", format!("{ratio:.2} ± {spread:.2}")),
-            Verdict::Missed(ratio, spread) => ("MISSED", format!("{ratio:.2} ± {spread:.2}")),
-            Verdict::NotThere(reason) => ("not there", reason.clone()),
+    pub fn line(&self, target: &str) -> String {
+        let (word, detail) = match self {
+            Self::Met(ratio, spread) => ("met", format!("{ratio:.2} ± {spread:.2}")),
+            Self::Missed(ratio, spread) => ("MISSED", format!("{ratio:.2} ± {spread:.2}")),
+            Self::NotThere(reason) => ("not there", reason.clone()),
         };
-        format!("{word:<9}  {:<48}  {detail}", self.text())
+        format!("{word:<9}  {target:<48}  {detail}")
     }
 }
 
@@ -197,7 +199,7 @@ mod tests {
         let faster = |ratio| target(Side::Forward("q4"), ratio, Side::Forward("f32"));
         assert_eq!(faster(3.0).judge(&timed, None), Verdict::Met(3.0, 0.0));
         assert_eq!(faster(3.1).judge(&timed, None), Verdict::Missed(3.0, 0.0));
-        let line = faster(3.1).line(&Verdict::Missed(3.0, 0.0));
+        let line = Verdict::Missed(3.0, 0.0).line(&faster(3.1).text());
         assert!(
             line.starts_with("MISSED     q4 forward >= 3.1 x f32 forward, 1x2048x2048"),
             "{line}"

@@ -16,6 +16,21 @@ fn staged(values: vec4<f32>) -> vec4<Staged> {
     return values;
 }
 
+var<workgroup> x_tile: array<Staged, ROWS * STRIDE>;
+var<workgroup> w_tile: array<Staged, CHANNELS * STRIDE>;
+
+fn stage_x(at: u32, four: vec4<Staged>) {
+    for (var c = 0u; c < 4u; c++) {
+        x_tile[at + c] = four[c];
+    }
+}
+
+fn stage_w(at: u32, four: vec4<Staged>) {
+    for (var c = 0u; c < 4u; c++) {
+        w_tile[at + c] = four[c];
+    }
+}
+
 fn matrix_a(at: u32) -> MatrixA {
     return at;
 }

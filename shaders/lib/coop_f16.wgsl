@@ -14,4 +14,4 @@ fn staged(values: vec4<f32>) -> vec4<Staged> {
     return vec4<f16>(clamp(values, vec4(-65504.0), vec4(65504.0)));
 }
 
-//#include "lib/coop_calls.wgsl"
+//#include "lib/coop_quads.wgsl"

@@ -2,53 +2,61 @@
 //! subgroup multiply together, from tiles in workgroup memory, weights dequantised once a tile.
 //! `lib/coop_*.wgsl` say how large the matrices are and in which numbers.
 //!
-//! A workgroup is one whole subgroup of WX lanes, because nothing else says which lanes are in
-//! which subgroup: devices with subgroups of another size must not run this. Sums begin as zeros
-//! from memory and go back through it, so that no backend's idea of an empty matrix counts.
+//! A workgroup is GROUPS_M x GROUPS_N subgroups of 32 lanes, each with a tile of its own; a
+//! subgroup is 32 neighbouring lanes, and devices with subgroups of another size must not run
+//! this. Sums begin as zeros from memory and go back through it, a matrix of a subgroup at a time,
+//! so that no backend's idea of an empty matrix counts. A stage is loaded into registers while the
+//! one before is multiplied.
 //!
-//! Not run on any device yet: it is validated, translated, and run with emulated matrices.
+//! Run with f16 on an H200; the other kinds are validated, translated, and run with emulated
+//! matrices.
 
 //#include "lib/coop_f16.wgsl"
 
-const WX: u32 = 32u;
+const LANES: u32 = 32u;
+const GROUPS_M: u32 = 1u;  //#spec subgroups along m
+const GROUPS_N: u32 = 1u;  //#spec subgroups along n
+const ROWS: u32 = 32u;  //#spec rows a workgroup
+const CHANNELS: u32 = 32u;  //#spec channels a workgroup
+const WX: u32 = LANES * GROUPS_M * GROUPS_N;
 const WY: u32 = 1u;
-const ROWS: u32 = 32u;
-const CHANNELS: u32 = 32u;
 const DEPTH: u32 = 32u;
 const K_FAST: u32 = 0u;  //#spec 1: neighbouring lanes load neighbours along k, for rows of words
-const TM: u32 = ROWS / SIDE;
-const TN: u32 = CHANNELS / SIDE;
+const TM: u32 = ROWS / GROUPS_M / SIDE;
+const TN: u32 = CHANNELS / GROUPS_N / SIDE;
 const PARTS: u32 = W_STEP / 8u;
 const QUADS: u32 = DEPTH / 4u;
 const OCTETS: u32 = DEPTH / 8u;
 // Rows begin at multiples of 16 bytes, which loads of matrices ask for, and in other banks.
 const STRIDE: u32 = DEPTH + 8u;
-const SUM_STRIDE: u32 = CHANNELS + 4u;
+const SUM_STRIDE: u32 = SIDE + 4u;
+const SUMS: u32 = SIDE * SUM_STRIDE;
+const X_LOADS: u32 = ROWS * QUADS / WX;
+const W_LOADS: u32 = CHANNELS * OCTETS / WX;
 
-var<workgroup> x_tile: array<Staged, ROWS * STRIDE>;
-var<workgroup> w_tile: array<Staged, CHANNELS * STRIDE>;
-var<workgroup> sums: array<f32, ROWS * SUM_STRIDE>;
-
-fn stage_w(at: u32, weights: vec4<f32>) {
-    let four = staged(weights);
-    //#unroll
-    for (var c = 0u; c < 4u; c++) {
-        w_tile[at + c] = four[c];
-    }
-}
+// A matrix of each subgroup.
+var<workgroup> sums: array<f32, GROUPS_M * GROUPS_N * SUMS>;
 
 fn clear_sums(lane: u32) {
-    for (var t = lane; t < ROWS * SUM_STRIDE; t += WX) {
+    for (var t = lane; t < GROUPS_M * GROUPS_N * SUMS; t += WX) {
         sums[t] = 0.0;
     }
 }
 
-fn stage_x(at: u32, activations: vec4<f32>) {
-    let four = staged(activations);
-    //#unroll
-    for (var c = 0u; c < 4u; c++) {
-        x_tile[at + c] = four[c];
+// Stores the matrix of sums of the lane's subgroup, neighbours by neighbouring lanes.
+fn store_sums(row0: u32, col0: u32, lane: u32) {
+    for (var t = lane % LANES; t < SIDE * SIDE; t += LANES) {
+        let row = row0 + t / SIDE;
+        let channel = col0 + t % SIDE;
+        if row < params.m && channel < params.n {
+            store_y(row, channel, sums[lane / LANES * SUMS + t / SIDE * SUM_STRIDE + t % SIDE]);
+        }
     }
+}
+
+// Which eight columns of a stage load `t` brings.
+fn octet_of(t: u32) -> u32 {
+    return select(t / CHANNELS, t % OCTETS, K_FAST == 1u);
 }
 
 fn multiply(lane: vec2<u32>, tile: u32) {
@@ -56,6 +64,10 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     let row0 = tile % tiles_m * ROWS;
     let col0 = tile / tiles_m * CHANNELS;
     let last = (params.k - 1u) / W_STEP;
+    let group = lane.x / LANES;
+    let own_sums = group * SUMS;
+    let own_row = group / GROUPS_N * TM * SIDE;
+    let own_channel = group % GROUPS_N * TN * SIDE;
     clear_sums(lane.x);
     workgroupBarrier();
     var acc: array<MatrixC, TM * TN>;
@@ -63,42 +75,62 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     for (var i = 0u; i < TM; i++) {
         //#unroll
         for (var j = 0u; j < TN; j++) {
-            acc[i * TN + j] = matrix_c(i * SIDE * SUM_STRIDE + j * SIDE);
+            acc[i * TN + j] = matrix_c(own_sums);
         }
     }
-    for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
+    var x_next: array<vec4<Staged>, X_LOADS>;
+    var w_next: array<WBlock, W_LOADS>;
+    // A round more than there are stages.
+    for (var k0 = 0u; k0 < params.k + DEPTH; k0 += DEPTH) {
         // Rows and channels beyond the last are copies of the last and not stored.
-        for (var t = lane.x; t < ROWS * QUADS; t += WX) {
+        //#unroll
+        for (var h = 0u; h < X_LOADS; h++) {
+            let t = lane.x + h * WX;
             let base = params.in_offset + min(row0 + t / QUADS, params.m - 1u) * params.ld_in;
             let q = t % QUADS;
             //#include "lib/stage_own.wgsl"
-            stage_x(t / QUADS * STRIDE + 4u * q, quad);
+            x_next[h] = staged(quad);
         }
-        for (var t = lane.x; t < CHANNELS * OCTETS; t += WX) {
+        //#unroll
+        for (var h = 0u; h < W_LOADS; h++) {
+            let t = lane.x + h * WX;
             let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
-            let octet = select(t / CHANNELS, t % OCTETS, K_FAST == 1u);
-            let part = k0 / 8u + octet;
             // Behind the last block the last one again, times activations that are 0.
-            let block = load_w_block(min(col0 + c, params.n - 1u), min(part / PARTS, last));
-            let weights = w_part(block, part % PARTS);
-            stage_w(c * STRIDE + 8u * octet, weights[0]);
-            stage_w(c * STRIDE + 8u * octet + 4u, weights[1]);
+            let block = min((k0 / 8u + octet_of(t)) / PARTS, last);
+            w_next[h] = load_w_block(min(col0 + c, params.n - 1u), block);
         }
-        workgroupBarrier();
-        for (var at = 0u; at < DEPTH; at += SIDE) {
-            var b: array<MatrixB, TN>;
+        if k0 > 0u {
             //#unroll
-            for (var j = 0u; j < TN; j++) {
-                b[j] = matrix_b(j * SIDE * STRIDE + at);
-            }
-            //#unroll
-            for (var i = 0u; i < TM; i++) {
-                let a = matrix_a(i * SIDE * STRIDE + at);
+            for (var step = 0u; step < DEPTH / SIDE; step++) {
+                var b: array<MatrixB, TN>;
                 //#unroll
                 for (var j = 0u; j < TN; j++) {
-                    acc[i * TN + j] = multiply_add(a, b[j], acc[i * TN + j]);
+                    b[j] = matrix_b((own_channel + j * SIDE) * STRIDE + step * SIDE);
+                }
+                //#unroll
+                for (var i = 0u; i < TM; i++) {
+                    let a = matrix_a((own_row + i * SIDE) * STRIDE + step * SIDE);
+                    //#unroll
+                    for (var j = 0u; j < TN; j++) {
+                        acc[i * TN + j] = multiply_add(a, b[j], acc[i * TN + j]);
+                    }
                 }
             }
+        }
+        workgroupBarrier();
+        //#unroll
+        for (var h = 0u; h < X_LOADS; h++) {
+            let t = lane.x + h * WX;
+            stage_x(t / QUADS * STRIDE + 4u * (t % QUADS), x_next[h]);
+        }
+        //#unroll
+        for (var h = 0u; h < W_LOADS; h++) {
+            let t = lane.x + h * WX;
+            let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
+            let octet = octet_of(t);
+            let weights = w_part(w_next[h], (k0 / 8u + octet) % PARTS);
+            stage_w(c * STRIDE + 8u * octet, staged(weights[0]));
+            stage_w(c * STRIDE + 8u * octet + 4u, staged(weights[1]));
         }
         workgroupBarrier();
     }
@@ -106,15 +138,10 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     for (var i = 0u; i < TM; i++) {
         //#unroll
         for (var j = 0u; j < TN; j++) {
-            store_c(acc[i * TN + j], i * SIDE * SUM_STRIDE + j * SIDE);
-        }
-    }
-    workgroupBarrier();
-    // A lane a channel: neighbouring lanes write neighbours.
-    let channel = col0 + lane.x;
-    for (var row = 0u; row < ROWS; row++) {
-        if row0 + row < params.m && channel < params.n {
-            store_y(row0 + row, channel, sums[row * SUM_STRIDE + lane.x]);
+            workgroupBarrier();
+            store_c(acc[i * TN + j], own_sums);
+            workgroupBarrier();
+            store_sums(row0 + own_row + i * SIDE, col0 + own_channel + j * SIDE, lane.x);
         }
     }
 }

@@ -56,11 +56,18 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     }
     var acc: array<f32, TM * TN>;
     let blocks = (params.k + W_STEP - 1u) / W_STEP;
+    // The next block is on its way while one is multiplied.
+    var next: array<WBlock, TN>;
+    //#unroll
+    for (var j = 0u; j < TN; j++) {
+        next[j] = load_w_block(col[j], min(slice, blocks - 1u));
+    }
     for (var b = slice; b < blocks; b += SLICES) {
         var block: array<WBlock, TN>;
         //#unroll
         for (var j = 0u; j < TN; j++) {
-            block[j] = load_w_block(col[j], b);
+            block[j] = next[j];
+            next[j] = load_w_block(col[j], min(b + SLICES, blocks - 1u));
         }
         var sum: array<f32, TM * TN>;
         var x_sum: array<f32, TM>;

@@ -2,9 +2,12 @@
 //! operands staged DEPTH columns at a time in workgroup memory, weights dequantised once a tile.
 //!
 //! Tiles keep four columns of k in a word of four, so that neither operand is transposed on its
-//! way in, and a thread reads as many words a product as from k-major tiles. Rows of a tile are
-//! an odd number of such words apart, and rows and channels of a thread WY and WX apart, so that
-//! neighbouring lanes read other banks.
+//! way in, and a thread reads as many words a product as from k-major tiles. Words of the same
+//! columns are neighbours, and rows and channels of a thread WY and WX apart, so that neighbouring
+//! lanes read neighbours.
+//!
+//! A stage is loaded into registers while the one before is multiplied: memory takes longer to
+//! answer than a stage takes to multiply.
 
 const TM: u32 = 4u;  //#spec rows a thread
 const TN: u32 = 4u;  //#spec channels a thread
@@ -21,51 +24,99 @@ const ROWS: u32 = TM * WY;
 const CHANNELS: u32 = TN * WX;
 const QUADS: u32 = DEPTH / 4u;
 const OCTETS: u32 = DEPTH / 8u;
-const STRIDE: u32 = QUADS + 1u;
+// Odd, so that words of one row are in other banks.
+const X_STRIDE: u32 = ROWS + 1u;
+const W_STRIDE: u32 = CHANNELS + 1u;
+const LANES: u32 = WX * WY;
+const X_LOADS: u32 = (ROWS * QUADS + LANES - 1u) / LANES;
+const W_LOADS: u32 = (CHANNELS * OCTETS + LANES - 1u) / LANES;
 
-var<workgroup> x_tile: array<vec4<f32>, ROWS * STRIDE>;
-var<workgroup> w_tile: array<vec4<f32>, CHANNELS * STRIDE>;
+var<workgroup> x_tile: array<vec4<f32>, QUADS * X_STRIDE>;
+var<workgroup> w_tile: array<vec4<f32>, QUADS * W_STRIDE>;
 
-fn multiply(lane: vec2<u32>, tile: u32) {
-    let index = lane.y * WX + lane.x;
+// Which eight columns of a stage load `t` brings.
+fn octet_of(t: u32) -> u32 {
+    return select(t / CHANNELS, t % OCTETS, K_FAST == 1u);
+}
+
+fn multiply(workgroup_lane: vec2<u32>, tile: u32) {
+    let index = workgroup_lane.y * WX + workgroup_lane.x;
+    // Of 32 neighbouring lanes, 8 along n and 4 along m: they read fewer words than a line.
+    let eights = index / 8u % (4u * (WX / 8u));
+    let lane = vec2(
+        index % 8u + eights / 4u * 8u,
+        eights % 4u + index / (4u * WX) * 4u,
+    );
     let tiles_m = (params.m + ROWS - 1u) / ROWS;
     let tile_row0 = tile % tiles_m * ROWS;
     let col0 = tile / tiles_m * CHANNELS;
     let last = (params.k - 1u) / W_STEP;
     var acc: array<f32, TM * TN>;
-    for (var k0 = 0u; k0 < params.k; k0 += DEPTH * SPREAD) {
+    var x_next: array<vec4<f32>, X_LOADS>;
+    var w_next: array<WBlock, W_LOADS>;
+    // A round more than there are stages.
+    for (var k0 = 0u; k0 < params.k + DEPTH * SPREAD; k0 += DEPTH * SPREAD) {
         // Rows and channels beyond the last are copies of the last and not stored.
-        for (var t = index; t < ROWS * QUADS; t += WX * WY) {
-            let row = min(tile_row0 + t / QUADS, params.m - 1u);
-            let base = params.in_offset + row * params.ld_in;
-            let q = t % QUADS;
-            //#include "lib/stage_own.wgsl"
-            x_tile[t / QUADS * STRIDE + t % QUADS] = quad;
-        }
-        for (var t = index; t < CHANNELS * OCTETS; t += WX * WY) {
-            let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
-            let octet = select(t / CHANNELS, t % OCTETS, K_FAST == 1u);
-            let part = k0 / (8u * SPREAD) + octet;
-            // Behind the last block the last one again, times activations that are 0.
-            let block = load_w_block(min(col0 + c, params.n - 1u), min(part / PARTS, last));
-            let weights = w_part(block, part % PARTS);
-            w_tile[c * STRIDE + 2u * octet] = weights[0];
-            w_tile[c * STRIDE + 2u * octet + 1u] = weights[1];
-        }
-        workgroupBarrier();
-        for (var q = 0u; q < QUADS; q++) {
-            var weights: array<vec4<f32>, TN>;
-            //#unroll
-            for (var j = 0u; j < TN; j++) {
-                weights[j] = w_tile[(lane.x + j * WX) * STRIDE + q];
+        //#unroll
+        for (var h = 0u; h < X_LOADS; h++) {
+            let t = index + h * LANES;
+            if t < ROWS * QUADS {
+                let row = min(tile_row0 + t / QUADS, params.m - 1u);
+                let base = params.in_offset + row * params.ld_in;
+                let q = t % QUADS;
+                //#include "lib/stage_own.wgsl"
+                x_next[h] = quad;
             }
+        }
+        //#unroll
+        for (var h = 0u; h < W_LOADS; h++) {
+            let t = index + h * LANES;
+            if t < CHANNELS * OCTETS {
+                let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
+                let part = k0 / (8u * SPREAD) + octet_of(t);
+                // Behind the last block the last one again, times activations that are 0.
+                w_next[h] = load_w_block(min(col0 + c, params.n - 1u), min(part / PARTS, last));
+            }
+        }
+        if k0 > 0u {
             //#unroll
-            for (var i = 0u; i < TM; i++) {
-                let row = x_tile[(lane.y + i * WY) * STRIDE + q];
+            for (var q = 0u; q < QUADS; q++) {
+                var weights: array<vec4<f32>, TN>;
                 //#unroll
                 for (var j = 0u; j < TN; j++) {
-                    acc[i * TN + j] += dot(row, weights[j]);
+                    weights[j] = w_tile[q * W_STRIDE + lane.x + j * WX];
                 }
+                //#unroll
+                for (var i = 0u; i < TM; i++) {
+                    let row = x_tile[q * X_STRIDE + lane.y + i * WY];
+                    //#unroll
+                    for (var j = 0u; j < TN; j++) {
+                        // Four fused operations; the sum of a dot product would be a fifth.
+                        acc[i * TN + j] = fma(row.x, weights[j].x, acc[i * TN + j]);
+                        acc[i * TN + j] = fma(row.y, weights[j].y, acc[i * TN + j]);
+                        acc[i * TN + j] = fma(row.z, weights[j].z, acc[i * TN + j]);
+                        acc[i * TN + j] = fma(row.w, weights[j].w, acc[i * TN + j]);
+                    }
+                }
+            }
+        }
+        workgroupBarrier();
+        //#unroll
+        for (var h = 0u; h < X_LOADS; h++) {
+            let t = index + h * LANES;
+            if t < ROWS * QUADS {
+                x_tile[t % QUADS * X_STRIDE + t / QUADS] = x_next[h];
+            }
+        }
+        //#unroll
+        for (var h = 0u; h < W_LOADS; h++) {
+            let t = index + h * LANES;
+            if t < CHANNELS * OCTETS {
+                let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
+                let octet = octet_of(t);
+                let weights = w_part(w_next[h], (k0 / (8u * SPREAD) + octet) % PARTS);
+                w_tile[2u * octet * W_STRIDE + c] = weights[0];
+                w_tile[(2u * octet + 1u) * W_STRIDE + c] = weights[1];
             }
         }
         workgroupBarrier();

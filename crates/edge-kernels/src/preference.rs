@@ -43,7 +43,7 @@ impl Vendor {
 pub struct Preference {
     /// Whose GPUs.
     pub vendor: Vendor,
-    /// Names of variants.
+    /// Names of variants, or what they begin with before a `_`.
     pub first: &'static [&'static str],
     /// Whether it was measured on such a GPU with these kernels.
     pub tested: bool,
@@ -103,7 +103,11 @@ pub fn by_preference(
 ) -> Vec<Variant> {
     let preference = PREFERENCES.iter().find(|preference| preference.vendor == vendor);
     let first = preference.map_or(&[][..], |preference| preference.first);
-    let place = |name: &str| first.iter().position(|other| *other == name).unwrap_or(first.len());
+    // `shared_8x8` is a kind of `shared`: among these the op knows which suits the shape.
+    let is = |name: &str, kind: &str| {
+        name.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    };
+    let place = |name: &str| first.iter().position(|kind| is(name, kind)).unwrap_or(first.len());
     let suits = |variant: &Variant| [Hardware::Any, hardware].contains(&variant.suits);
     variants.retain(|variant| !variant.approximate);
     variants.sort_by_key(|variant| {
@@ -126,6 +130,7 @@ mod tests {
             Variant::named("broadcast").suits(Hardware::Software),
             Variant::named("coop").suits(Hardware::Gpu).needs(cooperative),
             Variant::named("wide"),
+            Variant::named("shared_8x8").suits(Hardware::Gpu),
         ];
         let ordered = by_preference(variants, hardware, vendor);
         ordered.iter().map(|variant| variant.name).collect()
@@ -133,12 +138,18 @@ mod tests {
 
     #[test]
     fn devices_prefer_what_suits_them_and_never_approximate() {
-        assert_eq!(order(Hardware::Gpu, Vendor::Other), ["shared", "wide", "broadcast", "coop"]);
+        assert_eq!(
+            order(Hardware::Gpu, Vendor::Other),
+            ["shared", "wide", "shared_8x8", "broadcast", "coop"]
+        );
         assert_eq!(
             order(Hardware::Software, Vendor::Other),
-            ["broadcast", "wide", "shared", "coop"]
+            ["broadcast", "wide", "shared", "shared_8x8", "coop"]
         );
-        assert_eq!(order(Hardware::Gpu, Vendor::Arm), ["wide", "shared", "broadcast", "coop"]);
+        assert_eq!(
+            order(Hardware::Gpu, Vendor::Arm),
+            ["wide", "shared", "shared_8x8", "broadcast", "coop"]
+        );
     }
 
     #[test]

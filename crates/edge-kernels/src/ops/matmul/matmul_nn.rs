@@ -262,6 +262,10 @@ fn cases() -> Vec<Case> {
     for (m, n, k) in dense {
         add(&format!("{m}x{n}x{k}"), Format::F32, Params::dense(m, n, k));
     }
+    // Beyond the largest tiles, in both directions.
+    for format in [Format::F32, Format::Q4] {
+        add("tiles_131x69x133", format, Params::dense(131, 69, 133));
+    }
     let mut bench = |name: &str, format: Format, m, n, k| {
         let name = format!("{name}_{m}x{n}x{k}_{}", format.name());
         cases.push(Case::bench(name, Call::with_format(&Params::dense(m, n, k), format)));

@@ -192,6 +192,11 @@ fn cases() -> Vec<Case> {
     for (m, n, k) in [(1, 1, 1), (2, 3, 8), (4, 5, 9), (33, 65, 40), (64, 8, 64), (9, 8, 264)] {
         add(&format!("{m}x{n}x{k}"), Format::F32, Params::dense(m, n, k));
     }
+    // Beyond the largest tiles, in both directions.
+    for format in [Format::F32, Format::F16, Format::Q4, Format::row_grouped(4)] {
+        let params = Params { ld_in: 76, ..Params::dense(131, 133, 73) };
+        add("tiles_131x133x73", format, params);
+    }
     // Rows that start at odd elements, though k is a multiple of the block.
     let odd = Params { ld_in: 33, in_offset: 1, ..Params::dense(9, 40, 32) };
     add("odd_rows_9x40x32", Format::Q4, odd);

@@ -54,6 +54,9 @@ impl Params {
     }
 }
 
+/// Lanes along the long side of `lib/tn_slices.wgsl`: a transaction of a row.
+const SLICE_LANES: u32 = 16;
+
 /// Multiplies the transpose of `dy [m, n]` by `x [m, k]` into `dw [splits, n, k]`.
 ///
 /// # Panics
@@ -101,6 +104,17 @@ impl Op for MatmulTn {
             variant.spec("TN", side).spec("TK", side).spec("WX", wx).spec("WY", wy)
         };
         let mut variants = Vec::new();
+        if p.n.min(p.k) <= 16 && p.n.max(p.k) >= 64 {
+            let along_n = p.n >= p.k;
+            let quads = p.n.min(p.k).div_ceil(4);
+            let (nq, kq) = if along_n { (1, quads) } else { (quads, 1) };
+            let variant = Variant::named("slices")
+                .fragment("lib/dy_vec4.wgsl", dy)
+                .fragment("lib/x_vec4.wgsl", x)
+                .fragment("lib/tn_tile.wgsl", "lib/tn_slices.wgsl");
+            let variant = variant.spec("NQ", nq).spec("KQ", kq).spec("WX", SLICE_LANES);
+            variants.push(variant.spec("ALONG_N", along_n.into()).suits(Hardware::Gpu));
+        }
         if p.n >= 32 && p.k >= 32 {
             let variant = Variant::named("shared")
                 .fragment("lib/dy_vec4.wgsl", dy)
@@ -123,6 +137,8 @@ impl Op for MatmulTn {
     fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
         let p: Params = call.params();
         let (rows, cols) = match variant.name {
+            "slices" if spec(variant, "ALONG_N") == 1 => (4 * SLICE_LANES, 4 * spec(variant, "KQ")),
+            "slices" => (4 * spec(variant, "NQ"), 4 * SLICE_LANES),
             "shared" => (64, 64),
             _ => (
                 spec(variant, "TN") * spec(variant, "WY"),
@@ -165,6 +181,10 @@ impl Op for MatmulTn {
             ("19x35x67", plain(19, 35, 67)),
             ("shard_19x20x36", shard),
             ("odd_shard_19x20x36", Params { ld_dy: 27, dy_offset: 1, ..shard }),
+            ("slices_75x70x13", plain(75, 70, 13)),
+            ("slices_77x5x131", Params { accumulate: 1, alpha: 0.5, ..plain(77, 5, 131) }),
+            ("slices_200x64x8", Params { splits: 3, ..plain(200, 64, 8) }),
+            ("tiles_21x131x133", plain(21, 131, 133)),
             ("split_70x12x8", Params { splits: 3, ..plain(70, 12, 8) }),
             // More parts than the rows fill: the last ones are zero.
             ("split_5x4x8", Params { splits: 4, ..plain(5, 4, 8) }),

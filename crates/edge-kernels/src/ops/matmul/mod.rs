@@ -83,7 +83,8 @@ fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
         let channels = match variant.name {
             "subgroup" | "subgroup_wide" => 4 * spec(&variant, "WX"),
             // A lane gathers for the one channel that it owns.
-            "gemv" | "channel" => 1,
+            "channel" => 1,
+            name if name.starts_with("gemv") => spec(&variant, "CHANNELS") * spec(&variant, "TN"),
             _ => spec(&variant, "WX") * spec(&variant, "TN"),
         };
         assert!(ROW_GROUP.is_multiple_of(channels), "'{}' owns {channels} channels", variant.name);
@@ -93,7 +94,9 @@ fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
                 .fragment("lib/taken_own.wgsl", "lib/taken_gather.wgsl")
                 .fragment("lib/handed_own.wgsl", "lib/handed_gather.wgsl"),
             "channel" => variant.fragment("lib/staged_own.wgsl", "lib/staged_gather.wgsl"),
-            "shared" => variant.fragment("lib/stage_own.wgsl", "lib/stage_gather.wgsl"),
+            name if name.starts_with("shared") => {
+                variant.fragment("lib/stage_own.wgsl", "lib/stage_gather.wgsl")
+            }
             "broadcast" => variant.fragment("lib/held_own.wgsl", "lib/held_gather_each.wgsl"),
             _ => variant.fragment("lib/held_own.wgsl", "lib/held_gather.wgsl"),
         }

@@ -70,17 +70,21 @@ impl Product {
     }
 
     /// Lanes of neighbouring channels read neighbouring words of packed formats; in dense ones
-    /// neighbouring columns are neighbouring words.
-    fn gemv(&self) -> Variant {
+    /// neighbouring columns are neighbouring words. Two channels a lane have more loads on their
+    /// way at once.
+    fn gemv(&self) -> Vec<Variant> {
         let rows = if self.m > 4 { 8 } else { self.m.next_power_of_two() };
-        let (channels, slices) = match self.format.is_packed() {
-            false => (8, 32),
-            true if self.n >= 4096 => (64, 4),
-            true => (32, 8),
+        let shapes: &[(&'static str, u32, u32, u32)] = match self.format.is_packed() {
+            false => &[("gemv", 8, 32, 1)],
+            true => &[("gemv", 8, 32, 2), ("gemv_8x4", 8, 32, 4), ("gemv_4x4", 4, 64, 4)],
         };
-        let variant = self.named("gemv", self.block()).fragment(TILE, "lib/nt_gemv.wgsl");
-        let variant = variant.spec("TM", rows).spec("CHANNELS", channels).spec("SLICES", slices);
-        k_fast(variant, self.format).suits(Hardware::Gpu)
+        let variant = |&(name, channels, slices, tn): &(&'static str, u32, u32, u32)| {
+            let variant = self.named(name, self.block()).fragment(TILE, "lib/nt_gemv.wgsl");
+            let variant = variant.spec("TM", rows).spec("CHANNELS", channels).spec("TN", tn);
+            k_fast(variant.spec("SLICES", slices), self.format).suits(Hardware::Gpu)
+        };
+        // The sums of a workgroup have 16 KiB.
+        shapes.iter().filter(|(.., tn)| rows * tn <= 16).map(variant).collect()
     }
 
     /// For drivers on the CPU: one load for the activations that eight lanes share.
@@ -129,6 +133,29 @@ impl Product {
         vec![Variant { name: "broadcast_wide", ..wide }, rolled]
     }
 
+    /// Tiles through workgroup memory, the preferred first: a large one reads less memory a product
+    /// and is worth it only where there are workgroups enough.
+    fn shared(&self) -> Vec<Variant> {
+        let grouped = is_row_grouped(self.format);
+        let tiles = |side: u32| self.m.div_ceil(side) * self.n.div_ceil(side);
+        let fits = |tile: &SharedTile| {
+            let least = if tile.size == [4, 4] { 32 } else { 96 };
+            // All channels of a workgroup keep the same columns of row-grouped weights.
+            self.m >= least && self.n >= least && (tile.size == [4, 4] || !grouped)
+        };
+        let mut fitting: Vec<&SharedTile> = SHARED.iter().filter(|tile| fits(tile)).collect();
+        fitting.sort_by_key(|tile| tiles(tile.side()) < tile.workgroups);
+        let variant = |tile: &SharedTile| {
+            let ([tm, tn], [wx, wy]) = (tile.size, tile.lanes);
+            let wx = if grouped { ROW_GROUP / tn } else { wx };
+            let variant = self.named(tile.name, 4).fragment(TILE, "lib/nt_shared.wgsl");
+            let variant = variant.spec("TM", tm).spec("TN", tn).spec("WX", wx).spec("WY", wy);
+            let needs = Needs { workgroup_bytes: tile.workgroup_bytes, ..Needs::default() };
+            k_fast(variant, self.format).needs(needs).suits(Hardware::Gpu)
+        };
+        fitting.into_iter().map(variant).collect()
+    }
+
     /// Integer products of activations rounded to int8, for the formats whose integers fit.
     fn int8(&self) -> Option<Variant> {
         let ints = match self.format {
@@ -142,25 +169,42 @@ impl Product {
         Some(variant.suits(Hardware::Gpu).approximate())
     }
 
-    /// Matrices that a subgroup multiplies together, of these sizes and numbers. Row-grouped
-    /// weights are expanded, because tiles of f16 gain nothing from fewer of them.
+    /// Matrices that a subgroup multiplies together, of these sizes and numbers, in tiles of one or
+    /// several subgroups. Row-grouped weights are expanded, because tiles of f16 gain nothing from
+    /// fewer of them.
     fn cooperative(&self, kind: Cooperative) -> Vec<Variant> {
-        let (name, matrices) = match kind {
-            Cooperative::F16 => ("coop_f16", "lib/coop_f16.wgsl"),
-            Cooperative::F16Side8 => ("coop_f16_8", "lib/coop_f16_8.wgsl"),
-            Cooperative::F32Side8 => ("coop_f32", "lib/coop_f32.wgsl"),
+        let matrices = match kind {
+            Cooperative::F16 => "lib/coop_f16.wgsl",
+            Cooperative::F16Side8 => "lib/coop_f16_8.wgsl",
+            Cooperative::F32Side8 => "lib/coop_f32.wgsl",
         };
-        let variant = self.named(name, 4).fragment(TILE, "lib/nt_cooperative.wgsl");
-        let variant = k_fast(variant.fragment("lib/coop_f16.wgsl", matrices), self.format);
-        let found = portable(weight_variants(&variant.suits(Hardware::Gpu), self.format, self.k));
-        let needs = Needs { f16: kind.is_f16(), cooperative: Some(kind), ..Needs::default() };
-        let variants = found.map(|variant| variant.needs(needs));
-        // The rounding of activations and weights to f16 is larger than the tolerance of f32 sums.
-        if kind.is_f16() {
-            variants.map(Variant::approximate).collect()
-        } else {
-            variants.collect()
-        }
+        let tiles = COOPERATIVE.iter().filter(|tile| {
+            let [rows, channels] = tile.size;
+            let large = self.m > rows / 2 && self.n > channels / 2;
+            tile.kind == kind && (large || tile.groups == [1, 1])
+        });
+        let variant = |tile: &CooperativeTile| {
+            let ([rows, channels], [along_m, along_n]) = (tile.size, tile.groups);
+            let variant = self.named(tile.name, 4).fragment(TILE, "lib/nt_cooperative.wgsl");
+            let variant = variant.fragment("lib/coop_f16.wgsl", matrices).spec("ROWS", rows);
+            let variant = variant.spec("CHANNELS", channels);
+            let variant = variant.spec("GROUPS_M", along_m).spec("GROUPS_N", along_n);
+            let variant = k_fast(variant, self.format).suits(Hardware::Gpu);
+            let workgroup_bytes = tile.workgroup_bytes;
+            let needs = Needs {
+                f16: kind.is_f16(),
+                cooperative: Some(kind),
+                workgroup_bytes,
+                ..Needs::default()
+            };
+            let found = portable(weight_variants(&variant, self.format, self.k));
+            // The rounding of activations and weights to f16 is larger than the tolerance of f32.
+            let rounded = |variant: Variant| {
+                if kind.is_f16() { variant.approximate() } else { variant }
+            };
+            found.map(|variant| rounded(variant.needs(needs))).collect::<Vec<_>>()
+        };
+        tiles.flat_map(variant).collect()
     }
 
     /// All bodies that the call may use, the preferred first.
@@ -187,20 +231,14 @@ impl Product {
         }
         let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         if self.m <= 8 && self.n >= 8 || self.n <= 16 && self.k >= 256 {
-            add(self.gemv());
+            self.gemv().into_iter().for_each(&mut add);
         }
         if (5..32).contains(&self.m) && self.n >= 64 {
             let variant = self.named("channel", 32).fragment(TILE, "lib/nt_channel.wgsl");
             let rows = if self.m <= 8 { 8 } else { 16 };
             add(variant.spec("TM", rows).suits(Hardware::Gpu));
         }
-        if self.m >= 32 && self.n >= 32 {
-            let variant = self.named("shared", 4).fragment(TILE, "lib/nt_shared.wgsl");
-            // All channels of a workgroup keep the same columns of row-grouped weights.
-            let wide = if grouped { ROW_GROUP / 4 } else { 16 };
-            let variant = variant.spec("TM", 4).spec("TN", 4).spec("WX", wide).spec("WY", 16);
-            add(k_fast(variant, self.format).suits(Hardware::Gpu));
-        }
+        self.shared().into_iter().for_each(&mut add);
         if let Some(variant) = self.int8() {
             add(variant);
         }
@@ -219,11 +257,13 @@ impl Product {
     /// Workgroups of a variant.
     pub(crate) fn grid(&self, variant: &Variant) -> [u32; 3] {
         let (rows, channels) = match variant.name {
-            "gemv" => (spec(variant, "TM"), spec(variant, "CHANNELS")),
+            name if name.starts_with("gemv") => {
+                (spec(variant, "TM"), spec(variant, "CHANNELS") * spec(variant, "TN"))
+            }
             "subgroup" => (spec(variant, "TM"), LANES * 4),
             "subgroup_wide" => (spec(variant, "TM"), LANES * self.rows_at_once()),
             "channel" | "int8" => (spec(variant, "TM"), 64),
-            "coop_f16" | "coop_f16_8" | "coop_f32" => (32, 32),
+            name if name.starts_with("coop") => (spec(variant, "ROWS"), spec(variant, "CHANNELS")),
             _ => (
                 spec(variant, "TM") * spec(variant, "WY"),
                 spec(variant, "TN") * spec(variant, "WX"),
@@ -246,6 +286,77 @@ fn wide_loads(variant: Variant, format: Format) -> Variant {
     };
     variant.replace(format.fragment(), wide)
 }
+
+/// A tile through workgroup memory.
+struct SharedTile {
+    name: &'static str,
+    /// Rows and channels a thread.
+    size: [u32; 2],
+    /// Lanes along n and m.
+    lanes: [u32; 2],
+    /// From which on it is preferred.
+    workgroups: u32,
+    /// Of workgroup memory, where it is more than every device has.
+    workgroup_bytes: u32,
+}
+
+impl SharedTile {
+    /// Rows, and channels, of a workgroup.
+    fn side(&self) -> u32 {
+        self.size[0] * self.lanes[1]
+    }
+}
+
+/// The numbers of workgroups are those of an H200, which has 132 cores.
+const SHARED: [SharedTile; 3] = [
+    SharedTile {
+        name: "shared_8x8",
+        size: [8, 8],
+        lanes: [16, 16],
+        workgroups: 512,
+        workgroup_bytes: 16512,
+    },
+    SharedTile {
+        name: "shared_64",
+        size: [8, 8],
+        lanes: [8, 8],
+        workgroups: 512,
+        workgroup_bytes: 0,
+    },
+    SharedTile { name: "shared", size: [4, 4], lanes: [16, 16], workgroups: 0, workgroup_bytes: 0 },
+];
+
+/// A way to divide a product among subgroups that multiply matrices.
+struct CooperativeTile {
+    kind: Cooperative,
+    name: &'static str,
+    /// Rows and channels of a workgroup.
+    size: [u32; 2],
+    /// Subgroups of a workgroup along both.
+    groups: [u32; 2],
+    /// Of workgroup memory, where it is more than every device has.
+    workgroup_bytes: u32,
+}
+
+const COOPERATIVE: [CooperativeTile; 5] = {
+    use Cooperative::{F16, F16Side8, F32Side8};
+    const fn small(kind: Cooperative, name: &'static str) -> CooperativeTile {
+        CooperativeTile { kind, name, size: [32, 32], groups: [1, 1], workgroup_bytes: 0 }
+    }
+    [
+        CooperativeTile {
+            name: "coop_f16_128",
+            size: [128, 128],
+            groups: [2, 4],
+            workgroup_bytes: 30720,
+            ..small(F16, "")
+        },
+        CooperativeTile { size: [64, 64], groups: [2, 2], ..small(F16, "coop_f16_64") },
+        small(F16, "coop_f16"),
+        small(F16Side8, "coop_f16_8"),
+        small(F32Side8, "coop_f32"),
+    ]
+};
 
 /// The body that the ops' files include, and variants replace.
 const TILE: &str = "lib/nt_tile.wgsl";
