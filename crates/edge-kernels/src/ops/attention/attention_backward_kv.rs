@@ -25,6 +25,7 @@
 use rayon::prelude::*;
 
 use super::attention_backward_q::backward_inputs;
+use super::bodies::Shared;
 use super::product::{View, product};
 use super::shape::training_cases;
 use crate::op::{
@@ -61,6 +62,14 @@ pub fn dispatch<B>(
     Dispatch::new(&AttentionBackwardKv, Call::new(&params), bindings)
 }
 
+/// A workgroup through workgroup memory.
+const SHARED: Shared = Shared {
+    body: ["lib/attention_backward_kv_own.wgsl", "lib/attention_backward_kv_shared.wgsl"],
+    held: 4,
+    products: 2,
+    handed: 2,
+};
+
 fn tiling(p: &Params) -> (Variant, [u32; 3]) {
     p.tiling("TK", p.tile(4, p.kv_len), p.kv_len)
 }
@@ -84,11 +93,16 @@ impl Op for AttentionBackwardKv {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        vec![tiling(&call.params()).0]
+        let p: Params = call.params();
+        SHARED.variant(&p, p.kv_len).into_iter().chain([tiling(&p).0]).collect()
     }
 
-    fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {
-        tiling(&call.params()).1
+    fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
+        let p: Params = call.params();
+        match variant.name {
+            "shared" => SHARED.grid(&p, p.kv_len),
+            _ => tiling(&p).1,
+        }
     }
 
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {

@@ -20,6 +20,7 @@
 
 use rayon::prelude::*;
 
+use super::bodies::Shared;
 use super::product::{View, product};
 use super::shape::{inputs, training_cases};
 use crate::op::{
@@ -56,9 +57,16 @@ pub fn dispatch<B>(
     Dispatch::new(&AttentionBackwardQ, Call::new(&params), bindings)
 }
 
+/// A workgroup through workgroup memory.
+const SHARED: Shared = Shared {
+    body: ["lib/attention_backward_q_own.wgsl", "lib/attention_backward_q_shared.wgsl"],
+    held: 8,
+    products: 2,
+    handed: 1,
+};
+
 fn tiling(p: &Params) -> (Variant, [u32; 3]) {
-    let rows = p.q_len * p.group();
-    p.tiling("TQ", p.tile(3, rows), rows)
+    p.tiling("TQ", p.tile(3, p.query_rows()), p.query_rows())
 }
 
 impl Op for AttentionBackwardQ {
@@ -83,11 +91,16 @@ impl Op for AttentionBackwardQ {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        vec![tiling(&call.params()).0]
+        let p: Params = call.params();
+        SHARED.variant(&p, p.query_rows()).into_iter().chain([tiling(&p).0]).collect()
     }
 
-    fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {
-        tiling(&call.params()).1
+    fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
+        let p: Params = call.params();
+        match variant.name {
+            "shared" => SHARED.grid(&p, p.query_rows()),
+            _ => tiling(&p).1,
+        }
     }
 
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {

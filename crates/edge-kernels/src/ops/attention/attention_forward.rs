@@ -21,6 +21,7 @@
 
 use rayon::prelude::*;
 
+use super::bodies::Shared;
 use super::product::{View, product};
 use super::shape::{inputs, training_cases};
 use crate::op::{
@@ -46,9 +47,16 @@ pub fn dispatch<B>(params: Params, q: B, k: B, v: B, out: B, lse: B) -> Dispatch
     Dispatch::new(&AttentionForward, Call::new(&params), vec![q, k, v, out, lse])
 }
 
+/// A workgroup through workgroup memory.
+const SHARED: Shared = Shared {
+    body: ["lib/attention_forward_own.wgsl", "lib/attention_forward_shared.wgsl"],
+    held: 8,
+    products: 1,
+    handed: 2,
+};
+
 fn tiling(p: &Params) -> (Variant, [u32; 3]) {
-    let rows = p.q_len * p.group();
-    p.tiling("TQ", p.tile(2, rows), rows)
+    p.tiling("TQ", p.tile(2, p.query_rows()), p.query_rows())
 }
 
 impl Op for AttentionForward {
@@ -69,11 +77,16 @@ impl Op for AttentionForward {
     }
 
     fn variants(&self, call: &Call) -> Vec<Variant> {
-        vec![tiling(&call.params()).0]
+        let p: Params = call.params();
+        SHARED.variant(&p, p.query_rows()).into_iter().chain([tiling(&p).0]).collect()
     }
 
-    fn grid(&self, call: &Call, _: &Variant) -> [u32; 3] {
-        tiling(&call.params()).1
+    fn grid(&self, call: &Call, variant: &Variant) -> [u32; 3] {
+        let p: Params = call.params();
+        match variant.name {
+            "shared" => SHARED.grid(&p, p.query_rows()),
+            _ => tiling(&p).1,
+        }
     }
 
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {

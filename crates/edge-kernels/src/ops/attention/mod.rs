@@ -10,6 +10,7 @@ pub mod attention_forward;
 pub mod rope;
 pub mod rope_scaling;
 
+mod bodies;
 mod product;
 mod shape;
 #[cfg(test)]

@@ -77,6 +77,11 @@ impl Params {
         self.heads / self.kv_heads
     }
 
+    /// Query rows of a sequence that share a key-value head.
+    pub(super) fn query_rows(&self) -> u32 {
+        self.q_len * self.group()
+    }
+
     /// Elements of a row of queries.
     pub(super) fn q_width(&self) -> usize {
         (self.heads * self.head_dim) as usize
@@ -175,6 +180,17 @@ pub(super) fn training_cases(head_dims: &[u32]) -> Vec<Case> {
     {
         let params = Params { window, ..Params::causal(batch, len, heads, kv_heads, 16) };
         let name = format!("{batch}x{len}_heads_{heads}_of_{kv_heads}_window_{window}");
+        cases.push(Case::new(name, Call::new(&params)));
+    }
+    // More than one tile of rows and of keys, for bodies through workgroup memory: those hold up to
+    // 8 rows and stream 4 to 128 at a time, fewer of longer heads.
+    for (name, params) in [
+        ("37_tokens", Params::causal(1, 37, 2, 2, 64)),
+        ("37_tokens_window_5", Params { window: 5, ..Params::causal(2, 37, 8, 1, 64) }),
+        ("70_tokens_group_3", Params { window: 33, ..Params::causal(1, 70, 3, 1, 80) }),
+        ("long_head", Params::causal(1, 19, 3, 1, 256)),
+        ("many_workgroups", Params::causal(13, 3, 40, 40, 4)),
+    ] {
         cases.push(Case::new(name, Call::new(&params)));
     }
     let params = Params::causal(1, 256, 32, 4, 64);
