@@ -5,8 +5,8 @@
 //!
 //! q, d_out: [batch · q_len, heads, head_dim] f32 · k, v, dk, dv: [batch · kv_stride, kv_heads,
 //! head_dim] f32 · lse, delta: [batch · q_len, heads] f32 · the rest as in attention_forward
-//! Grid: x and y, folded, as the body says. Shared: up to 16 KiB, by body. Needs: nothing beyond core
-//! WebGPU.
+//! Grid: x and y, folded, as the body says. Shared: up to 16 KiB, by body. Needs: nothing beyond
+//! core WebGPU.
 
 //#include "lib/scalar.wgsl"
 //#include "lib/attention.wgsl"

@@ -7,8 +7,8 @@
 //!
 //! Softmax online: a running maximum, a running sum and an accumulator per query, rescaled when
 //! the maximum grows, so no score reaches memory.
-//! Grid: x and y, folded, as the body says. Shared: up to 16 KiB, by body. Needs: nothing beyond core
-//! WebGPU.
+//! Grid: x and y, folded, as the body says. Shared: up to 16 KiB, by body. Needs: nothing beyond
+//! core WebGPU.
 
 //#include "lib/scalar.wgsl"
 //#include "lib/attention.wgsl"

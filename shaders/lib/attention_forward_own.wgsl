@@ -1,5 +1,5 @@
-//! The body of `attention_forward` without workgroup memory: an invocation treats TQ query rows that
-//! share a key-value head, and with it every load of k and v. Grid: one invocation per TQ rows.
+//! The body of `attention_forward` without workgroup memory: an invocation treats TQ query rows
+//! that share a key-value head, and with it every load of k and v. Grid: one per TQ rows.
 
 const WG: u32 = 64u;  //#spec
 const TQ: u32 = 2u;  //#spec query rows an invocation

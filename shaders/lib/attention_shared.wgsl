@@ -1,13 +1,13 @@
 //! What the bodies of attention through workgroup memory share.
 //!
-//! A workgroup holds HELD rows (query rows of a key-value head, or keys) and streams all rows of the
-//! other kind past them, SLOTS at a time. The PARTS lanes of a slot divide the elements of the
-//! streamed row, which stay in registers: each multiplies every PARTS-th quad with those of all held
-//! rows and leaves its share of the products in `shares`. Then a lane sums up the shares of the MINE
-//! held rows that are its own in this slot, and hands their weights to the others of the slot, which
-//! add the weighted row to accumulators of the slot. Those are summed over slots in the end, in
-//! order. So 64 query rows or keys give enough work for hundreds of lanes, no streamed row is stored,
-//! and what is waited for in memory is loaded a round ahead.
+//! A workgroup holds HELD rows (query rows of a key-value head, or keys) and streams all rows of
+//! the other kind past them, SLOTS at a time. The PARTS lanes of a slot divide the elements of the
+//! streamed row, which stay in registers: each multiplies every PARTS-th quad with those of all
+//! held rows and leaves its share of the products in `shares`. Then a lane sums up the shares of
+//! the MINE held rows that are its own in this slot, and hands their weights to the others of the
+//! slot, which add the weighted row to accumulators of the slot. Those are summed over slots in the
+//! end, in order. So a few rows give work to hundreds of lanes, no streamed row is stored, and what
+//! is waited for in memory is loaded a round ahead.
 //! The includer gives CHUNKS, quads of a head, and PRODUCTS, kinds of products of two rows.
 
 const HELD: u32 = 8u;  //#spec rows that a workgroup holds, a multiple of 4
@@ -47,7 +47,40 @@ fn column(part: u32, j: u32) -> u32 {
     return min(part + j * PARTS, CHUNKS - 1u);
 }
 
-// In the end `shares` holds PLANES accumulators of each lane: accumulator n of a part over all slots.
+// What a lane is there for.
+struct Task {
+    sequence: u32,
+    kv_head: u32,
+    // Held rows, the last one included. A row behind the last repeats it and is not stored.
+    first: u32,
+    last: u32,
+    slot: u32,
+    part: u32,
+}
+
+// Workgroups for `rows` rows to hold of each key-value head.
+fn workgroups_for(rows: u32) -> u32 {
+    return (rows + HELD - 1u) / HELD * params.batch * params.kv_heads;
+}
+
+// Of a workgroup that is the `place`-th to begin: all heads' first rows, then the next.
+fn task_at(place: u32, lane: u32, rows: u32) -> Task {
+    let lists = params.batch * params.kv_heads;
+    let list = place % lists;
+    let first = place / lists * HELD;
+    let last = min(first + HELD, rows) - 1u;
+    return Task(
+        list / params.kv_heads, list % params.kv_heads, first, last, lane / PARTS, lane % PARTS,
+    );
+}
+
+// Part of a streamed row of either kind: k and v, or q and d_out.
+struct Streamed {
+    x: array<vec4<f32>, QUADS>,
+    y: array<vec4<f32>, QUADS>,
+}
+
+// In the end `shares` holds PLANES accumulators of each lane: number n of a part, over all slots.
 fn over_slots(n: u32, part: u32) -> vec4<f32> {
     var sum = vec4<f32>();
     for (var s = 0u; s < SLOTS; s += 4u) {
@@ -58,12 +91,13 @@ fn over_slots(n: u32, part: u32) -> vec4<f32> {
     return sum;
 }
 
-// The head's row of q of the query row `row` of a key-value head: heads of a group, then queries.
-fn head_row(sequence: u32, kv_head: u32, row: u32) -> u32 {
+// Rows of q are numbered by heads of a group, then queries; this is where one of them lies.
+fn head_row(task: Task, row: u32) -> u32 {
     let group = params.heads / params.kv_heads;
-    return (sequence * params.q_len + row / group) * params.heads + kv_head * group + row % group;
+    let token = task.sequence * params.q_len + row / group;
+    return token * params.heads + task.kv_head * group + row % group;
 }
 
-fn key_row(sequence: u32, kv_head: u32, key: u32) -> u32 {
-    return (sequence * params.kv_stride + key) * params.kv_heads + kv_head;
+fn key_row(task: Task, key: u32) -> u32 {
+    return (task.sequence * params.kv_stride + key) * params.kv_heads + task.kv_head;
 }

@@ -19,6 +19,8 @@
 //!
 //! How: an invocation owns a key, or up to four, of a key-value head and loops over the queries
 //! that attend it and the heads of the group, so no atomics are needed.
+//! On GPUs a workgroup holds four keys and streams query rows past them
+//! (`lib/attention_shared.wgsl`).
 //! Accuracy: f32.
 //! Cost: bound by loads of q and d_out.
 
@@ -62,7 +64,7 @@ pub fn dispatch<B>(
     Dispatch::new(&AttentionBackwardKv, Call::new(&params), bindings)
 }
 
-/// A workgroup through workgroup memory.
+/// The body for GPUs.
 const SHARED: Shared = Shared {
     body: ["lib/attention_backward_kv_own.wgsl", "lib/attention_backward_kv_shared.wgsl"],
     held: 4,

@@ -15,6 +15,7 @@
 //! | dq     | [batch · q_len, heads · head_dim]        | f32   | out                     |
 //!
 //! How: as the forward pass, with the probabilities formed again from the log-sum-exp.
+//! On GPUs in two ways as well (`lib/attention_shared.wgsl`).
 //! Accuracy: f32.
 //! Cost: bound by loads of k and v.
 
@@ -57,7 +58,7 @@ pub fn dispatch<B>(
     Dispatch::new(&AttentionBackwardQ, Call::new(&params), bindings)
 }
 
-/// A workgroup through workgroup memory.
+/// The body for GPUs.
 const SHARED: Shared = Shared {
     body: ["lib/attention_backward_q_own.wgsl", "lib/attention_backward_q_shared.wgsl"],
     held: 8,

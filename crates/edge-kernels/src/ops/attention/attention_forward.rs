@@ -15,6 +15,8 @@
 //! How: softmax online over the keys that are attended, from the window's lower edge to the
 //! diagonal, so no score reaches memory. An invocation treats up to four query rows (heads of a
 //! group, then queries) that share a key-value head, and with it all loads of k and v.
+//! On GPUs a workgroup holds eight query rows and streams the keys past them, several lanes a key
+//! (`lib/attention_shared.wgsl`), since rows are too few to give each an invocation.
 //! Accuracy: f32; the running maximum keeps every exponent at 0 or below.
 //! Cost: bound by loads of k and v.
 //! Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
@@ -47,7 +49,7 @@ pub fn dispatch<B>(params: Params, q: B, k: B, v: B, out: B, lse: B) -> Dispatch
     Dispatch::new(&AttentionForward, Call::new(&params), vec![q, k, v, out, lse])
 }
 
-/// A workgroup through workgroup memory.
+/// The body for GPUs.
 const SHARED: Shared = Shared {
     body: ["lib/attention_forward_own.wgsl", "lib/attention_forward_shared.wgsl"],
     held: 8,

@@ -13,10 +13,10 @@ const WORKGROUP_BYTES: u32 = 16384;
 /// Longest head: of longer ones held rows take all of the workgroup memory.
 const MAX_HEAD_DIM: u32 = 256;
 
-/// Workgroups below which a device is not filled by them: fewer rows are held then, which makes
-/// more workgroups of them, and at least lanes are many, to be done sooner with each.
+/// Workgroups below which four rows are held instead of eight, so that there are more of them.
 const FEW: u32 = 64;
-/// The same for lanes: beyond it more small workgroups hide each other's waits.
+
+/// Workgroups from which 128 lanes are as good as 256: there are others to run while one waits.
 const MANY: u32 = 512;
 
 /// What an op's body holds.

@@ -189,7 +189,7 @@ pub(super) fn training_cases(head_dims: &[u32]) -> Vec<Case> {
         ("37_tokens_window_5", Params { window: 5, ..Params::causal(2, 37, 8, 1, 64) }),
         ("70_tokens_group_3", Params { window: 33, ..Params::causal(1, 70, 3, 1, 80) }),
         ("long_head", Params::causal(1, 19, 3, 1, 256)),
-        ("many_workgroups", Params::causal(13, 3, 40, 40, 4)),
+        ("many_workgroups", Params::causal(9, 20, 20, 20, 64)),
     ] {
         cases.push(Case::new(name, Call::new(&params)));
     }
