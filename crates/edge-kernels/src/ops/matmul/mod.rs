@@ -84,7 +84,7 @@ fn gathering(variants: Vec<Variant>) -> Vec<Variant> {
             "subgroup" | "subgroup_wide" => 4 * spec(&variant, "WX"),
             // A lane gathers for the one channel that it owns.
             "channel" => 1,
-            name if name.starts_with("gemv") => spec(&variant, "CHANNELS") * spec(&variant, "TN"),
+            "gemv" => spec(&variant, "CHANNELS") * spec(&variant, "TN"),
             _ => spec(&variant, "WX") * spec(&variant, "TN"),
         };
         assert!(ROW_GROUP.is_multiple_of(channels), "'{}' owns {channels} channels", variant.name);

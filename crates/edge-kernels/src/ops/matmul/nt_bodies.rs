@@ -72,19 +72,13 @@ impl Product {
     /// Lanes of neighbouring channels read neighbouring words of packed formats; in dense ones
     /// neighbouring columns are neighbouring words. Two channels a lane have more loads on their
     /// way at once.
-    fn gemv(&self) -> Vec<Variant> {
+    fn gemv(&self) -> Variant {
         let rows = if self.m > 4 { 8 } else { self.m.next_power_of_two() };
-        let shapes: &[(&'static str, u32, u32, u32)] = match self.format.is_packed() {
-            false => &[("gemv", 8, 32, 1)],
-            true => &[("gemv", 8, 32, 2), ("gemv_8x4", 8, 32, 4), ("gemv_4x4", 4, 64, 4)],
-        };
-        let variant = |&(name, channels, slices, tn): &(&'static str, u32, u32, u32)| {
-            let variant = self.named(name, self.block()).fragment(TILE, "lib/nt_gemv.wgsl");
-            let variant = variant.spec("TM", rows).spec("CHANNELS", channels).spec("TN", tn);
-            k_fast(variant.spec("SLICES", slices), self.format).suits(Hardware::Gpu)
-        };
-        // The sums of a workgroup have 16 KiB.
-        shapes.iter().filter(|(.., tn)| rows * tn <= 16).map(variant).collect()
+        let channels_a_lane = if self.format.is_packed() { 2 } else { 1 };
+        let variant = self.named("gemv", self.block()).fragment(TILE, "lib/nt_gemv.wgsl");
+        let variant = variant.spec("TM", rows).spec("TN", channels_a_lane);
+        let variant = variant.spec("CHANNELS", 8).spec("SLICES", 32);
+        k_fast(variant, self.format).suits(Hardware::Gpu)
     }
 
     /// For drivers on the CPU: one load for the activations that eight lanes share.
@@ -146,10 +140,10 @@ impl Product {
         let mut fitting: Vec<&SharedTile> = SHARED.iter().filter(|tile| fits(tile)).collect();
         fitting.sort_by_key(|tile| tiles(tile.side()) < tile.workgroups);
         let variant = |tile: &SharedTile| {
-            let ([tm, tn], [wx, wy]) = (tile.size, tile.lanes);
-            let wx = if grouped { ROW_GROUP / tn } else { wx };
+            let [tm, tn] = tile.size;
+            let wx = if grouped { ROW_GROUP / tn } else { 16 };
             let variant = self.named(tile.name, 4).fragment(TILE, "lib/nt_shared.wgsl");
-            let variant = variant.spec("TM", tm).spec("TN", tn).spec("WX", wx).spec("WY", wy);
+            let variant = variant.spec("TM", tm).spec("TN", tn).spec("WX", wx).spec("WY", 16);
             let needs = Needs { workgroup_bytes: tile.workgroup_bytes, ..Needs::default() };
             k_fast(variant, self.format).needs(needs).suits(Hardware::Gpu)
         };
@@ -231,7 +225,7 @@ impl Product {
         }
         let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         if self.m <= 8 && self.n >= 8 || self.n <= 16 && self.k >= 256 {
-            self.gemv().into_iter().for_each(&mut add);
+            add(self.gemv());
         }
         if (5..32).contains(&self.m) && self.n >= 64 {
             let variant = self.named("channel", 32).fragment(TILE, "lib/nt_channel.wgsl");
@@ -257,9 +251,7 @@ impl Product {
     /// Workgroups of a variant.
     pub(crate) fn grid(&self, variant: &Variant) -> [u32; 3] {
         let (rows, channels) = match variant.name {
-            name if name.starts_with("gemv") => {
-                (spec(variant, "TM"), spec(variant, "CHANNELS") * spec(variant, "TN"))
-            }
+            "gemv" => (spec(variant, "TM"), spec(variant, "CHANNELS") * spec(variant, "TN")),
             "subgroup" => (spec(variant, "TM"), LANES * 4),
             "subgroup_wide" => (spec(variant, "TM"), LANES * self.rows_at_once()),
             "channel" | "int8" => (spec(variant, "TM"), 64),
@@ -292,8 +284,6 @@ struct SharedTile {
     name: &'static str,
     /// Rows and channels a thread.
     size: [u32; 2],
-    /// Lanes along n and m.
-    lanes: [u32; 2],
     /// From which on it is preferred.
     workgroups: u32,
     /// Of workgroup memory, where it is more than every device has.
@@ -303,27 +293,14 @@ struct SharedTile {
 impl SharedTile {
     /// Rows, and channels, of a workgroup.
     fn side(&self) -> u32 {
-        self.size[0] * self.lanes[1]
+        16 * self.size[0]
     }
 }
 
-/// The numbers of workgroups are those of an H200, which has 132 cores.
-const SHARED: [SharedTile; 3] = [
-    SharedTile {
-        name: "shared_8x8",
-        size: [8, 8],
-        lanes: [16, 16],
-        workgroups: 512,
-        workgroup_bytes: 16512,
-    },
-    SharedTile {
-        name: "shared_64",
-        size: [8, 8],
-        lanes: [8, 8],
-        workgroups: 512,
-        workgroup_bytes: 0,
-    },
-    SharedTile { name: "shared", size: [4, 4], lanes: [16, 16], workgroups: 0, workgroup_bytes: 0 },
+/// Numbers of workgroups are from an H200, which has 132 cores.
+const SHARED: [SharedTile; 2] = [
+    SharedTile { name: "shared_8x8", size: [8, 8], workgroups: 512, workgroup_bytes: 16512 },
+    SharedTile { name: "shared", size: [4, 4], workgroups: 0, workgroup_bytes: 0 },
 ];
 
 /// A way to divide a product among subgroups that multiply matrices.
