@@ -3,9 +3,12 @@
 //! A chat template is a Jinja template that turns messages into the text that a model was tuned
 //! with; Hugging Face keeps it in `tokenizer_config.json` or in `chat_template.jinja`.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value, context};
+use serde::Serialize as _;
+use serde_json::{Map, Value as Json};
 
 /// Who says a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub(crate) enum Role {
     User,
     /// The model, whose messages are trained.
     Assistant,
+    /// What a tool that the model called gave back.
+    Tool,
 }
 
 impl Role {
@@ -25,6 +30,7 @@ impl Role {
             "system" => Some(Self::System),
             "user" | "human" => Some(Self::User),
             "assistant" | "gpt" => Some(Self::Assistant),
+            "tool" | "function" | "observation" => Some(Self::Tool),
             _ => None,
         }
     }
@@ -34,6 +40,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -43,6 +50,25 @@ impl Role {
 pub(crate) struct Message {
     pub(crate) role: Role,
     pub(crate) content: String,
+    /// What else the data say of it, for templates: `tool_calls`, `name`, `reasoning_content`.
+    pub(crate) more: Map<String, Json>,
+}
+
+impl Message {
+    fn value(&self) -> Value {
+        let mut keys = self.more.clone();
+        keys.insert("role".into(), self.role.name().into());
+        keys.insert("content".into(), self.content.as_str().into());
+        Value::from(Serde(keys))
+    }
+}
+
+/// Messages, and the tools that the model may call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Conversation {
+    pub(crate) messages: Vec<Message>,
+    /// JSON schemas of functions, as templates take them.
+    pub(crate) tools: Option<Json>,
 }
 
 /// A part of a text, and whether it is an answer.
@@ -70,6 +96,9 @@ pub(crate) struct ChatTemplate {
 
 const NAME: &str = "chat";
 
+/// The key of the calls of tools that a message of the assistant makes.
+pub(crate) const CALLS: &str = "tool_calls";
+
 impl ChatTemplate {
     /// Parses a template; `bos` and `eos` are the texts of the special tokens, or empty.
     ///
@@ -84,6 +113,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |text: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
+        environment.add_filter("tojson", to_json);
         if let Err(error) = environment.add_template_owned(NAME, source.to_owned()) {
             bail!("the chat template of {file} cannot be read ({error}): download it again");
         }
@@ -91,12 +121,13 @@ impl ChatTemplate {
     }
 
     /// The text of these messages; with `ask`, up to where the model is to go on.
-    fn render(&self, messages: &[Message], ask: bool) -> Result<String> {
-        let message = |m: &Message| context!(role => m.role.name(), content => m.content.as_str());
-        let values: Value = messages.iter().map(message).collect();
+    fn render(&self, messages: &[Message], tools: Option<&Json>, ask: bool) -> Result<String> {
+        let values: Value = messages.iter().map(Message::value).collect();
+        let tools = tools.map(|tools| Value::from(Serde(tools)));
         let rendered = self.environment.get_template(NAME).and_then(|template| {
             template.render(context!(
                 messages => values,
+                tools => tools,
                 add_generation_prompt => ask,
                 bos_token => self.bos.as_str(),
                 eos_token => self.eos.as_str(),
@@ -112,32 +143,93 @@ impl ChatTemplate {
     }
 
     /// The pieces of a conversation: of each message of the assistant what the template writes
-    /// behind the words that ask for it is an answer.
+    /// behind the words that ask for it is an answer. Where the template rewrites earlier answers
+    /// as the conversation grows (it drops their reasoning, say), the last one alone is.
     ///
     /// # Errors
-    /// The template refuses the conversation, or rewrites its start as it grows, so that it cannot
-    /// be told what is answer.
-    pub(crate) fn pieces(&self, messages: &[Message]) -> Result<Vec<Piece>> {
+    /// The template refuses the conversation, or rewrites what it has asked, so that it cannot be
+    /// told what is answer.
+    pub(crate) fn pieces(&self, talk: &Conversation) -> Result<Vec<Piece>> {
+        let answers: Vec<usize> = (0..talk.messages.len())
+            .filter(|&index| talk.messages[index].role == Role::Assistant)
+            .collect();
+        if let Some(pieces) = self.pieces_of(talk, &answers)? {
+            return Ok(pieces);
+        }
+        let last = &answers[answers.len().saturating_sub(1)..];
+        self.pieces_of(talk, last)?.with_context(|| {
+            format!(
+                "the chat template of {} changes earlier messages as a conversation grows: write \
+                 prompt and completion instead",
+                self.file
+            )
+        })
+    }
+
+    /// The pieces with the messages `answers` as answers; none where one is rewritten later.
+    fn pieces_of(&self, talk: &Conversation, answers: &[usize]) -> Result<Option<Vec<Piece>>> {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut done = String::new();
-        for (index, message) in messages.iter().enumerate() {
-            if message.role != Role::Assistant {
-                continue;
+        for &index in answers {
+            let render =
+                |end: usize, ask| self.render(&talk.messages[..end], talk.tools.as_ref(), ask);
+            let (asked, said) = (render(index, true)?, render(index + 1, false)?);
+            match (asked.strip_prefix(&done), said.strip_prefix(&asked)) {
+                (Some(given), Some(answer)) => {
+                    pieces.extend([Piece::new(given, false), Piece::new(answer, true)]);
+                }
+                _ => return Ok(None),
             }
-            let asked = self.render(&messages[..index], true)?;
-            let said = self.render(&messages[..=index], false)?;
-            let (given, answer) = match (asked.strip_prefix(&done), said.strip_prefix(&asked)) {
-                (Some(given), Some(answer)) => (given, answer),
-                _ => bail!(
-                    "the chat template of {} changes earlier messages as a conversation grows: \
-                     write prompt and completion instead",
-                    self.file
-                ),
-            };
-            pieces.extend([Piece::new(given, false), Piece::new(answer, true)]);
             done = said;
         }
-        Ok(pieces)
+        Ok(Some(pieces))
+    }
+}
+
+/// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it, which is what transformers gives
+/// templates: Jinja's own filter escapes for HTML.
+fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorKind::InvalidOperation, format!("no JSON: {error}"))
+    };
+    let indent: Option<usize> = options.get("indent")?;
+    options.assert_all_used()?;
+    let mut bytes = Vec::new();
+    let spaces = " ".repeat(indent.unwrap_or(0).min(16));
+    let written = match indent {
+        Some(_) => {
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, pretty))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Spaced)),
+    };
+    written.map_err(|error| failed(&error))?;
+    String::from_utf8(bytes).map_err(|error| failed(&error))
+}
+
+/// A space behind commas and colons.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()>
+    where
+        W: ?Sized + std::io::Write,
+    {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()>
+    where
+        W: ?Sized + std::io::Write,
+    {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W>(&mut self, writer: &mut W) -> std::io::Result<()>
+    where
+        W: ?Sized + std::io::Write,
+    {
+        writer.write_all(b": ")
     }
 }
 
@@ -168,9 +260,10 @@ fn method(value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
 /// end-of-sequence token, which ends each answer.
 pub(crate) fn plain(messages: &[Message], eos: &str) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    for (index, Message { role, content }) in messages.iter().enumerate() {
+    for (index, Message { role, content, .. }) in messages.iter().enumerate() {
         let gap = if index == 0 { "" } else { "\n\n" };
         match role {
+            Role::Tool => pieces.push(Piece::new(format!("{gap}### Tool:\n{content}"), false)),
             Role::System => pieces.push(Piece::new(format!("{gap}{content}"), false)),
             Role::User => {
                 pieces.push(Piece::new(format!("{gap}### User:\n{content}"), false));
@@ -199,7 +292,7 @@ pub(crate) fn check(messages: &[Message], place: &str) -> Result<()> {
         "{place} has no answer: add a message of the assistant, or remove the item"
     );
     ensure!(
-        answers.all(|message| !message.content.is_empty()),
+        answers.all(|message| !message.content.is_empty() || message.more.contains_key(CALLS)),
         "{place} has an empty answer: remove the message"
     );
     Ok(())
@@ -210,8 +303,10 @@ mod tests {
     use super::*;
     use crate::testing::message as refused;
 
-    fn talk(said: &[(Role, &str)]) -> Vec<Message> {
-        said.iter().map(|&(role, text)| Message { role, content: text.to_owned() }).collect()
+    fn talk(said: &[(Role, &str)]) -> Conversation {
+        let message =
+            |&(role, text): &(Role, &str)| Message { role, content: text.into(), more: Map::new() };
+        Conversation { messages: said.iter().map(message).collect(), tools: None }
     }
 
     fn shown(pieces: &[Piece]) -> String {
@@ -248,7 +343,7 @@ mod tests {
              <|im_start|>assistant\n[b<|im_end|>\n]"
         );
         assert_eq!(
-            shown(&plain(&said, "</s>")),
+            shown(&plain(&said.messages, "</s>")),
             "s\n\n### User:\nu\n\n### Assistant:\n[a</s>]\n\n### User:\nv\n\n### Assistant:\n\
              [b</s>]"
         );
@@ -265,25 +360,68 @@ mod tests {
             {% if message.content.startswith('q') and not loop.last %}+{% endif %}\n\
             {% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}";
         let template = template(source).unwrap();
-        let text = template.render(&talk(&[(Role::User, " q "), (Role::Assistant, "a")]), false);
+        let text = template.render(
+            &talk(&[(Role::User, " q "), (Role::Assistant, "a")]).messages,
+            None,
+            false,
+        );
         assert!(text.unwrap().ends_with("[a]</s>"));
         let twice = [(Role::User, "q"), (Role::User, "q"), (Role::Assistant, "a")];
         let error = refused(template.pieces(&talk(&twice)));
         assert!(error.contains("t.json") && error.contains("roles must alternate"), "{error}");
     }
 
+    /// As templates of models that reason: earlier answers lose their thoughts.
+    #[test]
+    fn where_answers_are_rewritten_the_last_one_is_trained() {
+        let source = "{% for m in messages %}<{{ m.role }}>\
+            {% if m.role == 'assistant' and not loop.last %}\
+            {{ m.content.split('|')[-1] }}{% else %}{{ m.content }}{% endif %}{% endfor %}\
+            {% if add_generation_prompt %}<assistant>{% endif %}";
+        let said = talk(&[
+            (Role::User, "u"),
+            (Role::Assistant, "hm|a"),
+            (Role::User, "v"),
+            (Role::Assistant, "so|b"),
+        ]);
+        let pieces = template(source).unwrap().pieces(&said).unwrap();
+        assert_eq!(shown(&pieces), "<user>u<assistant>a<user>v<assistant>[so|b]");
+    }
+
+    #[test]
+    fn tools_and_their_calls_reach_the_template() {
+        let source = "{% if tools %}{{ tools[0] | tojson }}{% endif %}{% for m in messages %}\
+            <{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}\
+            {{ c.function.arguments | tojson(indent=1) }}{% endfor %}{% endfor %}\
+            {% if add_generation_prompt %}<assistant>{% endif %}";
+        let mut said = talk(&[(Role::User, "u"), (Role::Assistant, ""), (Role::Tool, "<3>")]);
+        let calls = serde_json::json!([{"function": {"arguments": {"at": "ö"}}}]);
+        said.messages[1].more.insert(CALLS.into(), calls);
+        said.messages.push(talk(&[(Role::Assistant, "b")]).messages.remove(0));
+        said.tools = Some(serde_json::json!([{"name": "f<", "n": 1}]));
+        check(&said.messages, "x").unwrap();
+        let pieces = template(source).unwrap().pieces(&said).unwrap();
+        assert_eq!(
+            shown(&pieces),
+            "{\"name\": \"f<\", \"n\": 1}<user>u<assistant>[{\n \"at\": \"ö\"\n}]\
+             <tool><3><assistant>[b]"
+        );
+    }
+
     #[test]
     fn what_cannot_be_used_is_refused() {
         let error = refused(template("{% for %}"));
         assert!(error.contains("t.json") && error.contains("chat:1"), "{error}");
-        let last = template("{{ messages | length }}{{ messages[-1].content }}").unwrap();
+        let last = template("{{ add_generation_prompt }}{{ messages[-1].content }}").unwrap();
         let said = talk(&[(Role::User, "u"), (Role::Assistant, "a")]);
         assert!(refused(last.pieces(&said)).contains("changes earlier messages"));
         let unknown = template("{{ messages[0].content.swapcase() }}").unwrap();
         assert!(refused(unknown.pieces(&said)).contains("swapcase"));
         assert!(refused(check(&[], "a.json item 1")).contains("item 1 has no message"));
-        assert!(refused(check(&said[..1], "x")).contains("no answer"));
-        assert!(refused(check(&talk(&[(Role::Assistant, "")]), "x")).contains("empty answer"));
-        check(&said, "x").unwrap();
+        assert!(refused(check(&said.messages[..1], "x")).contains("no answer"));
+        assert!(
+            refused(check(&talk(&[(Role::Assistant, "")]).messages, "x")).contains("empty answer")
+        );
+        check(&said.messages, "x").unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value};
 
-use crate::chat::{self, Message, Piece, Role};
+use crate::chat::{self, Conversation, Message, Piece, Role};
 use crate::tokenizer::Tokenizer;
 
 /// A document.
@@ -21,12 +21,12 @@ pub(crate) enum Document {
         answer: String,
     },
     /// What the assistant says is trained.
-    Chat(Vec<Message>),
+    Chat(Conversation),
 }
 
 impl Document {
-    /// From `{text}`, `{prompt, completion}`, `{instruction, input, output}`, `{messages}` or
-    /// `{conversations}`; `place` is for messages.
+    /// From `{text}`, `{prompt, completion}`, `{question, answer}`, `{instruction, input, output}`,
+    /// `{messages}` or `{conversations}`, the last two with `tools`; `place` is for messages.
     pub(crate) fn read(value: &Value, place: &str) -> Result<Self> {
         let Value::Object(keys) = value else {
             bail!("{place} is no JSON object: write {{\"text\": …}}");
@@ -37,11 +37,14 @@ impl Document {
             return Ok(Self::Text(filled(string("text")?, "text", place)?.to_owned()));
         }
         let (key, prompt) = if has("messages") {
-            return chat(&keys["messages"], ["messages", "role", "content"], place);
+            return chat(keys, ["messages", "role", "content"], place);
         } else if has("conversations") {
-            return chat(&keys["conversations"], ["conversations", "from", "value"], place);
+            return chat(keys, ["conversations", "from", "value"], place);
         } else if has("prompt") && has("completion") {
             ("completion", string("prompt")?.to_owned())
+        } else if has("question") && has("answer") {
+            let question = filled(string("question")?, "question", place)?;
+            ("answer", format!("Question: {question}\nAnswer: "))
         } else if has("instruction") && has("output") {
             let input = if has("input") { string("input")? } else { "" };
             ("output", alpaca(filled(string("instruction")?, "instruction", place)?, input))
@@ -49,7 +52,8 @@ impl Document {
             let names: Vec<&str> = keys.keys().map(String::as_str).collect();
             bail!(
                 "{place} has no \"text\" but [{}]: write the text under the key \"text\", or use \
-                 prompt and completion, instruction, input and output, messages or conversations",
+                 prompt and completion, question and answer, instruction, input and output, \
+                 messages or conversations, or name the keys with --columns",
                 names.join(", ")
             );
         };
@@ -63,8 +67,12 @@ impl Document {
 }
 
 /// A conversation under the key `all`, each message with a role and a content under these keys.
-fn chat(value: &Value, [all, role, content]: [&str; 3], place: &str) -> Result<Document> {
-    let Value::Array(items) = value else {
+fn chat(
+    keys: &Map<String, Value>,
+    [all, role, content]: [&str; 3],
+    place: &str,
+) -> Result<Document> {
+    let Value::Array(items) = &keys[all] else {
         bail!("the \"{all}\" of {place} is no array: write [{{\"{role}\": …}}]");
     };
     let message = |(index, item): (usize, &Value)| {
@@ -72,20 +80,62 @@ fn chat(value: &Value, [all, role, content]: [&str; 3], place: &str) -> Result<D
         let Value::Object(keys) = item else {
             bail!("{place} is no JSON object: write {{\"{role}\": …, \"{content}\": …}}");
         };
+        let calls = keys.get(chat::CALLS).is_some_and(|calls| !calls.is_null());
         for key in [role, content] {
-            ensure!(keys.contains_key(key), "{place} has no \"{key}\": add it");
+            ensure!(keys.contains_key(key) || calls, "{place} has no \"{key}\": add it");
         }
         let name = string(keys, role, &place)?;
-        let Some(role) = Role::parse(name) else {
+        let Some(known) = Role::parse(name) else {
             bail!(
-                "{place} has the unknown role {name:?}: use system, user or human, assistant or gpt"
+                "{place} has the unknown role {name:?}: use system, user or human, assistant or \
+                 gpt, tool"
             );
         };
-        Ok(Message { role, content: string(keys, content, &place)?.to_owned() })
+        let mut more = keys.clone();
+        more.retain(|key, value| key != role && key != content && !value.is_null());
+        if let Some(calls) = more.get_mut(chat::CALLS) {
+            parse_arguments(calls);
+        }
+        Ok(Message { role: known, content: said(keys, content, calls, &place)?, more })
     };
     let messages: Vec<Message> = items.iter().enumerate().map(message).collect::<Result<_>>()?;
     chat::check(&messages, place)?;
-    Ok(Document::Chat(messages))
+    let tools = match keys.get("tools") {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(tools)) if tools.is_empty() => None,
+        Some(tools @ Value::Array(_)) => Some(tools.clone()),
+        Some(_) => bail!("the \"tools\" of {place} is no array: write [{{\"type\": …}}]"),
+    };
+    Ok(Document::Chat(Conversation { messages, tools }))
+}
+
+/// The text of a message: a string, parts of which each is text, or, beside calls of tools, none.
+fn said(keys: &Map<String, Value>, key: &str, calls: bool, place: &str) -> Result<String> {
+    match keys.get(key) {
+        None | Some(Value::Null) if calls => Ok(String::new()),
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .map(|part| match part.get("text").and_then(Value::as_str) {
+                Some(text) => Ok(text),
+                None => bail!("{place} has a part that is no text: leave images and sounds out"),
+            })
+            .collect(),
+        _ => Ok(string(keys, key, place)?.to_owned()),
+    }
+}
+
+/// Arguments that are JSON in a string, as OpenAI writes them, become the object that templates of
+/// models expect.
+fn parse_arguments(calls: &mut Value) {
+    for call in calls.as_array_mut().into_iter().flatten() {
+        let arguments = call.get_mut("function").and_then(|call| call.get_mut("arguments"));
+        if let Some(arguments) = arguments
+            && let Some(object @ Value::Object(_)) =
+                arguments.as_str().and_then(|text| serde_json::from_str(text).ok())
+        {
+            *arguments = object;
+        }
+    }
 }
 
 fn string<'a>(keys: &'a Map<String, Value>, key: &str, place: &str) -> Result<&'a str> {
@@ -126,9 +176,9 @@ pub(crate) fn encode(document: &Document, tokenizer: &Tokenizer) -> Result<(Vec<
         Document::Example { prompt, answer } => {
             vec![Piece::new(prompt, false), Piece::new(answer, true)]
         }
-        Document::Chat(messages) => match tokenizer.chat_template()? {
-            Some(template) => template.pieces(messages)?,
-            None => chat::plain(messages, &tokenizer.eos_text()),
+        Document::Chat(talk) => match tokenizer.chat_template()? {
+            Some(template) => template.pieces(talk)?,
+            None => chat::plain(&talk.messages, &tokenizer.eos_text()),
         },
     };
     let text: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
@@ -172,6 +222,8 @@ mod tests {
         assert_eq!(read(json!({"text": "a", "output": 1})).unwrap(), Document::Text("a".into()));
         let (prompt, completion) = answer(json!({"prompt": "p", "completion": " c"}));
         assert_eq!((prompt.as_str(), completion.as_str()), ("p", " c"));
+        let (prompt, said) = answer(json!({"question": "1 + 1?", "answer": "2"}));
+        assert_eq!((prompt.as_str(), said.as_str()), ("Question: 1 + 1?\nAnswer: ", "2"));
         let (plain, said) = answer(json!({"instruction": "i", "output": "o", "input": ""}));
         assert!(plain.ends_with("### Instruction:\ni\n\n### Response:\n") && said == "o");
         let (with, _) = answer(json!({"instruction": "i", "input": "x", "output": "o"}));
@@ -192,10 +244,28 @@ mod tests {
             (json!({"messages": [{"role": "user", "content": 1}]}), "message 1 is no string"),
             (json!({"messages": [{"role": "user", "content": "a"}]}), "has no answer"),
             (json!({"conversations": [{"from": "gpt", "value": ""}]}), "empty answer"),
+            (json!({"question": "", "answer": "a"}), "empty \"question\""),
+            (json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), "no text"),
+            (json!({"tools": 3, "messages": [{"role": "assistant", "content": "a"}]}), "no array"),
             (json!({"conversations": [{"role": "gpt", "value": ""}]}), "no \"from\""),
         ] {
             assert!(message(read(value)).contains(part), "{part}");
         }
+    }
+
+    #[test]
+    fn calls_of_tools_may_stand_alone() {
+        let call = json!({"function": {"name": "f", "arguments": "{\"at\": 3}"}});
+        let talk = json!({"tools": [{"type": "function"}], "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"text": "b"}]},
+            {"role": "assistant", "content": null, "tool_calls": [call], "id": null}]});
+        let Document::Chat(talk) = Document::read(&talk, "a.json item 1").unwrap() else {
+            panic!("a conversation")
+        };
+        assert_eq!(talk.messages[0].content, "ab");
+        let more = &talk.messages[1].more;
+        assert_eq!(more["tool_calls"][0]["function"]["arguments"], json!({"at": 3}));
+        assert!(!more.contains_key("id") && talk.tools.is_some());
     }
 
     #[test]
