@@ -397,6 +397,7 @@ fn shape_keys(name: &str) -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use safetensors::tensor::TensorView as FileView;
     use serde_json::json;
     use tempfile::{TempDir, tempdir};

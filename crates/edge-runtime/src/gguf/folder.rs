@@ -25,7 +25,7 @@ pub fn open(path: &Path) -> Result<(ModelConfig, Checkpoint, Tokenizer)> {
 
 /// The tokenizer: that of a `tokenizer.json` beside the file, if there is one, since it says more
 /// than the metadata do; it has to have the same tokens.
-fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
+pub(super) fn tokenizer(gguf: &Gguf) -> Result<Tokenizer> {
     if let Some(dir) = beside(&gguf.path) {
         let tokenizer = Tokenizer::load(dir)?;
         check(gguf, &tokenizer, dir)?;
