@@ -72,7 +72,7 @@ class Llama:
 def compare(what, texts, wanted):
     got = next((text for text in texts if text.rstrip("\n") == wanted), texts[0])
     same = got.rstrip("\n") == wanted
-    print("same   " if same else "differs", what, repr(got[-40:]), "" if same else repr(wanted[-40:]))
+    print("same   " if same else "differs", what, repr(got[-40:]), *([] if same else [repr(wanted)]))
     return same
 
 

@@ -341,11 +341,16 @@ impl Checkpoint {
             .filter(|axis| tensor.shape.get(*axis) != shape.get(*axis))
             .map(|axis| keys[axis])
             .collect();
+        let shard = &self.shards[self.places[name]];
+        let said = match shard.tensors[name].dtype {
+            Kind::Gguf(_) => "of its metadata",
+            Kind::Safetensors(_) => "in config.json",
+        };
         let cause = match differing.as_slice() {
             [] => "the expected shape".to_owned(),
-            keys => format!("{} in config.json", keys.join(" and ")),
+            keys => format!("{} {said}", keys.join(" and ")),
         };
-        let path = self.shards[self.places[name]].path.display();
+        let path = shard.path.display();
         bail!(
             "tensor {name} in {path} has shape {:?} instead of {shape:?}, which contradicts \
              {cause}: use files of the same model",

@@ -94,6 +94,15 @@ impl ModelConfig {
         })?;
         let value: Value = serde_json::from_str(&text)
             .with_context(|| format!("{} is no JSON: download it again", path.display()))?;
+        // Older tools say it in a file of their own.
+        for (file, method) in [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ")] {
+            ensure!(
+                !dir.join(file).exists(),
+                "{} says the weights are already quantised by {method}: use the model's bf16, f16 \
+                 or f32 checkpoint, --bits quantises it here, or a GGUF file",
+                dir.join(file).display()
+            );
+        }
         Self::from_value(&value, &path)
     }
 
@@ -461,6 +470,10 @@ mod tests {
         }
         std::fs::write(dir.path().join("config.json"), "[]").unwrap();
         assert!(message(ModelConfig::load(dir.path())).contains("no JSON object"));
+        std::fs::write(dir.path().join("config.json"), &whole).unwrap();
+        ModelConfig::load(dir.path()).unwrap();
+        std::fs::write(dir.path().join("quantize_config.json"), "{}").unwrap();
+        assert!(message(ModelConfig::load(dir.path())).contains("quantised by GPTQ"));
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub enum Command {
     Data(DataArgs),
     /// List the devices with their limits and features
     Devices(DevicesArgs),
-    /// Show what is in a model folder, compressed or not, a GGUF file, an adapter or a run directory
+    /// Show what is in a model folder or GGUF file, compressed or not, an adapter or a run directory
     Inspect(InspectArgs),
 }
 
@@ -338,7 +338,8 @@ pub struct GenerateArgs {
 /// Options of `data`.
 #[derive(Clone, Debug, Args)]
 pub struct DataArgs {
-    /// Hugging Face model folder or GGUF file, for its tokenizer and chat template [default: the demo model]
+    /// Hugging Face model folder or GGUF file, for its tokenizer and chat template [default: the
+    /// demo model]
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Text, JSONL or JSON, or a directory with train.*; may be repeated

@@ -33,8 +33,8 @@ impl Planned {
     }
 }
 
-/// Writes a file so that at any moment it is whole or not there. `fill` writes the data of a tensor,
-/// by its place in `tensors`.
+/// Writes a file so that at any moment it is whole or not there. `fill` writes the data of a
+/// tensor, by its place in `tensors`.
 ///
 /// # Errors
 /// The disk is full, a name is too long for the format, or `fill` fails.
