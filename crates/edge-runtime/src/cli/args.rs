@@ -47,7 +47,7 @@ pub enum Command {
     Data(DataArgs),
     /// List the devices with their limits and features
     Devices(DevicesArgs),
-    /// Show what is in a model folder or GGUF file, compressed or not, an adapter or a run directory
+    /// Show what is in a model folder or file, compressed or not, an adapter or a run directory
     Inspect(InspectArgs),
 }
 

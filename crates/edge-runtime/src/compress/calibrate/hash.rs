@@ -51,8 +51,8 @@ impl Fnv {
 /// Hash of a model folder: `config.json` (of a GGUF file its header), and the name, sizes, number
 /// format and bytes of every tensor. Of a tensor above 1 MiB 256 pieces of 4 KiB are taken, evenly
 /// spaced from its first bytes to its last: training changes nearly all weights, so pieces show it,
-/// and a model of many gigabytes is hashed in seconds. Of a compressed model what it says of itself,
-/// and the checksums of its blocks.
+/// and a model of many gigabytes is hashed in seconds. Of a compressed model what it says of
+/// itself, and the checksums of its blocks.
 ///
 /// # Errors
 /// A file cannot be read, or a tensor has no supported number format.
