@@ -249,8 +249,8 @@ impl Gguf {
         Family::of_gguf(name).with_context(|| {
             let known: Vec<&str> = families::FAMILIES.iter().map(|family| family.gguf).collect();
             format!(
-                "general.architecture of {shown} is {name}, and read from GGUF are {}: give \
-                 --model the model's Hugging Face folder",
+                "general.architecture of {shown} is {name}, whose tensors are not mapped here \
+                 (those of {} are): give --model the model's Hugging Face folder",
                 known.join(", ")
             )
         })
