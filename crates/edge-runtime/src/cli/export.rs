@@ -346,10 +346,11 @@ fn card(args: &ExportArgs, source: &Source, facts: &[(&str, String)]) -> String 
             "llama-cli -m BASE.gguf --lora adapter.gguf -p \"Once upon a time\"",
         ),
     };
+    let tuned = if facts.iter().any(|(fact, _)| *fact == "adapter") { ", tuned" } else { "" };
     let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
     let rows = facts.iter().map(|(name, value)| format!("| {name} | {} |\n", cell(value)));
     format!(
-        "---\nbase_model: {}\ntags:\n- edge-llm\n---\n\n# {name}, tuned\n\n{what}\n\n\
+        "---\nbase_model: {}\ntags:\n- edge-llm\n---\n\n# {name}{tuned}\n\n{what}\n\n\
          | | |\n| --- | --- |\n| base | {} |\n{}\n```\n{usage}\n```\n",
         json!(base),
         cell(&base),
