@@ -11,6 +11,7 @@ mod device;
 mod draft;
 mod examples;
 mod formats;
+mod gguf;
 mod golden;
 mod model;
 mod ops;

@@ -1,5 +1,5 @@
 //! Weights of a Hugging Face folder, memory-mapped: `model.safetensors`, or the shards that
-//! `model.safetensors.index.json` lists.
+//! `model.safetensors.index.json` lists; or those of a GGUF file, by the same names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -7,13 +7,15 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype as FileDtype, SafeTensorError, TensorInfo};
+use safetensors::tensor::{Dtype as FileDtype, SafeTensorError};
 use serde::Deserialize;
 
 use crate::compress::read::Compressed;
+use crate::gguf::coding::Coding;
+use crate::gguf::types::Type;
+use crate::merge::encode;
 
 /// Number format of a tensor in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,15 +41,16 @@ impl Dtype {
 /// A tensor whose bytes lie in the memory map.
 #[derive(Clone, Debug)]
 pub struct TensorView<'a> {
-    /// Number format.
+    /// Number format: the file's, or f16 for what the file has in fewer bits.
     pub dtype: Dtype,
     /// Sizes, slowest first; empty for a scalar.
     pub shape: Vec<usize>,
-    /// Little-endian elements, row-major, not necessarily aligned.
+    /// What the file has, not necessarily aligned: see [`TensorView::plain`].
     pub bytes: &'a [u8],
+    pub(crate) coding: Coding,
 }
 
-impl TensorView<'_> {
+impl<'a> TensorView<'a> {
     /// Rows: the first size (1 for a scalar).
     pub fn rows(&self) -> usize {
         self.shape.first().copied().unwrap_or(1)
@@ -58,9 +61,15 @@ impl TensorView<'_> {
         self.shape.iter().skip(1).product()
     }
 
+    /// The bytes, if they are little-endian elements of `dtype`, row-major; `None` where rows have
+    /// to be converted or brought into order first.
+    pub fn plain(&self) -> Option<&'a [u8]> {
+        self.coding.is_plain().then_some(self.bytes)
+    }
+
     /// All elements as f32, exactly.
     pub fn to_f32(&self) -> Vec<f32> {
-        convert(self.dtype, self.bytes)
+        self.rows_f32(0..self.rows())
     }
 
     /// The elements of some rows as f32: one shard of a tensor.
@@ -68,16 +77,25 @@ impl TensorView<'_> {
     /// # Panics
     /// When `rows` exceeds the tensor.
     pub fn rows_f32(&self, rows: Range<usize>) -> Vec<f32> {
-        convert(self.dtype, self.row_bytes(rows))
+        self.coding.rows_f32(self.bytes, self.cols(), rows)
     }
 
-    /// The bytes of some rows as they are in the file, four a word, little-endian; the last word
-    /// is filled up with zero bytes.
+    /// Some rows in `dtype`, four bytes a word, little-endian; the last word is filled up with
+    /// zero bytes.
     ///
     /// # Panics
     /// When `rows` exceeds the tensor.
     pub fn words(&self, rows: Range<usize>) -> Vec<u32> {
-        let (words, rest) = self.row_bytes(rows).as_chunks::<4>();
+        let stride = self.cols() * self.dtype.bytes();
+        let converted;
+        let bytes = match self.plain() {
+            Some(bytes) => &bytes[rows.start * stride..rows.end * stride],
+            None => {
+                converted = encode(&self.rows_f32(rows), self.dtype);
+                &converted
+            }
+        };
+        let (words, rest) = bytes.as_chunks::<4>();
         let mut out: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
         if !rest.is_empty() {
             let mut last = [0; 4];
@@ -86,29 +104,42 @@ impl TensorView<'_> {
         }
         out
     }
+}
 
-    fn row_bytes(&self, rows: Range<usize>) -> &[u8] {
-        let stride = self.cols() * self.dtype.bytes();
-        &self.bytes[rows.start * stride..rows.end * stride]
+/// How a file says what a tensor's numbers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Safetensors(FileDtype),
+    Gguf(Type),
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Safetensors(dtype) => dtype.fmt(f),
+            Self::Gguf(kind) => kind.fmt(f),
+        }
     }
 }
 
-fn convert(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let halves = || bytes.as_chunks::<2>().0.iter();
-    match dtype {
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
+/// What a file's header says of a tensor.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) dtype: Kind,
+    pub(crate) shape: Vec<usize>,
+    /// Bytes behind [`Shard::data`].
+    pub(crate) data_offsets: (usize, usize),
+    /// As [`Coding::interleaved`].
+    pub(crate) interleaved: Option<usize>,
 }
 
-/// A safetensors file, mapped.
+/// A file of tensors, mapped.
 pub(crate) struct Shard {
     pub(crate) path: PathBuf,
     pub(crate) map: Mmap,
     /// Where the tensors' bytes start.
     pub(crate) data: usize,
-    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+    pub(crate) tensors: BTreeMap<String, Entry>,
     /// The strings of `__metadata__`.
     pub(crate) notes: HashMap<String, String>,
 }
@@ -130,7 +161,13 @@ impl Shard {
             let cause = describe(&error);
             anyhow::anyhow!("{shown} is no whole safetensors file ({cause}): {remedy}")
         })?;
-        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone()));
+        let entry = |info: &safetensors::tensor::TensorInfo| Entry {
+            dtype: Kind::Safetensors(info.dtype),
+            shape: info.shape.clone(),
+            data_offsets: info.data_offsets,
+            interleaved: None,
+        };
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, entry(info)));
         let tensors = tensors.collect();
         let notes = metadata.metadata().clone().unwrap_or_default();
         Ok(Self { path, map, data: 8 + header, tensors, notes })
@@ -138,13 +175,14 @@ impl Shard {
 
     fn tensor(&self, name: &str) -> Option<Result<TensorView<'_>>> {
         let info = self.tensors.get(name)?;
-        let dtype = match info.dtype {
-            FileDtype::F32 => Dtype::F32,
-            FileDtype::F16 => Dtype::F16,
-            FileDtype::BF16 => Dtype::BF16,
+        let kind = match info.dtype {
+            Kind::Gguf(kind) => kind,
+            Kind::Safetensors(FileDtype::F32) => Type::Plain(Dtype::F32),
+            Kind::Safetensors(FileDtype::F16) => Type::Plain(Dtype::F16),
+            Kind::Safetensors(FileDtype::BF16) => Type::Plain(Dtype::BF16),
             other => {
                 return Some(Err(anyhow::anyhow!(
-                    "tensor {name} in {} is {other:?}, and supported are F32, F16 and BF16: use \
+                    "tensor {name} in {} is {other}, and supported are F32, F16 and BF16: use \
                      an unquantised checkpoint",
                     self.path.display()
                 )));
@@ -152,7 +190,8 @@ impl Shard {
         };
         let (start, end) = info.data_offsets;
         let bytes = &self.map[self.data + start..self.data + end];
-        Some(Ok(TensorView { dtype, shape: info.shape.clone(), bytes }))
+        let coding = Coding { kind, interleaved: info.interleaved };
+        Some(Ok(TensorView { dtype: kind.dtype(), shape: info.shape.clone(), bytes, coding }))
     }
 }
 
@@ -302,11 +341,16 @@ impl Checkpoint {
             .filter(|axis| tensor.shape.get(*axis) != shape.get(*axis))
             .map(|axis| keys[axis])
             .collect();
+        let shard = &self.shards[self.places[name]];
+        let said = match shard.tensors[name].dtype {
+            Kind::Gguf(_) => "of its metadata",
+            Kind::Safetensors(_) => "in config.json",
+        };
         let cause = match differing.as_slice() {
             [] => "the expected shape".to_owned(),
-            keys => format!("{} in config.json", keys.join(" and ")),
+            keys => format!("{} {said}", keys.join(" and ")),
         };
-        let path = self.shards[self.places[name]].path.display();
+        let path = shard.path.display();
         bail!(
             "tensor {name} in {path} has shape {:?} instead of {shape:?}, which contradicts \
              {cause}: use files of the same model",
@@ -358,6 +402,7 @@ fn shape_keys(name: &str) -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use safetensors::tensor::TensorView as FileView;
     use serde_json::json;
     use tempfile::{TempDir, tempdir};

@@ -94,6 +94,15 @@ impl ModelConfig {
         })?;
         let value: Value = serde_json::from_str(&text)
             .with_context(|| format!("{} is no JSON: download it again", path.display()))?;
+        // Older tools say it in a file of their own.
+        for (file, method) in [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ")] {
+            ensure!(
+                !dir.join(file).exists(),
+                "{} says the weights are already quantised by {method}: use the model's bf16, f16 \
+                 or f32 checkpoint, --bits quantises it here, or a GGUF file",
+                dir.join(file).display()
+            );
+        }
         Self::from_value(&value, &path)
     }
 
@@ -214,9 +223,15 @@ fn refuse_unsupported(keys: &Map<String, Value>) -> Result<()> {
         let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         bail!(
             "quantization_config says the weights are already quantised ({method}): use the \
-             model's bf16, f16 or f32 checkpoint, --bits quantises it here"
+             model's bf16, f16 or f32 checkpoint, --bits quantises it here, or a GGUF file"
         );
     }
+    // MLX packs weights into U32 tensors.
+    ensure!(
+        keys.get("quantization").is_none_or(Value::is_null),
+        "quantization says the weights are already quantised by MLX: use the model's bf16, f16 or \
+         f32 checkpoint, --bits quantises it here, or a GGUF file"
+    );
     for key in ["attention_bias", "mlp_bias"] {
         ensure!(
             !boolean(keys, key)?.unwrap_or(false),
@@ -401,6 +416,8 @@ mod tests {
             ("architectures", json!(["GPT2LMHeadModel"]), "LlamaForCausalLM and Mistral"),
             ("architectures", json!(null), "architectures"),
             ("quantization_config", json!({"quant_method": "gptq"}), "gptq"),
+            ("quantization_config", json!({"quant_method": "awq"}), "awq"),
+            ("quantization", json!({"group_size": 64, "bits": 4}), "MLX"),
             ("attention_bias", json!(true), "attention_bias"),
             ("mlp_bias", json!("yes"), "mlp_bias"),
             ("hidden_act", json!("gelu"), "gelu"),
@@ -453,6 +470,10 @@ mod tests {
         }
         std::fs::write(dir.path().join("config.json"), "[]").unwrap();
         assert!(message(ModelConfig::load(dir.path())).contains("no JSON object"));
+        std::fs::write(dir.path().join("config.json"), &whole).unwrap();
+        ModelConfig::load(dir.path()).unwrap();
+        std::fs::write(dir.path().join("quantize_config.json"), "{}").unwrap();
+        assert!(message(ModelConfig::load(dir.path())).contains("quantised by GPTQ"));
     }
 
     #[test]

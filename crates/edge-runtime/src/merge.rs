@@ -2,8 +2,10 @@
 //! section 4.1), and the last exit's norm in place of the final one.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -14,17 +16,103 @@ use safetensors::tensor::Dtype as Kind;
 use crate::adapter::{AdapterConfig, weight_name};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::exits::Exits;
+use crate::gguf::dequant::dequantize;
+use crate::gguf::types::Type;
 use crate::model::load::NORM;
 use crate::run_dir::{write_atomically, write_tensors_atomically};
 use crate::session::{Source, Tuned};
-use crate::tune::save::COMPANIONS;
 
 /// File name of the weights.
 const WEIGHTS: &str = "model.safetensors";
 
+/// Weights that a number format could not hold as they were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rounding {
+    /// Weights that differ from what was to be written.
+    pub moved: u64,
+    /// All weights.
+    pub weights: u64,
+}
+
+impl Rounding {
+    /// Counts in what was written, blocks of `kind`, for `wanted`.
+    pub(crate) fn count(&mut self, wanted: &[f32], kind: Type, written: &[u8]) {
+        let mut got = vec![0.0; wanted.len()];
+        dequantize(kind, written, &mut got);
+        self.moved += wanted.iter().zip(&got).filter(|(wanted, got)| wanted != got).count() as u64;
+        self.weights += wanted.len() as u64;
+    }
+}
+
+/// The tensors of a model at its last exit, base and adapter in one.
+pub struct Merging<'a> {
+    /// The base.
+    pub checkpoint: &'a Checkpoint,
+    changes: BTreeMap<String, Change<'a>>,
+}
+
+/// What becomes of a tensor.
+enum Change<'a> {
+    Lora { config: &'a AdapterConfig, a: &'a [f32], b: &'a [f32] },
+    Values(&'a [f32]),
+}
+
+impl<'a> Merging<'a> {
+    /// Of a run with isolated windows it takes the top window's adapters, which the last exit alone
+    /// has.
+    ///
+    /// # Errors
+    /// The base is compressed.
+    pub fn new(source: &'a Source, tuned: &'a Tuned) -> Result<Self> {
+        ensure!(
+            source.checkpoint.compressed().is_none(),
+            "{} is compressed, and an adapter cannot be merged into packed weights: give --model \
+             the original checkpoint",
+            source.dir.display()
+        );
+        let exits = tuned.exits.as_ref();
+        // The last exit of isolated windows stands on the base and the top window's adapters.
+        let first_layer = exits.map_or(0, Exits::first_adapted);
+        let mut changes = BTreeMap::new();
+        if let Some((config, tensors)) = &tuned.adapter {
+            for ((layer, projection), (a, b)) in tensors {
+                if *layer >= first_layer {
+                    let change = Change::Lora { config, a, b };
+                    changes.insert(weight_name(*layer, *projection), change);
+                }
+            }
+        }
+        if let Some(norm) = exits.and_then(|exits| exits.gammas.last()) {
+            changes.insert(NORM.into(), Change::Values(norm));
+        }
+        Ok(Self { checkpoint: &source.checkpoint, changes })
+    }
+
+    /// Some rows of a tensor, merged.
+    ///
+    /// # Errors
+    /// There is no tensor of this name.
+    ///
+    /// # Panics
+    /// When `rows` exceeds it.
+    pub fn rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let mut values = tensor.rows_f32(rows.clone());
+        match self.changes.get(name) {
+            None => {}
+            Some(Change::Values(new)) => values.copy_from_slice(&new[rows]),
+            Some(Change::Lora { config, a, b }) => {
+                let b = &b[rows.start * config.r..rows.end * config.r];
+                add_product(&mut values, (a, b), config.r, config.scale());
+            }
+        }
+        Ok(values)
+    }
+}
+
 /// Writes the model at its last exit, merged, into `out`, a model folder for any program: tensor by
-/// tensor, so that one weight is in memory at a time; the weights last, atomically. Of a run with
-/// isolated windows it takes the top window's adapters, which the last exit alone has.
+/// tensor, so that one weight is in memory at a time; the weights last, atomically. How many
+/// weights the number format moved.
 ///
 /// # Errors
 /// The base is compressed, or a file cannot be written.
@@ -34,94 +122,64 @@ pub fn merge(
     out: &Path,
     dtype: Option<Dtype>,
     progress: &dyn Fn(),
-) -> Result<()> {
-    ensure!(
-        source.checkpoint.compressed().is_none(),
-        "{} is compressed, and an adapter cannot be merged into packed weights: give --model the \
-         original checkpoint",
-        source.dir.display()
-    );
-    let exits = tuned.exits.as_ref();
-    // The last exit of isolated windows stands on the base and the top window's adapters.
-    let first_layer = exits.map_or(0, Exits::first_adapted);
+) -> Result<Rounding> {
+    let merging = Merging::new(source, tuned)?;
     fs::create_dir_all(out)
         .with_context(|| format!("cannot make {}: give another --out", out.display()))?;
-    for name in COMPANIONS {
-        let path = source.dir.join(name);
-        if path.is_file() {
-            let bytes =
-                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            write_atomically(&out.join(name), &bytes)?;
-        }
-    }
-    let norm = exits.and_then(|exits| exits.gammas.last());
-    let adapter = tuned.adapter.as_ref();
-    let mut changes: BTreeMap<String, Change<'_>> = BTreeMap::new();
-    if let Some((config, tensors)) = adapter {
-        for ((layer, projection), (a, b)) in tensors {
-            if *layer < first_layer {
-                continue;
-            }
-            let change = Change::Lora { config, a, b };
-            changes.insert(weight_name(*layer, *projection), change);
-        }
-    }
-    if let Some(norm) = norm {
-        changes.insert(NORM.into(), Change::Values(norm));
+    for (name, bytes) in source.companions()? {
+        write_atomically(&out.join(name), &bytes)?;
     }
     let names: Vec<&str> = source.checkpoint.names().collect();
+    let rounding = Cell::new(Rounding::default());
     let mut views = Vec::with_capacity(names.len());
     for &name in &names {
         let tensor = source.checkpoint.tensor(name)?;
         views.push((
             name,
             Merged {
-                checkpoint: &source.checkpoint,
+                merging: &merging,
                 name,
                 shape: tensor.shape.to_vec(),
                 dtype: dtype.unwrap_or(tensor.dtype),
-                change: changes.get(name),
+                rounding: &rounding,
                 progress,
             },
         ));
     }
-    write_tensors_atomically(&out.join(WEIGHTS), views, || Ok(()))
-}
-
-/// What becomes of a tensor.
-enum Change<'a> {
-    Lora { config: &'a AdapterConfig, a: &'a [f32], b: &'a [f32] },
-    Values(&'a [f32]),
+    write_tensors_atomically(&out.join(WEIGHTS), views, || Ok(()))?;
+    Ok(rounding.get())
 }
 
 /// A tensor that is computed when it is written.
 struct Merged<'a> {
-    checkpoint: &'a Checkpoint,
+    merging: &'a Merging<'a>,
     name: &'a str,
     shape: Vec<usize>,
     dtype: Dtype,
-    change: Option<&'a Change<'a>>,
+    rounding: &'a Cell<Rounding>,
     progress: &'a dyn Fn(),
 }
 
 impl Merged<'_> {
     fn bytes(&self) -> Cow<'_, [u8]> {
         (self.progress)();
-        let Ok(tensor) = self.checkpoint.tensor(self.name) else {
+        let Ok(tensor) = self.merging.checkpoint.tensor(self.name) else {
             unreachable!("the tensor was there when the file was laid out");
         };
-        if self.change.is_none() && tensor.dtype == self.dtype {
-            return Cow::Borrowed(tensor.bytes);
+        let mut rounding = self.rounding.get();
+        let own = tensor.plain().filter(|_| tensor.dtype == self.dtype);
+        if let (None, Some(bytes)) = (self.merging.changes.get(self.name), own) {
+            rounding.weights += (bytes.len() / self.dtype.bytes()) as u64;
+            self.rounding.set(rounding);
+            return Cow::Borrowed(bytes);
         }
-        let mut values = tensor.to_f32();
-        match self.change {
-            None => {}
-            Some(Change::Values(new)) => values.copy_from_slice(new),
-            Some(Change::Lora { config, a, b }) => {
-                add_product(&mut values, (a, b), config.r, config.scale());
-            }
-        }
-        Cow::Owned(encode(&values, self.dtype))
+        let Ok(values) = self.merging.rows_f32(self.name, 0..tensor.rows()) else {
+            unreachable!("the tensor was there a moment ago");
+        };
+        let bytes = encode(&values, self.dtype);
+        rounding.count(&values, Type::Plain(self.dtype), &bytes);
+        self.rounding.set(rounding);
+        Cow::Owned(bytes)
     }
 }
 

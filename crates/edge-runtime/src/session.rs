@@ -16,14 +16,16 @@ use crate::cli::{Misfit, Usage};
 use crate::compress::read::is_compressed;
 use crate::config::ModelConfig;
 use crate::exits::Exits;
+use crate::gguf::{self, folder};
 use crate::model::load::{EMBEDDING, dense_format};
 use crate::model::{LoraInit, Model, device_facts};
 use crate::plan::choose::{can_stream, remedy};
 use crate::tokenizer::Tokenizer;
+use crate::tune::save::COMPANIONS;
 
-/// A model folder, opened.
+/// A model, opened.
 pub struct Source {
-    /// The folder.
+    /// The folder, or the GGUF file.
     pub dir: PathBuf,
     /// `config.json`.
     pub config: ModelConfig,
@@ -61,14 +63,19 @@ pub fn demo_dir() -> Result<PathBuf> {
 }
 
 impl Source {
-    /// Opens a model folder.
+    /// Opens a model folder or a GGUF file.
     ///
     /// # Errors
     /// A file is absent or not usable; the sentence names it.
     pub fn open(dir: &Path) -> Result<Self> {
+        if let Some(file) = gguf::locate(dir)? {
+            let (config, checkpoint, tokenizer) = folder::open(&file)?;
+            return Ok(Self { dir: file, config, checkpoint, tokenizer });
+        }
         ensure!(
             dir.is_dir(),
-            "{} is no folder: give --model a Hugging Face model folder",
+            "{} is neither a folder nor a GGUF file: give --model a Hugging Face model folder or \
+             a .gguf file",
             dir.display()
         );
         let config = ModelConfig::load(dir)?;
@@ -81,6 +88,23 @@ impl Source {
             },
             config,
         })
+    }
+
+    /// Configuration and tokenizer as the files of a model folder, by their names there: those of
+    /// [`COMPANIONS`] that there are.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn companions(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        if self.dir.is_file() {
+            return folder::companions(&self.dir);
+        }
+        let files = COMPANIONS.into_iter().map(|name| (name, self.dir.join(name)));
+        let read = |(name, path): (&'static str, PathBuf)| {
+            let bytes = std::fs::read(&path);
+            Ok((name, bytes.with_context(|| format!("cannot read {}", path.display()))?))
+        };
+        files.filter(|(_, path)| path.is_file()).map(read).collect()
     }
 
     /// Formats of blocks, embedding table and head: those of a compressed model, or with `bits` of

@@ -45,9 +45,25 @@ impl Tokenizer {
         let bytes = std::fs::read(&path).with_context(|| {
             format!("cannot read {shown}: give --model a folder with the model's tokenizer.json")
         })?;
-        let inner = Inner::from_bytes(&bytes)
+        let beside = dir.join("tokenizer_config.json");
+        let settings = read_settings(&beside)?;
+        let chat_source = chat_source(dir, &settings)?;
+        Self::from_parts((path, &bytes), (&beside, &settings), chat_source)
+    }
+
+    /// Of the contents of both files, each with its path for messages, and the chat template with
+    /// the file that it is from.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub(crate) fn from_parts(
+        (path, bytes): (PathBuf, &[u8]),
+        (beside, settings): (&Path, &Value),
+        chat_source: Option<(String, String)>,
+    ) -> Result<Self> {
+        let shown = path.display().to_string();
+        let inner = Inner::from_bytes(bytes)
             .map_err(|error| anyhow::anyhow!("{shown} is no tokenizer ({error}): download it"))?;
-        let settings = read_settings(&dir.join("tokenizer_config.json"))?;
         let special = |key: &str| -> Result<Option<u32>> {
             let token = &settings[key];
             let Some(text) = token.as_str().or_else(|| token["content"].as_str()) else {
@@ -56,7 +72,7 @@ impl Tokenizer {
             let id = inner.token_to_id(text).with_context(|| {
                 format!(
                     "{key} {text:?} of {} is not in tokenizer.json: use files of the same model",
-                    dir.join("tokenizer_config.json").display()
+                    beside.display()
                 )
             })?;
             Ok(Some(id))
@@ -64,12 +80,11 @@ impl Tokenizer {
         let (bos_id, eos_id) = (special("bos_token")?, special("eos_token")?);
         let (prefix, suffix) = template(&inner)
             .map_err(|error| anyhow::anyhow!("{shown} does not tokenise ({error}): download it"))?;
-        let chat_source = chat_source(dir, &settings)?;
         let chat = OnceLock::new();
         let mut tokenizer = Self { inner, path, bos_id, eos_id, prefix, suffix, chat_source, chat };
         // A template names the token even where no tokenizer_config.json does.
         tokenizer.bos_id = bos_id.or(tokenizer.prefix.first().copied());
-        tokenizer.override_template(&settings)?;
+        tokenizer.override_template(settings)?;
         Ok(tokenizer)
     }
 
@@ -79,14 +94,21 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load`] and [`Tokenizer::check_vocab`].
     pub fn for_model(dir: &Path, model: &ModelConfig) -> Result<Self> {
-        let mut tokenizer = Self::load(dir)?;
-        tokenizer.check_vocab(model.vocab_size)?;
+        Self::load(dir)?.fit(model)
+    }
+
+    /// The second half of [`Tokenizer::for_model`].
+    ///
+    /// # Errors
+    /// As [`Tokenizer::check_vocab`].
+    pub(crate) fn fit(mut self, model: &ModelConfig) -> Result<Self> {
+        self.check_vocab(model.vocab_size)?;
         // An id without a token, as in files that leave out defaults, is none of this tokenizer.
-        let known = |id: &u32| tokenizer.inner.id_to_token(*id).is_some();
-        let bos = tokenizer.bos_id.or(model.bos_token_id.filter(known));
-        let eos = tokenizer.eos_id.or(model.eos_token_ids.iter().copied().find(known));
-        (tokenizer.bos_id, tokenizer.eos_id) = (bos, eos);
-        Ok(tokenizer)
+        let known = |id: &u32| self.inner.id_to_token(*id).is_some();
+        let bos = self.bos_id.or(model.bos_token_id.filter(known));
+        let eos = self.eos_id.or(model.eos_token_ids.iter().copied().find(known));
+        (self.bos_id, self.eos_id) = (bos, eos);
+        Ok(self)
     }
 
     fn override_template(&mut self, settings: &Value) -> Result<()> {
@@ -159,6 +181,11 @@ impl Tokenizer {
         Ok(Some(self.chat.get_or_init(|| chat)))
     }
 
+    /// The source of the model's chat template.
+    pub fn chat_source(&self) -> Option<&str> {
+        self.chat_source.as_ref().map(|(source, _)| source.as_str())
+    }
+
     /// Whether the model folder has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.chat_source.is_some()
@@ -223,6 +250,11 @@ impl Tokenizer {
     /// Whether a text starts with the beginning-of-sequence token.
     pub fn adds_bos(&self) -> bool {
         self.bos_id.is_some() && self.prefix.first().copied() == self.bos_id
+    }
+
+    /// Whether a text ends with the end-of-sequence token.
+    pub fn adds_eos(&self) -> bool {
+        self.eos_id.is_some() && self.suffix.last().copied() == self.eos_id
     }
 
     /// One more than the largest token id.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 pub use super::compare::CompareArgs;
 pub use super::compress::CompressArgs;
+pub use super::export::ExportArgs;
 use edge_scheduler::profiles::DeviceProfile;
 
 pub use super::parts::*;
@@ -40,13 +41,13 @@ pub enum Command {
     Eval(EvalArgs),
     /// Write text with a model, with or without an adapter
     Generate(GenerateArgs),
-    /// Merge an adapter into its base: a model folder for any program
+    /// Write base and adapter merged, or the adapter, for other programs
     Export(ExportArgs),
     /// Show what is in a data set: one sequence, lengths, what is trained, cut and left out
     Data(DataArgs),
     /// List the devices with their limits and features
     Devices(DevicesArgs),
-    /// Show what is in a model folder, compressed or not, an adapter or a run directory
+    /// Show what is in a model folder or file, compressed or not, an adapter or a run directory
     Inspect(InspectArgs),
 }
 
@@ -107,7 +108,7 @@ pub struct PlanArgs {
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct TuneFlags {
-    /// Hugging Face model folder
+    /// Hugging Face model folder or GGUF file
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Text, JSONL or JSON, or a directory with train.*, valid.*, test.*; may be repeated
@@ -235,39 +236,13 @@ pub struct TuneFlags {
     pub profile: Option<bool>,
 }
 
-/// Options of `export`.
-#[derive(Clone, Debug, Args)]
-pub struct ExportArgs {
-    /// Hugging Face model folder [default: the run's]
-    #[arg(long, value_name = "DIR")]
-    pub model: Option<PathBuf>,
-    /// PEFT adapter folder
-    #[arg(long, value_name = "DIR", conflicts_with = "run")]
-    pub adapter: Option<PathBuf>,
-    /// Run directory of tune
-    #[arg(long, value_name = "DIR")]
-    pub run: Option<PathBuf>,
-    /// Where the merged model goes, a new or empty folder
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Number format of the weights [default: the base's own]
-    #[arg(long, value_enum)]
-    pub dtype: Option<NumberFormat>,
-    /// Print one JSON object on stdout as the last line
-    #[arg(long)]
-    pub json: bool,
-    /// Print nothing on stderr but errors
-    #[arg(long)]
-    pub quiet: bool,
-}
-
 /// Options of `eval`.
 #[derive(Clone, Debug, Args)]
 pub struct EvalArgs {
     /// Most device memory to use, such as 2GiB: blocks that do not fit are streamed
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<ByteSize>,
-    /// Hugging Face model folder
+    /// Hugging Face model folder or GGUF file
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// PEFT adapter folder
@@ -315,7 +290,7 @@ pub struct GenerateArgs {
     /// Most device memory to use, such as 2GiB: blocks that do not fit are streamed
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<ByteSize>,
-    /// Hugging Face model folder
+    /// Hugging Face model folder or GGUF file
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// PEFT adapter folder
@@ -363,7 +338,8 @@ pub struct GenerateArgs {
 /// Options of `data`.
 #[derive(Clone, Debug, Args)]
 pub struct DataArgs {
-    /// Hugging Face model folder, for its tokenizer and chat template [default: the demo model]
+    /// Hugging Face model folder or GGUF file, for its tokenizer and chat template [default: the
+    /// demo model]
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Text, JSONL or JSON, or a directory with train.*; may be repeated
@@ -386,8 +362,8 @@ pub struct DataArgs {
 /// Options of `inspect`.
 #[derive(Clone, Debug, Args)]
 pub struct InspectArgs {
-    /// Model folder, adapter folder or run directory
-    #[arg(value_name = "DIR")]
+    /// Model folder, GGUF file, adapter folder or run directory
+    #[arg(value_name = "PATH")]
     pub path: PathBuf,
     /// Print one JSON object on stdout as the last line
     #[arg(long)]

@@ -26,7 +26,7 @@ use crate::session::{Source, demo_dir, mebibytes};
 /// Options of `compress`.
 #[derive(Clone, Debug, Args)]
 pub struct CompressArgs {
-    /// Hugging Face model folder [default: the bundled demo model]
+    /// Hugging Face model folder or GGUF file [default: the bundled demo model]
     #[arg(long, value_name = "DIR", requires = "calibration")]
     pub model: Option<PathBuf>,
     /// Text to calibrate on: a file, or a directory with train.*; may be repeated

@@ -16,6 +16,7 @@ use crate::autotune::{self, Choice, Matrix};
 use crate::checkpoint::Checkpoint;
 use crate::compress::read::is_compressed;
 use crate::config::ModelConfig;
+use crate::gguf;
 use crate::session::mebibytes;
 
 /// How long a self-test takes beyond one case of each kernel.
@@ -152,7 +153,10 @@ fn measured(model: Option<&Path>) -> Result<Vec<Matrix>> {
     let Some(dir) = model else {
         return Ok(autotune::matrices(&common_shapes(), &autotune::FORMATS));
     };
-    let config = ModelConfig::load(dir)?;
+    let config = match gguf::locate(dir)? {
+        Some(file) => gguf::Gguf::open(&file)?.config()?.1,
+        None => ModelConfig::load(dir)?,
+    };
     if is_compressed(dir) {
         let checkpoint = Checkpoint::open_compressed(dir, &config)?;
         let compressed = checkpoint.compressed().context("it was opened as a compressed one")?;

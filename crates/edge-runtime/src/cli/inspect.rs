@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::compress::policy_file::sparsity_name;
 use crate::compress::read::{Compressed, is_compressed};
 use crate::config::ModelConfig;
+use crate::gguf::{self, Gguf};
 use crate::session::{mebibytes, run_options};
 
 /// What is printed about a path: lines for people, an object for programs.
@@ -37,7 +38,10 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
 
 fn inspect(path: &Path) -> Result<Found> {
     let shown = path.display();
-    ensure!(path.exists(), "{shown} does not exist: give a folder");
+    ensure!(path.exists(), "{shown} does not exist: give a folder or a GGUF file");
+    if let Some(file) = gguf::locate(path)?.filter(|_| path.is_file()) {
+        return gguf_file(&file);
+    }
     ensure!(path.is_dir(), "{shown} is no folder: give the folder that it lies in");
     if path.join("config.resolved.yaml").exists() {
         return run_dir(path);
@@ -47,6 +51,9 @@ fn inspect(path: &Path) -> Result<Found> {
     }
     if path.join("config.json").exists() {
         return if is_compressed(path) { compressed(path) } else { checkpoint(path) };
+    }
+    if let Some(file) = gguf::locate(path)? {
+        return gguf_file(&file);
     }
     bail!(
         "{shown} holds no model (config.json), adapter ({}) or run (config.resolved.yaml): give \
@@ -115,13 +122,33 @@ fn totals(checkpoint: &Checkpoint) -> Totals {
 
 fn checkpoint(path: &Path) -> Result<Found> {
     let config = ModelConfig::load(path)?;
-    let checkpoint = Checkpoint::open(path)?;
-    let (line, mut value) = dimensions(&config);
-    let totals = totals(&checkpoint);
+    Ok(weights("checkpoint", path, &config, &Checkpoint::open(path)?))
+}
+
+/// A file of llama.cpp: a model, or an adapter.
+fn gguf_file(path: &Path) -> Result<Found> {
+    let gguf = Gguf::open(path)?;
+    if gguf.text("general.type")? == Some("adapter") {
+        let (alpha, tensors) = (gguf.real("adapter.lora.alpha")?, gguf.tensors.len());
+        let family = gguf.text("general.architecture")?.unwrap_or_default().to_owned();
+        let shown = path.display();
+        let line = format!("adapter of a {family} model: alpha {alpha:?}, {tensors} tensors");
+        let value = json!({"architecture": family, "lora_alpha": alpha, "tensors": tensors});
+        let value = with_kind("gguf-adapter", path, into_map(value));
+        return Ok(Found { lines: vec![format!("GGUF file {shown}"), line], value });
+    }
+    let (_, config) = gguf.config()?;
+    Ok(weights("gguf", path, &config, &gguf.into_checkpoint(&config)?))
+}
+
+/// Weights that are not compressed here.
+fn weights(kind: &str, path: &Path, config: &ModelConfig, checkpoint: &Checkpoint) -> Found {
+    let (line, mut value) = dimensions(config);
+    let totals = totals(checkpoint);
     let dtypes = totals.dtypes.iter().map(|(dtype, count)| format!("{count} in {dtype}"));
     let dtypes: Vec<String> = dtypes.collect();
     let lines = vec![
-        format!("checkpoint {}", path.display()),
+        format!("{} {}", if kind == "gguf" { "GGUF file" } else { kind }, path.display()),
         line,
         format!(
             "{:.2} M parameters in {} tensors ({}), {}",
@@ -137,7 +164,7 @@ fn checkpoint(path: &Path) -> Result<Found> {
         "dtypes": totals.dtypes,
         "bytes": totals.bytes,
     })));
-    Ok(Found { lines, value: with_kind("checkpoint", path, value) })
+    Found { lines, value: with_kind(kind, path, value) }
 }
 
 fn with_kind(kind: &str, path: &Path, value: Map<String, Value>) -> Value {

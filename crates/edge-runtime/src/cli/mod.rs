@@ -9,7 +9,7 @@ pub mod compress;
 mod data;
 mod devices;
 mod eval;
-mod export;
+pub mod export;
 mod generate;
 mod inspect;
 pub mod options;

@@ -314,10 +314,13 @@ pub fn check_data(data: &Dataset) -> Result<()> {
 /// # Errors
 /// Their tokenizers differ.
 pub fn check_tokenizers(sources: &[Source]) -> Result<()> {
-    let text = |source: &Source| std::fs::read(source.dir.join("tokenizer.json"));
+    let text = |source: &Source| {
+        let files = source.companions().unwrap_or_default();
+        files.into_iter().find(|(name, _)| *name == "tokenizer.json").map(|(_, text)| text)
+    };
     let [first, others @ ..] = sources else { return Ok(()) };
     for other in others {
-        if text(first).ok() != text(other).ok() {
+        if text(first) != text(other) {
             return Err(anyhow!(
                 "{} and {} have different tokenizers, so that losses per token do not compare: \
                  give models of one family",

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub use super::header::About;
 use super::layout::{Layout, values_name};
 use super::{header, policy_file, write};
-use crate::checkpoint::{Checkpoint, Shard};
+use crate::checkpoint::{Checkpoint, Kind, Shard};
 use crate::config::ModelConfig;
 
 /// What is known of an open compressed checkpoint.
@@ -130,8 +130,8 @@ fn check_tensors(shown: &str, shard: &Shard, layout: &Layout) -> Result<()> {
             format!("{shown} lacks tensor {name}, which its policy demands: compress it again")
         })?;
         ensure!(
-            info.dtype == tensor.dtype && info.shape == tensor.shape,
-            "tensor {name} in {shown} is {:?} {:?} instead of {:?} {:?}, which contradicts its \
+            info.dtype == Kind::Safetensors(tensor.dtype) && info.shape == tensor.shape,
+            "tensor {name} in {shown} is {} {:?} instead of {:?} {:?}, which contradicts its \
              policy: compress it again",
             info.dtype,
             info.shape,

@@ -18,7 +18,6 @@ use crate::checkpoint::Checkpoint;
 use crate::model::load::{EMBEDDING, HEAD, NORM, dense_format, norm_name};
 use crate::run_dir::{RunDir, write_atomically};
 use crate::session::Source;
-use crate::tune::save::COMPANIONS;
 
 /// Name of the weights in a compressed model folder.
 pub const FILE: &str = "compressed.safetensors";
@@ -178,14 +177,10 @@ impl<'a> Writer<'a> {
         let policy = dir.join(policy_file::FILE);
         self.leftovers.files.push(policy.clone());
         policy_file::write(&policy, &self.about.policy)?;
-        for name in COMPANIONS {
-            let (from, to) = (self.source.dir.join(name), dir.join(name));
-            if from.is_file() {
-                let bytes =
-                    fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
-                self.leftovers.files.push(to.clone());
-                write_atomically(&to, &bytes)?;
-            }
+        for (name, bytes) in self.source.companions()? {
+            let to = dir.join(name);
+            self.leftovers.files.push(to.clone());
+            write_atomically(&to, &bytes)?;
         }
         // The folder counts as a compressed model from here on, when all else is in place.
         let place = dir.join(FILE);
@@ -235,8 +230,9 @@ impl<'a> Writer<'a> {
         self.begin(name);
         for first in (0..rows).step_by(TABLE_ROWS) {
             let range = first..rows.min(first + TABLE_ROWS);
-            if dense_format(tensor.dtype) == format {
-                self.bytes(&tensor.bytes[2 * range.start * cols..2 * range.end * cols])?;
+            let own = tensor.plain().filter(|_| dense_format(tensor.dtype) == format);
+            if let Some(bytes) = own {
+                self.bytes(&bytes[2 * range.start * cols..2 * range.end * cols])?;
                 continue;
             }
             let count = range.len() as u32;

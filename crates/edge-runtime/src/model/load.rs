@@ -395,7 +395,7 @@ impl Loader<'_, '_> {
             return Ok(piece(path, byte, bytes));
         }
         let tensor = checkpoint.expect(&name, &[n as usize, k as usize])?;
-        let same = dense_format(tensor.dtype) == format;
+        let same = dense_format(tensor.dtype) == format && tensor.plain().is_some();
         ensure!(
             same && (format == Format::F32 || k.is_multiple_of(2)),
             "the weights of layer {block} would have to be converted each time that they are \

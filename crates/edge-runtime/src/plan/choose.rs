@@ -88,7 +88,9 @@ impl Machine {
 /// Whether the system's cache is too small to keep the model's files from step to step.
 fn comes_from_disk(source: &Source) -> bool {
     let files = std::fs::read_dir(&source.dir).into_iter().flatten().flatten();
-    let bytes: u64 = files.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+    let files: u64 = files.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+    let file = source.dir.metadata().ok().filter(std::fs::Metadata::is_file);
+    let bytes = file.map_or(files, |file| file.len());
     available_bytes().is_some_and(|available| bytes > available)
 }
 
@@ -139,8 +141,9 @@ pub fn can_stream(source: &Source, job: &Job) -> bool {
         let name = weight_name(block, projection);
         let format = job.blocks[block].get(projection);
         let (_, k) = shape.projection(projection);
-        let own = source.checkpoint.tensor(&name).map(|tensor| dense_format(tensor.dtype));
-        own.is_ok_and(|own| own == format) && (format == Format::F32 || k.is_multiple_of(2))
+        let own = source.checkpoint.tensor(&name).ok().filter(|tensor| tensor.plain().is_some());
+        own.is_some_and(|own| dense_format(own.dtype) == format)
+            && (format == Format::F32 || k.is_multiple_of(2))
     };
     job.trained != edge_scheduler::Trained::Full
         && (0..job.blocks.len()).all(|block| Projection::ALL.into_iter().all(|p| same(block, p)))

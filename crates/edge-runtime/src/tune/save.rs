@@ -127,13 +127,8 @@ fn full(source: &Source, model: &Model, run_dir: &RunDir) -> Result<()> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = safetensors::serialize(views, Some(metadata)).context("laying out the weights")?;
     run_dir.write("model.safetensors", &bytes)?;
-    for name in COMPANIONS {
-        let path = source.dir.join(name);
-        if path.is_file() {
-            let bytes =
-                std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            run_dir.write(name, &bytes)?;
-        }
+    for (name, bytes) in source.companions()? {
+        run_dir.write(name, &bytes)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use crate::checkpoint::Checkpoint;
+use crate::gguf::Gguf;
 
 /// Tensors of more bytes than this are hashed in pieces.
 const WHOLE_BYTES: usize = 1 << 20;
@@ -47,18 +48,21 @@ impl Fnv {
     }
 }
 
-/// Hash of a model folder: `config.json`, and the name, sizes, number format and bytes of every
-/// tensor. Of a tensor above 1 MiB 256 pieces of 4 KiB are taken, evenly spaced from its first
-/// bytes to its last: training changes nearly all weights, so pieces show it, and a model of many
-/// gigabytes is hashed in seconds. Of a compressed model what it says of itself, and the checksums
-/// of its blocks.
+/// Hash of a model folder: `config.json` (of a GGUF file its header), and the name, sizes, number
+/// format and bytes of every tensor. Of a tensor above 1 MiB 256 pieces of 4 KiB are taken, evenly
+/// spaced from its first bytes to its last: training changes nearly all weights, so pieces show it,
+/// and a model of many gigabytes is hashed in seconds. Of a compressed model what it says of
+/// itself, and the checksums of its blocks.
 ///
 /// # Errors
 /// A file cannot be read, or a tensor has no supported number format.
 pub fn model_hash(dir: &Path, checkpoint: &Checkpoint) -> Result<String> {
     let path = dir.join("config.json");
-    let config = std::fs::read(&path)
-        .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
+    let config = match dir.is_file() {
+        true => Gguf::open(dir)?.header().to_vec(),
+        false => std::fs::read(&path)
+            .with_context(|| format!("cannot read {}: check its permissions", path.display()))?,
+    };
     let mut hash = Fnv::default();
     hash.bytes(&config);
     if let Some(compressed) = checkpoint.compressed() {
