@@ -481,8 +481,8 @@ mod tests {
             ("a.jsonl", b"{\"prompt\": \"a\", \"completion\": 1}", "of "),
             (
                 "a.json",
-                b"[{\"messages\": [{\"role\": \"tool\", \"content\": \"\"}]}]",
-                "item 1 message 1 has the unknown role \"tool\"",
+                b"[{\"messages\": [{\"role\": \"bard\", \"content\": \"\"}]}]",
+                "item 1 message 1 has the unknown role \"bard\"",
             ),
             ("a.jsonl", b"{\"text\": \"a\"}\n{\"text\": ", "line 2 is no JSON"),
             (
