@@ -62,6 +62,9 @@ pub struct TuneArgs {
     /// Print nothing on stderr but errors
     #[arg(long)]
     pub quiet: bool,
+    /// Print what the run would be, its data and its plan, and write no run
+    #[arg(long)]
+    pub dry_run: bool,
     /// Write timeline.json into the run directory: a step as it was, beside the plan's where there
     /// is one, for Perfetto or chrome://tracing
     #[arg(long)]
@@ -226,6 +229,10 @@ pub struct TuneFlags {
     /// [default: 0]
     #[arg(long, value_name = "N", conflicts_with = "eval_every")]
     pub evals: Option<u64>,
+    /// End the run behind N validations without a better loss; those of progressive and isolated
+    /// windows count while the top window is trained
+    #[arg(long, value_name = "N")]
+    pub early_stopping: Option<u64>,
     /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
     /// memory, more time
     #[arg(long, num_args = 0, default_missing_value = "true")]

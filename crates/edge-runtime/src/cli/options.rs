@@ -112,6 +112,9 @@ pub struct TuneOptions {
     /// Validations at equal shares of the run, the last of them after it.
     #[serde(default)]
     pub evals: u64,
+    /// Validations without improvement behind which the run ends; `None`: any number.
+    #[serde(default)]
+    pub early_stopping: Option<u64>,
     /// Time each kernel.
     pub profile: bool,
     /// Write the timeline of a step.
@@ -183,6 +186,7 @@ impl TuneFlags {
             group_size: self.group_size.or(file.group_size),
             eval_every: self.eval_every.or(file.eval_every),
             evals: self.evals.or(file.evals),
+            early_stopping: self.early_stopping.or(file.early_stopping),
             recompute: self.recompute.or(file.recompute),
             profile: self.profile.or(file.profile),
         }
@@ -255,6 +259,7 @@ impl TuneFlags {
             group_size: self.group_size,
             eval_every: self.eval_every.unwrap_or(0),
             evals: self.evals.unwrap_or(0),
+            early_stopping: self.early_stopping,
             recompute: self.recompute.unwrap_or(false),
             profile: self.profile.unwrap_or(false),
             trace: false,
@@ -332,6 +337,11 @@ impl TuneOptions {
         ensure!(
             self.val_items.is_none() || self.valid.is_none() && self.val_fraction == 0.0,
             "--val-items goes without --valid and --val-fraction: keep one"
+        );
+        ensure!(self.early_stopping != Some(0), "--early-stopping is 0: give at least 1");
+        ensure!(
+            self.early_stopping.is_none() || self.eval_every > 0 || self.evals > 0,
+            "--early-stopping needs validations between the steps: give --eval-every or --evals"
         );
         ensure!(self.val_items != Some(0), "--val-items is 0: give at least 1");
         ensure!(self.steps != Some(0), "--steps is 0: give at least 1");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::evaluate::Voted;
@@ -37,6 +37,15 @@ pub struct VoteLoss {
     /// `last`, `max`, `mean` or `learned`.
     pub rule: String,
     /// Mean over predicted tokens, nats.
+    pub val_loss: f64,
+}
+
+/// The best validation between and after the steps of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestReport {
+    /// Optimiser steps until then.
+    pub step: u64,
+    /// Its loss, nats.
     pub val_loss: f64,
 }
 
@@ -82,6 +91,12 @@ pub struct TuneReport {
     pub peak_device_bytes_by_category: Map<String, Value>,
     /// Most memory of the process, bytes.
     pub peak_host_bytes: Option<u64>,
+    /// The best validation, whose checkpoint is in `best/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestReport>,
+    /// Whether `--early-stopping` ended the run.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
     /// What the cache of hidden states did, where there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trunk_cache: Option<CacheReport>,
