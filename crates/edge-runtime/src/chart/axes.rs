@@ -7,7 +7,7 @@ use super::escape;
 /// Width of every drawing: about that of a phone, so that text keeps its size there.
 pub(super) const WIDTH: f64 = 440.0;
 const HEIGHT: f64 = 270.0;
-const LEFT: f64 = 58.0;
+const LEFT: f64 = 64.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
@@ -156,7 +156,7 @@ impl Frame {
             svg,
             "<line class=\"axis\" x1=\"{LEFT}\" y1=\"{bottom}\" x2=\"{right}\" y2=\"{bottom}\"/>\
              <text class=\"label\" x=\"{middle_x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
-             <text class=\"label\" transform=\"translate(13 {middle_y:.1}) rotate(-90)\" \
+             <text class=\"label\" transform=\"translate(12 {middle_y:.1}) rotate(-90)\" \
              text-anchor=\"middle\">{}</text>",
             HEIGHT - 9.0,
             escape(x_label),

@@ -33,7 +33,7 @@ pub struct Bar {
 const ROW: f64 = 32.0;
 
 /// A generous width of a character of a name.
-const CHARACTER: f64 = 7.0;
+const CHARACTER: f64 = 7.8;
 
 /// A horizontal line with ends, at a height.
 fn whisker(from: f64, to: f64, middle: f64) -> String {

@@ -10,7 +10,9 @@ pub use super::compress::CompressArgs;
 use edge_scheduler::profiles::DeviceProfile;
 
 pub use super::parts::*;
+pub use super::schema::{CompletionsArgs, ManArgs};
 pub use super::values::*;
+pub use super::watch::{ReportArgs, WatchArgs};
 
 use crate::adapter::Targets;
 use crate::exits::Vote;
@@ -48,6 +50,16 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Show what is in a model folder, compressed or not, an adapter or a run directory
     Inspect(InspectArgs),
+    /// Follow a run from another terminal, until it ends
+    Watch(WatchArgs),
+    /// Write report.html of a run directory again, from what the run measured
+    Report(ReportArgs),
+    /// Print the JSON schema of a file for --config
+    Schema,
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Write man pages
+    Man(ManArgs),
 }
 
 /// `--config` and what is no property of the run itself.

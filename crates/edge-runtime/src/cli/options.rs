@@ -9,6 +9,7 @@ use super::args::{
     Bits, ByteSize, Method, OptimizerName, PlanParts, Semantics, Shares, TrunkCache, TuneFlags,
     WindowOrder,
 };
+use super::schema::explain;
 use crate::adapter::Targets;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
@@ -137,8 +138,9 @@ impl TuneFlags {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());
         }
-        serde_norway::from_str(&text)
-            .map_err(|error| anyhow::anyhow!("{shown} is not usable ({error}): correct that line"))
+        serde_norway::from_str(&text).map_err(|error| {
+            anyhow::anyhow!("{shown} is not usable ({}): correct that line", explain(&error))
+        })
     }
 
     /// These options, and those of `file` where these are not given.
@@ -448,6 +450,7 @@ mod tests {
     fn a_wrong_file_is_refused_with_key_and_line() {
         let error = message(file("rank: 4\nrnak: 5\n"));
         assert!(error.contains("rnak") && error.contains("line 2"), "{error}");
+        assert!(error.contains("did you mean `rank`"), "{error}");
         let error = message(file("rank: 4\nlr: fast\n"));
         assert!(error.contains("lr") && error.contains("line 2"), "{error}");
         assert!(message(file("bits: 5\n")).contains("use 2, 3, 4, 8 or 16"));

@@ -166,7 +166,7 @@ mod tests {
         // double wall_time, int64 step, string file_version.
         assert_eq!(records[0][0], 0x09);
         assert_eq!(records[0][9..], *b"\x10\x00\x1a\x0dbrain.Event:2");
-        let mut want = b"\x10\xac\x02\x2a\x1b\x0a\x11\x0a\x0atrain/loss\x15".to_vec();
+        let mut want = b"\x10\xac\x02\x2a\x1d\x0a\x11\x0a\x0atrain/loss\x15".to_vec();
         want.extend(2.5f32.to_le_bytes());
         want.extend(b"\x0a\x08\x0a\x01b\x15");
         assert_eq!(records[1][9..records[1].len() - 4], want);

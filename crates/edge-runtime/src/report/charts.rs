@@ -33,7 +33,7 @@ fn measured(name: &str, colour: usize, points: &Line, share: usize) -> Vec<Curve
     if points.len() < FEW {
         return vec![curve(name.into(), Stroke::Dots, points.clone())];
     }
-    let span = (points.len() as f64 / 30.0).clamp(4.0, 200.0);
+    let span = (points.len() as f64 / 40.0).clamp(2.0, 200.0);
     let smooth = averaged(&smoothed(points, span), (SMOOTH_POINTS / share).max(40));
     vec![
         curve(format!("{name}, raw"), Stroke::Thin, thinned(points, (RAW_POINTS / share).max(60))),
@@ -128,7 +128,7 @@ fn by_exit(report: &Report, windows: usize) -> String {
         chart::lines(&curves, &marks(report), "step", "validation loss, nats"),
         "Validation by exit",
         caption,
-        "There was no validation yet.",
+        NOTHING,
     )
 }
 
@@ -155,23 +155,34 @@ pub(super) fn speed(report: &Report) -> String {
     if report.options.clip > 0.0 && report.options.clip < 2.0 * most {
         norm.push(constant("clipped above", report.options.clip));
     }
-    let figure = |curves: &[Curve], title: &str, caption: &str| {
-        chart::figure(chart::lines(curves, &[], "step", title), title, caption, NOTHING)
+    let figure = |curves: &[Curve], title: &str, y_label: &str, caption: &str| {
+        chart::figure(chart::lines(curves, &[], "step", y_label), title, caption, NOTHING)
     };
     [
-        figure(&speed, "Tokens a second", "Of training steps alone; validation does not count."),
-        figure(&norm, "Gradient norm", "Of the window that is trained, before clipping."),
-        figure(&[rate], "Learning rate", "Its peak, warm-up and fall are those of the options."),
+        figure(
+            &speed,
+            "Throughput",
+            "tokens/s",
+            "Of training steps alone; validation does not count.",
+        ),
+        figure(
+            &norm,
+            "Gradient norm",
+            "L2 norm",
+            "Of the window that is trained, before clipping.",
+        ),
+        figure(
+            &[rate],
+            "Learning rate",
+            "learning rate",
+            "Its peak, warm-up and fall are those of the options.",
+        ),
     ]
     .concat()
 }
 
-/// Memory against the plan and the budget; bits of each layer; windows over time.
+/// Memory by category, planned and measured, against the budget.
 pub(super) fn memory(report: &Report) -> String {
-    [bytes(report), layers(report), timeline(report)].concat()
-}
-
-fn bytes(report: &Report) -> String {
     let header = &report.header;
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let part = |name: &str, bytes: u64| {
@@ -226,7 +237,8 @@ fn colour_of(bits: u32) -> usize {
     }
 }
 
-fn layers(report: &Report) -> String {
+/// How each projection of each block is stored.
+pub(super) fn layers(report: &Report) -> String {
     let layers = &report.header.layers;
     let mut widths: Vec<u32> = layers.iter().flatten().map(|stored| stored.bits).collect();
     widths.sort_unstable();
@@ -241,7 +253,7 @@ fn layers(report: &Report) -> String {
             };
             Some(Cell {
                 x: (block as f64, block as f64 + 0.94),
-                shade: if stored.sparsity > 0.0 { 0.35 } else { 0.75 },
+                shade: if stored.sparsity > 0.0 { 0.2 } else { 0.55 },
                 colour: colour_of(stored.bits),
                 text: stored.bits.to_string(),
                 title: format!(
@@ -271,7 +283,8 @@ fn layers(report: &Report) -> String {
 /// The parts of the timeline.
 const PARTS: usize = 100;
 
-fn timeline(report: &Report) -> String {
+/// Which window was trained when, and when that was validated.
+pub(super) fn timeline(report: &Report) -> String {
     let steps = &report.metrics.steps;
     let windows = exits(report);
     let end = steps.last().map_or(0.0, |row| row.step as f64);

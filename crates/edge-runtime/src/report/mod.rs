@@ -3,6 +3,8 @@
 
 mod charts;
 mod page;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -65,11 +67,11 @@ impl Report {
         })
     }
 
-    /// The run directory, or that of the best checkpoint where the last one is worse.
+    /// The run directory, or that of the best checkpoint where the last one is worse or not there.
     pub fn best_dir(&self) -> PathBuf {
         let last = self.metrics.steps.last().map_or(0, |row| row.step);
         match self.best {
-            Some((step, _)) if step < last => self.dir.join(BEST),
+            Some((step, _)) if step < last || self.result.is_null() => self.dir.join(BEST),
             _ => self.dir.clone(),
         }
     }

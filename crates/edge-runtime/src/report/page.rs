@@ -32,6 +32,8 @@ pub(super) fn render(report: &Report) -> String {
         "loss" => charts::loss(report),
         "speed" => charts::speed(report),
         "memory" => charts::memory(report),
+        "layers" => charts::layers(report),
+        "timeline" => charts::timeline(report),
         "facts" => facts(report),
         _ => unreachable!("the template has the unknown place {place}"),
     })

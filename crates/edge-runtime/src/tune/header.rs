@@ -162,7 +162,10 @@ impl Header {
                 .map(|(category, bytes)| (category.name().into(), bytes))
                 .collect(),
             budget_bytes: options.memory_budget.map(|budget| budget.0),
-            schedule: parts.chosen.map(|chosen| describe(&chosen.schedule)),
+            schedule: parts.chosen.map(|chosen| {
+                let text = describe(&chosen.schedule);
+                text.strip_prefix("schedule: ").unwrap_or(&text).to_owned()
+            }),
             predicted_step_ms: parts.step_s.map(|step_s| 1e3 * step_s),
         }
     }
