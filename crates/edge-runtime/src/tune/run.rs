@@ -70,6 +70,7 @@ pub fn run_on(
     quiet: bool,
 ) -> Result<Outcome> {
     let prepared = prepare(data, options, source, device, quiet)?;
+    announce(data, source, &prepared, quiet);
     device.reset_peak();
     let model = load(options, source, device, &prepared.job, quiet)?;
     device.seal();
@@ -149,7 +150,7 @@ fn check_early_stopping(data: &Dataset, options: &TuneOptions) -> Result<()> {
 }
 
 /// Says what a run will be, and what of its data it leaves out.
-pub(super) fn announce(data: &Dataset, source: &Source, prepared: &Prepared, quiet: bool) {
+fn announce(data: &Dataset, source: &Source, prepared: &Prepared, quiet: bool) {
     let say = |text: &str| Progress::new("", 0, quiet).say(text);
     let fit = data.train.fit(prepared.seq_len);
     if fit.cut + fit.skipped > 0 {

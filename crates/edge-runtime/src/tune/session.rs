@@ -12,7 +12,7 @@ use super::best::Best;
 use super::cache;
 use super::course::{Budget, Course, Spent, Turn};
 use super::header::{self, Header};
-use super::run::{CurvePoint, Outcome, Prepared, announce};
+use super::run::{CurvePoint, Outcome, Prepared};
 use super::save;
 use super::trainer::{AdamW, StepOutcome, Trainer};
 use super::validate::Refresh;
@@ -109,7 +109,6 @@ impl<'a> Session<'a> {
     /// # Errors
     /// The device fails or the disk is full.
     pub(super) fn run(&mut self, prepared: Prepared) -> Result<Outcome> {
-        announce(self.data, self.source, &prepared, self.quiet);
         let Prepared { mut sampler, chosen, header, .. } = prepared;
         let chosen = chosen.as_ref();
         self.run_dir.event("start", Value::Null)?;
