@@ -91,9 +91,10 @@ fn columns(svg: &mut String, frame: &Frame, curves: &[Curve], x_name: &str) {
     for (index, (x, values)) in bins.iter().enumerate() {
         let from = if index == 0 { left } else { (places[index - 1] + places[index]) / 2.0 };
         let to = places.get(index + 1).map_or(right, |next| (places[index] + next) / 2.0);
-        let found = values.iter().zip(curves).filter_map(|(value, curve)| Some((*value, curve)));
-        let said: Vec<String> = found
-            .filter_map(|(value, curve)| Some(format!("{} {}", curve.name, exact(value?))))
+        let said: Vec<String> = values
+            .iter()
+            .zip(curves)
+            .filter_map(|(value, curve)| Some(format!("{} {}", curve.name, exact((*value)?))))
             .collect();
         let _ = write!(
             svg,

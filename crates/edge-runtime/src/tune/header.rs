@@ -238,26 +238,28 @@ impl Header {
         if let Some(schedule) = &self.schedule {
             facts.push(("schedule", schedule.clone()));
         }
+        facts.push(("predicted", self.predicted()));
+        facts
+    }
+
+    /// What the plan says of memory and time.
+    fn predicted(&self) -> String {
         let within = match self.budget_bytes {
             Some(budget) => format!(" of {} allowed", mebibytes(budget)),
             None => String::new(),
         };
-        facts.push((
-            "predicted",
-            match self.predicted_step_ms {
-                Some(ms) => format!(
-                    "{} of device memory{within}; {ms:.0} ms a step, {:.0} tokens/s",
-                    mebibytes(self.planned_bytes),
-                    self.tokens_per_step() as f64 / ms * 1e3
-                ),
-                None => format!(
-                    "{} of device memory{within}; a step's time is not known before `plan` has \
-                     measured the device",
-                    mebibytes(self.planned_bytes)
-                ),
-            },
-        ));
-        facts
+        let memory = format!("{} of device memory{within}", mebibytes(self.planned_bytes));
+        match self.predicted_step_ms {
+            Some(ms) => {
+                let speed = self.tokens_per_step() as f64 / ms * 1e3;
+                format!("{memory}; {ms:.0} ms a step, {speed:.0} tokens/s")
+            }
+            None => {
+                format!(
+                    "{memory}; a step's time is not known before `plan` has measured the device"
+                )
+            }
+        }
     }
 
     /// For a terminal.
