@@ -9,7 +9,7 @@ use crate::chart::{
     self, Bar, COLOURS, Cell, Curve, Line, Mark, Part, Row, Stroke, averaged, legend, smoothed,
     thinned,
 };
-use crate::metrics::StepRow;
+use crate::metrics::{StepRow, ValidationRow};
 use crate::session::mebibytes;
 
 /// Most points of what was measured at each step, in a chart.
@@ -331,14 +331,13 @@ pub(super) fn timeline(report: &Report) -> String {
     };
     let validations = &report.metrics.validations;
     let every = validations.len().div_ceil(MARKS).max(1);
-    let mut marks: Vec<Mark> = validations
-        .iter()
-        .step_by(every)
-        .map(|row| Mark {
-            x: row.step as f64,
-            name: format!("validation, loss {:.4}", row.val_loss),
-        })
-        .collect();
+    let named = |row: &ValidationRow| match row.val_loss.is_finite() {
+        true => format!("validation, loss {:.4}", row.val_loss),
+        false => "validation, whose loss is no number,".to_owned(),
+    };
+    let shown = validations.iter().step_by(every);
+    let mut marks: Vec<Mark> =
+        shown.map(|row| Mark { x: row.step as f64, name: named(row) }).collect();
     marks.extend(self::marks(report));
     let caption = "Which window was trained when, the top one first: the stronger the colour, the \
                    more of the steps. Pins are validations.";
