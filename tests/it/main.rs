@@ -1,6 +1,7 @@
 //! The one integration test binary: each further one would link everything again.
 
 mod block_f64;
+mod browser;
 mod calibrate;
 mod choices;
 mod commands;
@@ -10,6 +11,7 @@ mod compressed;
 mod device;
 mod draft;
 mod examples;
+mod follow;
 mod formats;
 mod gguf;
 mod golden;

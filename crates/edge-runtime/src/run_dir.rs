@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -83,8 +83,78 @@ pub(crate) fn sync_dir(dir: &Path) -> std::io::Result<()> {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    metrics: File,
     events: File,
+    /// Locked as long as the run goes on, whatever ends it.
+    _lock: File,
+}
+
+/// File that a run holds a lock on.
+const LOCK: &str = "run.lock";
+
+/// File with what happened when.
+pub const EVENTS: &str = "events.jsonl";
+
+/// How a run stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// It goes on, as far as can be told.
+    Running,
+    /// It came to its end.
+    Finished,
+    /// Ctrl-C ended it; what was learned is kept.
+    Interrupted,
+    /// An error ended it.
+    Failed(String),
+    /// Its process ended without a word.
+    Died,
+}
+
+impl RunState {
+    /// That of the run in a directory.
+    ///
+    /// # Errors
+    /// The directory is no run's.
+    pub fn of(dir: &Path) -> Result<Self> {
+        // Asked for before the events are read: a run that ends in between has written its end.
+        let running = is_locked(dir);
+        let end = events(dir)?.into_iter().rev().find(|event| event["event"] == "end");
+        Ok(match end {
+            None if running => Self::Running,
+            None => Self::Died,
+            Some(end) => match end["status"].as_str() {
+                Some("interrupted") => Self::Interrupted,
+                Some("failed") => Self::Failed(end["error"].as_str().unwrap_or("").to_owned()),
+                _ => Self::Finished,
+            },
+        })
+    }
+
+    /// Whether nothing more will come.
+    pub fn is_over(&self) -> bool {
+        *self != Self::Running
+    }
+}
+
+/// What happened in a run so far: the objects of `events.jsonl`. A line that is not whole, as a run
+/// that dies may leave, is left out.
+///
+/// # Errors
+/// There is no such file.
+pub fn events(dir: &Path) -> Result<Vec<Value>> {
+    let path = dir.join(EVENTS);
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!("cannot read {}: give a directory that tune wrote", path.display())
+    })?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+/// Whether the process of a run is there. Where the file system has no locks, it is taken to be.
+fn is_locked(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join(LOCK)) else { return false };
+    match file.try_lock_shared() {
+        Ok(()) => false,
+        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => true,
+    }
 }
 
 impl RunDir {
@@ -127,8 +197,11 @@ impl RunDir {
                 format!("cannot write {}: give --out another path", path.display())
             })
         };
-        let (metrics, events) = (log("metrics.jsonl")?, log("events.jsonl")?);
-        Ok(Self { path, metrics, events })
+        let (lock, events) = (log(LOCK)?, log(EVENTS)?);
+        // Without locks nobody can see whether the run goes on, which is no reason not to start.
+        let locked = lock.try_lock();
+        tracing::debug!(ok = locked.is_ok(), "the run's lock");
+        Ok(Self { path, events, _lock: lock })
     }
 
     /// Where it is.
@@ -149,31 +222,6 @@ impl RunDir {
         write_atomically(&self.path.join(name), bytes)
     }
 
-    /// Writes `config.resolved.yaml`.
-    ///
-    /// # Errors
-    /// As [`RunDir::write`].
-    pub fn write_config(&self, options: &impl Serialize) -> Result<()> {
-        let text = serde_norway::to_string(options).context("cannot lay out the options")?;
-        self.write("config.resolved.yaml", text.as_bytes())
-    }
-
-    /// Writes the model card `README.md`.
-    ///
-    /// # Errors
-    /// As [`RunDir::write`].
-    pub fn write_model_card(&self, card: &ModelCard) -> Result<()> {
-        self.write("README.md", card.render().as_bytes())
-    }
-
-    /// Appends a line to `metrics.jsonl`. Numbers that are not finite are written as null.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn metric(&mut self, values: &impl Serialize) -> Result<()> {
-        append(&mut self.metrics, &self.path.join("metrics.jsonl"), values)
-    }
-
     /// Appends a line to `events.jsonl`: time, kind, then `details` (an object, or null for none).
     ///
     /// # Errors
@@ -189,7 +237,7 @@ impl RunDir {
                 line.insert("details".to_owned(), other);
             }
         }
-        append(&mut self.events, &self.path.join("events.jsonl"), &line)
+        append(&mut self.events, &self.path.join(EVENTS), &line)
     }
 }
 
@@ -212,7 +260,69 @@ pub struct ModelCard {
     pub facts: Vec<(String, String)>,
 }
 
+/// Writes the options of a run, `config.resolved.yaml`, into a directory.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_config(dir: &Path, options: &impl Serialize) -> Result<()> {
+    let text = serde_norway::to_string(options).context("cannot lay out the options")?;
+    write_atomically(&dir.join("config.resolved.yaml"), text.as_bytes())
+}
+
+/// Puts the directory `from` in the place of `to`, which at any moment is whole, the old or the new
+/// one. Where the system cannot exchange two names at once, `to` is away for a moment, and then
+/// complete beside it as `NAME.old`.
+///
+/// # Errors
+/// The parent directory cannot be written.
+pub(crate) fn replace_dir(from: &Path, to: &Path) -> Result<()> {
+    let replace = || -> std::io::Result<()> {
+        if !to.exists() {
+            fs::rename(from, to)?;
+        } else if exchange(from, to) {
+            fs::remove_dir_all(from)?;
+        } else {
+            swap(from, to)?;
+        }
+        sync_dir(to.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+    };
+    replace()
+        .with_context(|| format!("cannot write {}: check free space and permissions", to.display()))
+}
+
+/// Exchanges two names at once, if the system can.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn exchange(a: &Path, b: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
+}
+
+/// As [`replace_dir`], by two renames.
+fn swap(from: &Path, to: &Path) -> std::io::Result<()> {
+    let old = to.with_extension("old");
+    match fs::remove_dir_all(&old) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::rename(to, &old)?;
+    fs::rename(from, to)?;
+    fs::remove_dir_all(&old)
+}
+
 impl ModelCard {
+    /// Writes the card, `README.md`, into a directory.
+    ///
+    /// # Errors
+    /// As [`write_atomically`].
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        write_atomically(&dir.join("README.md"), self.render().as_bytes())
+    }
+
     fn render(&self) -> String {
         let mut text = format!(
             "---\nbase_model: {}\ntags:\n- edge-llm\n- {}\n---\n\n# {} of {}\n\n\
@@ -301,7 +411,7 @@ mod tests {
         RunDir::create(Some(dir.path()), "lora").unwrap();
         let error = message(RunDir::create(Some(dir.path()), "lora"));
         assert!(error.contains("has files already") && error.contains("--out"), "{error}");
-        let file = dir.path().join("metrics.jsonl");
+        let file = dir.path().join(EVENTS);
         assert!(message(RunDir::create(Some(&file), "lora")).contains("no directory"));
         assert!(message(RunDir::create(Some(&file.join("x")), "lora")).contains("cannot create"));
         let deep = RunDir::create(Some(&dir.path().join("a/b")), "lora").unwrap();
@@ -314,22 +424,19 @@ mod tests {
         let mut run = RunDir::create(Some(&dir.path().join("run")), "lora").unwrap();
         run.write("policy.json", b"one").unwrap();
         run.write("policy.json", b"two").unwrap();
-        run.write_config(&json!({"method": "lora"})).unwrap();
+        write_config(run.path(), &json!({"method": "lora"})).unwrap();
         let facts = vec![("a|b".to_owned(), "1".to_owned())];
         let card = ModelCard { base_model: "base".into(), method: "lora".into(), facts };
-        run.write_model_card(&card).unwrap();
+        card.save(run.path()).unwrap();
         for outside in ["../x", "/x", "a/b", ".."] {
             assert!(message(run.write(outside, b"")).contains(outside));
         }
-        run.metric(&json!({"step": 1, "loss": f64::NAN})).unwrap();
-        run.metric(&json!({"step": 2})).unwrap();
         run.event("start", json!({"seed": 3})).unwrap();
         run.event("stop", Value::Null).unwrap();
 
         let read = |name: &str| fs::read_to_string(run.path().join(name)).unwrap();
         assert_eq!(read("policy.json"), "two");
         assert_eq!(read("config.resolved.yaml"), "method: lora\n");
-        assert_eq!(read("metrics.jsonl"), "{\"step\":1,\"loss\":null}\n{\"step\":2}\n");
         assert!(read("README.md").contains("| a\\|b | 1 |"));
         let events: Vec<Value> =
             read("events.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -339,5 +446,47 @@ mod tests {
         assert_eq!(names, 5, "no temporary file stays");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(message(write_atomically(&dir.path().join("no/x"), b"")).contains("no/x"));
+    }
+
+    #[test]
+    fn a_run_says_how_it_stands() {
+        let dir = tempdir().unwrap();
+        assert!(message(RunState::of(dir.path())).contains("directory that tune wrote"));
+        let mut run = RunDir::create(Some(dir.path()), "lora").unwrap();
+        run.event("start", Value::Null).unwrap();
+        let state = || RunState::of(dir.path()).unwrap();
+        assert_eq!((state(), state().is_over()), (RunState::Running, false));
+        run.event("end", json!({"status": "failed", "error": "no disk"})).unwrap();
+        assert_eq!(state(), RunState::Failed("no disk".into()));
+        run.event("end", json!({"status": "interrupted"})).unwrap();
+        assert_eq!(state(), RunState::Interrupted);
+        run.event("end", json!({"status": "finished"})).unwrap();
+        drop(run);
+        assert_eq!(state(), RunState::Finished);
+        fs::write(dir.path().join(EVENTS), "{\"event\":\"start\"}\n{\"eve").unwrap();
+        assert_eq!((state(), state().is_over()), (RunState::Died, true));
+    }
+
+    #[test]
+    fn directories_are_replaced_as_a_whole() {
+        let dir = tempdir().unwrap();
+        let (new, to) = (dir.path().join("best.tmp"), dir.path().join("best"));
+        let make = |text: &str| {
+            fs::create_dir(&new).unwrap();
+            fs::write(new.join(text), text).unwrap();
+        };
+        let names = |path: &Path| -> Vec<_> {
+            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        };
+        for text in ["first", "second"] {
+            make(text);
+            replace_dir(&new, &to).unwrap();
+            assert_eq!((names(&to), names(dir.path())), (vec![text.into()], vec!["best".into()]));
+        }
+        make("third");
+        fs::create_dir(dir.path().join("best.old")).unwrap();
+        swap(&new, &to).unwrap();
+        assert_eq!((names(&to), names(dir.path())), (vec!["third".into()], vec!["best".into()]));
+        assert!(message(replace_dir(&new, &to)).contains("best"));
     }
 }

@@ -302,3 +302,24 @@ pub fn mebibytes(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     if mib >= 1024.0 { format!("{:.2} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
 }
+
+/// A time for people: `40 s`, `12 min`, `1 h 5 min`.
+pub fn duration(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    match minutes {
+        0 | 1 => format!("{seconds:.0} s"),
+        2..60 => format!("{minutes} min"),
+        _ => format!("{} h {} min", minutes / 60, minutes % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        let shown = [0.4, 89.0, 90.0, 725.0, 3900.0].map(duration);
+        assert_eq!(shown, ["0 s", "89 s", "2 min", "12 min", "1 h 5 min"]);
+    }
+}

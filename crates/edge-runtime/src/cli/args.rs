@@ -11,7 +11,9 @@ pub use super::export::ExportArgs;
 use edge_scheduler::profiles::DeviceProfile;
 
 pub use super::parts::*;
+pub use super::schema::{CompletionsArgs, ManArgs};
 pub use super::values::*;
+pub use super::watch::{ReportArgs, WatchArgs};
 
 use crate::adapter::Targets;
 use crate::exits::Vote;
@@ -49,6 +51,16 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Show what is in a model folder or file, compressed or not, an adapter or a run directory
     Inspect(InspectArgs),
+    /// Follow a run from another terminal, until it ends
+    Watch(WatchArgs),
+    /// Write report.html of a run directory again, from what the run measured
+    Report(ReportArgs),
+    /// Print the JSON schema of a file for --config
+    Schema,
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Write man pages
+    Man(ManArgs),
 }
 
 /// `--config` and what is no property of the run itself.
@@ -63,6 +75,9 @@ pub struct TuneArgs {
     /// Print nothing on stderr but errors
     #[arg(long)]
     pub quiet: bool,
+    /// Print what the run would be, its data and its plan, and write no run
+    #[arg(long)]
+    pub dry_run: bool,
     /// Write timeline.json into the run directory: a step as it was, beside the plan's where there
     /// is one, for Perfetto or chrome://tracing
     #[arg(long)]
@@ -227,6 +242,10 @@ pub struct TuneFlags {
     /// [default: 0]
     #[arg(long, value_name = "N", conflicts_with = "eval_every")]
     pub evals: Option<u64>,
+    /// End the run behind N validations without a better loss; those of progressive and isolated
+    /// windows count while the top window is trained
+    #[arg(long, value_name = "N")]
+    pub early_stopping: Option<u64>,
     /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
     /// memory, more time
     #[arg(long, num_args = 0, default_missing_value = "true")]

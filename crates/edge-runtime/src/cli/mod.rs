@@ -16,8 +16,10 @@ pub mod options;
 mod parts;
 mod plan;
 pub mod report;
+pub mod schema;
 mod tune;
 mod values;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -86,6 +88,11 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(&args).map(|()| 0),
         Command::Devices(args) => devices::run(&args).map(|()| 0),
         Command::Inspect(args) => inspect::run(&args).map(|()| 0),
+        Command::Watch(args) => watch::run(&args).map(|()| 0),
+        Command::Report(args) => watch::rebuild(&args).map(|()| 0),
+        Command::Schema => schema::run().map(|()| 0),
+        Command::Completions(args) => schema::completions(&args).map(|()| 0),
+        Command::Man(args) => schema::man(&args).map(|()| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),

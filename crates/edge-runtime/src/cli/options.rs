@@ -9,6 +9,7 @@ use super::args::{
     Bits, ByteSize, Method, OptimizerName, PlanParts, Semantics, Shares, TrunkCache, TuneFlags,
     WindowOrder,
 };
+use super::schema::explain;
 use crate::adapter::Targets;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
@@ -112,6 +113,9 @@ pub struct TuneOptions {
     /// Validations at equal shares of the run, the last of them after it.
     #[serde(default)]
     pub evals: u64,
+    /// Validations without improvement behind which the run ends; `None`: any number.
+    #[serde(default)]
+    pub early_stopping: Option<u64>,
     /// Time each kernel.
     pub profile: bool,
     /// Write the timeline of a step.
@@ -134,8 +138,9 @@ impl TuneFlags {
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());
         }
-        serde_norway::from_str(&text)
-            .map_err(|error| anyhow::anyhow!("{shown} is not usable ({error}): correct that line"))
+        serde_norway::from_str(&text).map_err(|error| {
+            anyhow::anyhow!("{shown} is not usable ({}): correct that line", explain(&error))
+        })
     }
 
     /// These options, and those of `file` where these are not given.
@@ -183,6 +188,7 @@ impl TuneFlags {
             group_size: self.group_size.or(file.group_size),
             eval_every: self.eval_every.or(file.eval_every),
             evals: self.evals.or(file.evals),
+            early_stopping: self.early_stopping.or(file.early_stopping),
             recompute: self.recompute.or(file.recompute),
             profile: self.profile.or(file.profile),
         }
@@ -255,6 +261,7 @@ impl TuneFlags {
             group_size: self.group_size,
             eval_every: self.eval_every.unwrap_or(0),
             evals: self.evals.unwrap_or(0),
+            early_stopping: self.early_stopping,
             recompute: self.recompute.unwrap_or(false),
             profile: self.profile.unwrap_or(false),
             trace: false,
@@ -332,6 +339,11 @@ impl TuneOptions {
         ensure!(
             self.val_items.is_none() || self.valid.is_none() && self.val_fraction == 0.0,
             "--val-items goes without --valid and --val-fraction: keep one"
+        );
+        ensure!(self.early_stopping != Some(0), "--early-stopping is 0: give at least 1");
+        ensure!(
+            self.early_stopping.is_none() || self.eval_every > 0 || self.evals > 0,
+            "--early-stopping needs validations between the steps: give --eval-every or --evals"
         );
         ensure!(self.val_items != Some(0), "--val-items is 0: give at least 1");
         ensure!(self.steps != Some(0), "--steps is 0: give at least 1");
@@ -438,6 +450,7 @@ mod tests {
     fn a_wrong_file_is_refused_with_key_and_line() {
         let error = message(file("rank: 4\nrnak: 5\n"));
         assert!(error.contains("rnak") && error.contains("line 2"), "{error}");
+        assert!(error.contains("did you mean `rank`"), "{error}");
         let error = message(file("rank: 4\nlr: fast\n"));
         assert!(error.contains("lr") && error.contains("line 2"), "{error}");
         assert!(message(file("bits: 5\n")).contains("use 2, 3, 4, 8 or 16"));

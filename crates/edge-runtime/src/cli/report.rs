@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::evaluate::Voted;
@@ -37,6 +37,15 @@ pub struct VoteLoss {
     /// `last`, `max`, `mean` or `learned`.
     pub rule: String,
     /// Mean over predicted tokens, nats.
+    pub val_loss: f64,
+}
+
+/// The best validation between and after the steps of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestReport {
+    /// Optimiser steps until then.
+    pub step: u64,
+    /// Its loss, nats.
     pub val_loss: f64,
 }
 
@@ -82,6 +91,12 @@ pub struct TuneReport {
     pub peak_device_bytes_by_category: Map<String, Value>,
     /// Most memory of the process, bytes.
     pub peak_host_bytes: Option<u64>,
+    /// The best validation, whose checkpoint is in `best/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestReport>,
+    /// Whether `--early-stopping` ended the run.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
     /// What the cache of hidden states did, where there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trunk_cache: Option<CacheReport>,
@@ -175,6 +190,9 @@ pub fn reset_peak_host() -> bool {
 /// Time between plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(3);
 
+/// Parts of the whole in [`Progress::following`].
+const SHARES: u64 = 1000;
+
 /// Progress on stderr: a bar on a terminal, else a line each few seconds, nothing when quiet.
 #[derive(Debug)]
 pub struct Progress {
@@ -188,7 +206,15 @@ pub struct Progress {
 enum Style {
     Quiet,
     Bar(ProgressBar),
-    Lines { start: Instant, last: Instant },
+    Lines {
+        start: Instant,
+        last: Instant,
+    },
+    /// Of work that somebody else does: whoever says how it goes says how long it will take.
+    Following {
+        bar: Option<ProgressBar>,
+        last: Option<(Instant, String)>,
+    },
 }
 
 impl Progress {
@@ -210,6 +236,38 @@ impl Progress {
         Self { label, len, position: 0, style }
     }
 
+    /// Progress of work that another process does; [`Progress::share`] says how far it is.
+    pub fn following() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let form = "{percent} % {wide_bar}\n{msg}";
+            let style = ProgressStyle::with_template(form);
+            ProgressBar::new(SHARES).with_style(style.unwrap_or(ProgressStyle::default_bar()))
+        });
+        let style = Style::Following { bar, last: None };
+        Self { label: "", len: SHARES, position: 0, style }
+    }
+
+    /// A share of the whole is done; at the end, that is said in any case.
+    pub fn share(&mut self, done: f64, end: bool, message: impl FnOnce() -> String) {
+        let Style::Following { bar, last } = &mut self.style else { return };
+        self.position = (done * SHARES as f64) as u64;
+        match bar {
+            Some(bar) => {
+                bar.set_message(message());
+                bar.set_position(self.position);
+            }
+            None if end || last.as_ref().is_none_or(|(at, _)| at.elapsed() >= LINE_EVERY) => {
+                let text = format!("{:.0} %: {}", 100.0 * done, message());
+                // A run that waits or validates has nothing new.
+                if last.as_ref().is_none_or(|(_, before)| *before != text) {
+                    eprintln!("{text}");
+                }
+                *last = Some((Instant::now(), text));
+            }
+            None => {}
+        }
+    }
+
     /// One unit more is done; `message` says how it went.
     pub fn step(&mut self, message: impl FnOnce() -> String) {
         self.reach(self.position + 1, message);
@@ -220,7 +278,7 @@ impl Progress {
         self.position = position.min(self.len);
         let done = self.position == self.len;
         match &mut self.style {
-            Style::Quiet => {}
+            Style::Quiet | Style::Following { .. } => {}
             Style::Bar(bar) => {
                 bar.set_message(message());
                 bar.set_position(self.position);
@@ -239,14 +297,16 @@ impl Progress {
     pub fn say(&self, text: &str) {
         match &self.style {
             Style::Quiet => {}
-            Style::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
-            Style::Lines { .. } => eprintln!("{text}"),
+            Style::Bar(bar) | Style::Following { bar: Some(bar), .. } => {
+                bar.suspend(|| eprintln!("{text}"));
+            }
+            Style::Lines { .. } | Style::Following { .. } => eprintln!("{text}"),
         }
     }
 
     /// The work is over, whether all of it was done or not.
     pub fn finish(self) {
-        if let Style::Bar(bar) = self.style {
+        if let Style::Bar(bar) | Style::Following { bar: Some(bar), .. } = self.style {
             bar.finish_and_clear();
         }
     }

@@ -13,8 +13,10 @@ use crate::compress::read::is_compressed;
 use crate::exits::Vote;
 use crate::generate::Sampling;
 use crate::interrupt;
+use crate::report::next_command;
 use crate::run_dir::RunDir;
 use crate::session::{Source, Tuned, demo_dir, mebibytes, refuse_formats};
+use crate::tune::validate::BEST;
 
 /// What the demo's samples start with: both styles can go on from it.
 const DEMO_PROMPT: &str = "The ";
@@ -86,6 +88,13 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
         &Options { profile: options.profile, ..Options::default() },
     )?;
     RunDir::check(options.out.as_deref())?;
+    if args.dry_run {
+        let header = crate::tune::run::dry_run(&options, &source, &device, args.quiet)?;
+        if args.json {
+            print_json(&header)?;
+        }
+        return Ok(0);
+    }
     if demo && !named && !args.quiet {
         eprintln!("sample before: {}", sample(&device, &source, &Tuned::default())?);
     }
@@ -162,10 +171,12 @@ fn summarise(report: &TuneReport, options: &TuneOptions, interrupted: bool) {
         );
     }
     eprintln!("written to {}", report.run_dir);
-    let device = &options.device;
-    eprintln!(
-        "next: cargo run --release -p edge-runtime -- generate --run {} --device {device} \
-         --prompt \"The \"",
-        report.run_dir
-    );
+    let mut shown = Path::new(&report.run_dir).to_path_buf();
+    if let Some(best) = report.best.as_ref().filter(|best| best.step < report.steps) {
+        shown.push(BEST);
+        let shown = shown.display();
+        eprintln!("best: loss {:.4} at step {}, kept in {shown}", best.val_loss, best.step);
+    }
+    eprintln!("open {}/{} in a browser", report.run_dir, crate::report::FILE);
+    eprintln!("next: {}", next_command(&shown, &options.device));
 }

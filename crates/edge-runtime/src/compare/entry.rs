@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_norway::{Mapping, Value};
 
 use crate::cli::args::{Method, TuneFlags};
+use crate::cli::schema::explain;
 
 /// A method under a name.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,7 +167,7 @@ pub fn load_config(path: &Path) -> Result<(TuneFlags, Overrides)> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read {shown}: correct the path of --config"))?;
     let wrong = |error: &dyn std::fmt::Display| {
-        anyhow!("{shown} is not usable ({error}): correct that line")
+        anyhow!("{shown} is not usable ({}): correct that line", explain(error))
     };
     let value: Value = serde_norway::from_str(&text).map_err(|error| wrong(&error))?;
     let mut top = match value {

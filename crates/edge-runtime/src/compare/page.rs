@@ -2,51 +2,11 @@
 
 use edge_kernels::Category;
 
-use super::chart::{self, Bar, COLOURS, Part, Series, escape};
 use super::summary::{BudgetKind, CompareReport, Spread, Summary};
+use crate::chart::{self, Bar, COLOURS, Curve, Line, Part, Stroke, Table, escape, mean_line};
 use crate::session::mebibytes;
 
 const TEMPLATE: &str = include_str!("page.html");
-
-/// A table with a head; the first column is text, the others are numbers.
-pub struct Table {
-    /// Names of the columns.
-    pub head: Vec<String>,
-    /// Cells, row by row.
-    pub rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn new(head: &[&str]) -> Self {
-        Self { head: head.iter().map(|&name| name.into()).collect(), rows: Vec::new() }
-    }
-
-    fn html(&self) -> String {
-        let row = |cells: &[String], tag: &str| {
-            let cells = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell)));
-            format!("<tr>{}</tr>", cells.collect::<String>())
-        };
-        let rows: String = self.rows.iter().map(|cells| row(cells, "td")).collect();
-        format!("<table><thead>{}</thead><tbody>{rows}</tbody></table>", row(&self.head, "th"))
-    }
-
-    /// For a terminal: columns of equal width, numbers at the right.
-    pub fn text(&self) -> String {
-        let all = || std::iter::once(&self.head).chain(&self.rows);
-        let width = |column: usize| {
-            let cells = all().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.head.len()).map(width).collect();
-        let line = |row: &Vec<String>| {
-            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
-                if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-            });
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-        };
-        all().map(line).collect::<Vec<_>>().join("\n")
-    }
-}
 
 /// Speed, memory and losses of every method.
 pub fn results(report: &CompareReport) -> Table {
@@ -156,27 +116,17 @@ pub fn render(report: &CompareReport, names: &[String]) -> String {
         budgets.join("; "),
         seeds.join(", ")
     );
-    let mut page = String::with_capacity(TEMPLATE.len() * 4);
-    let mut rest = TEMPLATE;
-    // One pass over the template, so that what is put in is not searched for places again.
-    while let Some((before, place)) = rest.split_once("{{") {
-        let (name, after) = place.split_once("}}").unwrap_or((place, ""));
-        page.push_str(before);
-        page.push_str(&match name {
-            "title" => escape(&title),
-            "about" => escape(&about),
-            "notes" => notes(report),
-            "results" => results(report).html(),
-            "comparisons" => comparisons(report).html(),
-            "curves" => curves(report, names),
-            "bars" => bars(report, names),
-            "exits" => exits(report).html(),
-            _ => unreachable!("the template has the unknown place {name}"),
-        });
-        rest = after;
-    }
-    page.push_str(rest);
-    page
+    chart::fill(TEMPLATE, |name| match name {
+        "title" => escape(&title),
+        "about" => escape(&about),
+        "notes" => notes(report),
+        "results" => results(report).html(),
+        "comparisons" => comparisons(report).html(),
+        "curves" => curves(report, names),
+        "bars" => bars(report, names),
+        "exits" => exits(report).html(),
+        _ => unreachable!("the template has the unknown place {name}"),
+    })
 }
 
 /// What a reader must know first: runs that failed or are missing.
@@ -199,8 +149,7 @@ fn notes(report: &CompareReport) -> String {
 }
 
 fn figure(drawing: Option<String>, title: &str, caption: &str) -> String {
-    let drawing = drawing.unwrap_or_else(|| "<p>No run came to its end.</p>".into());
-    format!("<figure><h3>{title}</h3>{drawing}<figcaption>{caption}</figcaption></figure>")
+    chart::figure(drawing, title, caption, "No run came to its end.")
 }
 
 fn colour(names: &[String], name: &str) -> usize {
@@ -217,24 +166,46 @@ fn drawn(report: &CompareReport, wanted: BudgetKind) -> BudgetKind {
     }
 }
 
+/// The curve of each seed that came to its end.
+fn lines_of(
+    report: &CompareReport,
+    name: &str,
+    budget: BudgetKind,
+    axis: BudgetKind,
+) -> Vec<(u64, Line)> {
+    let runs = report.methods.iter();
+    let same =
+        runs.filter(|run| run.method == name && run.budget == Some(budget) && run.is_whole());
+    let lines = same.map(|run| {
+        let points = run.curve.iter().map(|point| match axis {
+            BudgetKind::Tokens => (point.tokens as f64, point.val_loss),
+            BudgetKind::Seconds => (point.seconds, point.val_loss),
+        });
+        (run.seed, points.collect())
+    });
+    lines.collect()
+}
+
 fn curves(report: &CompareReport, names: &[String]) -> String {
     let charts = [BudgetKind::Tokens, BudgetKind::Seconds].map(|axis| {
         let budget = drawn(report, axis);
-        let series = names.iter().map(|name| {
-            let same = |run: &&super::summary::Run| {
-                run.method == *name && run.budget == Some(budget) && run.is_whole()
-            };
-            let runs = report.methods.iter().filter(same);
-            let lines = runs.map(|run| {
-                let points = run.curve.iter().map(|point| match axis {
-                    BudgetKind::Tokens => (point.tokens as f64, point.val_loss),
-                    BudgetKind::Seconds => (point.seconds, point.val_loss),
-                });
-                (run.seed, points.collect())
-            });
-            Series { name: name.clone(), colour: colour(names, name), lines: lines.collect() }
-        });
-        let series: Vec<Series> = series.filter(|series| !series.lines.is_empty()).collect();
+        let mut thin: Vec<Curve> = Vec::new();
+        let mut means: Vec<Curve> = Vec::new();
+        for name in names {
+            let colour = colour(names, name);
+            let lines = lines_of(report, name, budget, axis);
+            if lines.is_empty() {
+                continue;
+            }
+            let points = mean_line(&lines.iter().map(|(_, line)| line).collect::<Vec<_>>());
+            means.push(Curve { name: name.clone(), colour, stroke: Stroke::Dots, points });
+            let several = lines.len() > 1;
+            thin.extend(lines.into_iter().filter(|_| several).map(|(seed, points)| {
+                let name = format!("{name}, seed {seed}");
+                Curve { name, colour, stroke: Stroke::Thin, points }
+            }));
+        }
+        thin.append(&mut means);
         let (title, label) = match axis {
             BudgetKind::Tokens => ("Against tokens", "training tokens"),
             BudgetKind::Seconds => ("Against time", "time of training, s"),
@@ -244,7 +215,7 @@ fn curves(report: &CompareReport, names: &[String]) -> String {
              means.",
             budget.name()
         );
-        figure(chart::lines(&series, label, "validation loss, nats"), title, &caption)
+        figure(chart::lines(&thin, &[], label, "validation loss, nats"), title, &caption)
     });
     charts.concat()
 }
@@ -280,12 +251,12 @@ fn bars(report: &CompareReport, names: &[String]) -> String {
         .collect();
     let categories = Category::ALL.iter().enumerate();
     let legend = chart::legend(categories.map(|(colour, category)| (category.name(), colour)));
-    let stacked = chart::bars(&memory, "MiB").map(|svg| legend + &svg);
+    let stacked = chart::bars(&memory, None, "MiB").map(|svg| legend + &svg);
     let caption = "Each category's own peak; the number is the most in use at once.";
     let runs = format!("Runs of equal {}; validation does not count.", budget.name());
     [
         figure(stacked, "Peak device memory", caption),
-        figure(chart::bars(&speed, "tokens/s"), "Training speed", &runs),
+        figure(chart::bars(&speed, None, "tokens/s"), "Training speed", &runs),
     ]
     .concat()
 }
@@ -308,8 +279,8 @@ mod tests {
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
         }
         // Two methods came to their end, with two seeds each, in two charts.
-        assert_eq!(page.matches("class=\"mean ").count(), 4);
-        assert_eq!(page.matches("class=\"seed ").count(), 8);
+        assert_eq!(page.matches("class=\"thick ").count(), 4);
+        assert_eq!(page.matches("class=\"thin ").count(), 8);
         let empty = render(&CompareReport::default(), &names);
         assert_eq!(empty.matches("No run came to its end").count(), 4);
     }

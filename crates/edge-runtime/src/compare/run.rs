@@ -14,7 +14,7 @@ use crate::cli::report::{Progress, reset_peak_host};
 use crate::data::Dataset;
 use crate::interrupt;
 use crate::run_dir::write_atomically;
-use crate::session::Source;
+use crate::session::{Source, duration};
 use crate::tune::run::{Outcome, run_on};
 
 /// A method that takes part.
@@ -286,16 +286,6 @@ fn finished(run: Run, outcome: Outcome, resets: bool) -> Run {
     }
 }
 
-/// `40 s`, `12 min`, `1 h 5 min`.
-fn duration(seconds: f64) -> String {
-    let minutes = (seconds / 60.0).round() as u64;
-    match minutes {
-        0 | 1 => format!("{seconds:.0} s"),
-        2..60 => format!("{minutes} min"),
-        _ => format!("{} h {} min", minutes / 60, minutes % 60),
-    }
-}
-
 /// Refuses data that nothing can be compared on.
 ///
 /// # Errors
@@ -330,15 +320,4 @@ pub fn check_tokenizers(sources: &[Source]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_short() {
-        let shown = [0.4, 89.0, 90.0, 725.0, 3900.0].map(duration);
-        assert_eq!(shown, ["0 s", "89 s", "2 min", "12 min", "1 h 5 min"]);
-    }
 }

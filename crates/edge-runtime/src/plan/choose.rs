@@ -16,7 +16,7 @@ use super::facts::Facts;
 use super::measure::{formats_of, measure};
 use super::price::{Pricer, Speed};
 use crate::adapter::weight_name;
-use crate::cli::args::Method;
+use crate::cli::args::{Method, PlanParts};
 use crate::cli::options::TuneOptions;
 use crate::cli::report::Progress;
 use crate::cli::{Misfit, Usage};
@@ -60,11 +60,23 @@ impl Machine {
                 say(format!("{error:#}"));
             }
         }
-        Ok(Self {
+        Ok(Self::from_facts(&facts, device, source))
+    }
+
+    /// What was measured of a device earlier; `None` where that does not cover the job.
+    pub fn known(device: &Device, source: &Source, job: &Job) -> Option<Self> {
+        // A damaged file is named where something is to be measured.
+        let facts = Facts::load(device.info()).ok().flatten()?;
+        let covered = facts.missing(&formats_of(job).concat()).is_empty();
+        covered.then(|| Self::from_facts(&facts, device, source))
+    }
+
+    fn from_facts(facts: &Facts, device: &Device, source: &Source) -> Self {
+        Self {
             speed: facts.speed(),
             rates: facts.transfers(comes_from_disk(source)),
             staged: device.stages_uploads(),
-        })
+        }
     }
 
     /// A device that is not here.
@@ -278,6 +290,34 @@ pub fn choose(
             remedy(source, &job)
         ))),
     }
+}
+
+/// What a step of a job is predicted to take, seconds, with everything on the device and by what
+/// was measured of it earlier; `None` where it was not.
+pub fn predict(
+    options: &TuneOptions,
+    source: &Source,
+    device: &Device,
+    job: &Job,
+    (sequences, counted): (usize, f64),
+) -> Option<f64> {
+    let machine = Machine::known(device, source, job)?;
+    let turns = turns(options, job, Some(sequences));
+    let plan = PlanParts {
+        path: Some(Path::Rows),
+        resident: Some(job.blocks.len() as u32),
+        recompute: Some(job.recompute),
+        ..PlanParts::default()
+    };
+    let options = TuneOptions {
+        plan: Some(plan),
+        memory_budget: None,
+        auto_micro_batch: false,
+        ..options.clone()
+    };
+    let from = (&turns[..], counted);
+    let found = find(&options, source, device, job, &machine, from, Objective::Time).ok()?.ok()?;
+    Some(found.best.step_s)
 }
 
 /// What helps where nothing fits.

@@ -141,6 +141,11 @@ impl Course {
         self.budget
     }
 
+    /// Whether a turn is of the last part of the run.
+    pub fn is_last(&self, turn: Turn) -> bool {
+        turn.phase + 1 == self.ends.len()
+    }
+
     /// The next step's turn; `None` at the end. Must be asked for once a step.
     pub fn next(&mut self, spent: Spent) -> Option<Turn> {
         let done = self.budget.done(spent);

@@ -1,12 +1,16 @@
 //! Tuning: jobs of the methods, the training step, the run.
 
+pub mod best;
 pub mod cache;
 pub mod course;
+pub mod header;
 mod pass;
 pub mod run;
 pub mod save;
+mod session;
 pub mod trainer;
 pub mod trunk_cache;
+pub mod validate;
 
 use anyhow::{Result, ensure};
 use edge_kernels::Format;

@@ -1,6 +1,7 @@
 //! What a run leaves behind: adapter and exits, or with method `full` a whole model folder.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use edge_scheduler::Projection;
@@ -15,7 +16,7 @@ use crate::merge::encode;
 use crate::model::Model;
 use crate::model::linear::Matrix;
 use crate::model::load::{EMBEDDING, HEAD, NORM, norm_name};
-use crate::run_dir::{ModelCard, RunDir};
+use crate::run_dir::{ModelCard, write_atomically};
 use crate::session::Source;
 
 /// Files of a model folder that go along with trained weights.
@@ -28,19 +29,14 @@ pub(crate) const COMPANIONS: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// Writes what was trained.
+/// Writes what was trained into a directory.
 ///
 /// # Errors
 /// A file cannot be written, or the device fails.
-pub fn results(
-    options: &TuneOptions,
-    source: &Source,
-    model: &Model,
-    run_dir: &RunDir,
-) -> Result<()> {
+pub fn results(options: &TuneOptions, source: &Source, model: &Model, dir: &Path) -> Result<()> {
     let base = source.dir.display().to_string();
     if options.method == Method::Full {
-        full(source, model, run_dir)?;
+        full(source, model, dir)?;
     } else {
         let config = AdapterConfig {
             r: options.rank,
@@ -49,7 +45,7 @@ pub fn results(
             base_model_name_or_path: Some(base.clone()),
         };
         let read = |layer, projection, matrix| model.adapter_matrix(layer, projection, matrix);
-        adapter::save(run_dir.path(), &config, &model.adapted(), &source.config, &read)?;
+        adapter::save(dir, &config, &model.adapted(), &source.config, &read)?;
     }
     if options.method == Method::Edge {
         let exits = Exits {
@@ -62,7 +58,7 @@ pub fn results(
             learned: model.learned().cloned(),
             isolated: model.job.isolated,
         };
-        exits.save(run_dir.path(), &source.config)?;
+        exits.save(dir, &source.config)?;
     }
     let mut facts = vec![
         ("rank".into(), options.rank.to_string()),
@@ -74,15 +70,12 @@ pub fn results(
         let note = "isolated: each stands on the base, so the adapter is no model by itself";
         facts.push(("windows".into(), note.into()));
     }
-    run_dir.write_model_card(&ModelCard {
-        base_model: base,
-        method: options.method.name().into(),
-        facts,
-    })
+    let method = options.method.name().into();
+    ModelCard { base_model: base, method, facts }.save(dir)
 }
 
 /// Writes all weights in the checkpoint's own number format, with the folder's other files.
-fn full(source: &Source, model: &Model, run_dir: &RunDir) -> Result<()> {
+fn full(source: &Source, model: &Model, dir: &Path) -> Result<()> {
     let dtype = source.checkpoint.tensor(EMBEDDING)?.dtype;
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     let d = model.shape.hidden_size as usize;
@@ -126,9 +119,9 @@ fn full(source: &Source, model: &Model, run_dir: &RunDir) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = safetensors::serialize(views, Some(metadata)).context("laying out the weights")?;
-    run_dir.write("model.safetensors", &bytes)?;
+    write_atomically(&dir.join("model.safetensors"), &bytes)?;
     for (name, bytes) in source.companions()? {
-        run_dir.write(name, &bytes)?;
+        write_atomically(&dir.join(name), &bytes)?;
     }
     Ok(())
 }
