@@ -10,7 +10,6 @@ use std::sync::Arc;
 use edge_gpu::{Device, Options};
 use edge_kernels::pack::{PackedHost, pack};
 use edge_kernels::{Category, Format};
-use edge_runtime::adapter::weight_name;
 use edge_runtime::batch::IGNORE;
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::compress::calibrate::sensitivity::Layer;
@@ -20,6 +19,7 @@ use edge_runtime::compress::calibrate::{
 use edge_runtime::compress::solve::Hessian;
 use edge_runtime::config::ModelConfig;
 use edge_runtime::data::Stream;
+use edge_runtime::family::names::weight_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_scheduler::{BlockFormats, Job, LinearInput, Projection};
 #[cfg(target_os = "linux")]

@@ -1,6 +1,7 @@
 //! Adapts large language models on the device that holds the data.
 //!
 //! Input and output: [`config`], [`checkpoint`] and [`tokenizer`] read a Hugging Face folder,
+//! [`family`] has what models of different families differ in,
 //! [`data`] reads texts and [`batch`] cuts them into windows, [`adapter`] and [`exits`] read and
 //! write what tuning makes, [`compress`] reads and writes compressed models. [`run_dir`] is the one
 //! place that a run writes to.
@@ -27,6 +28,7 @@ pub mod draft;
 pub mod evaluate;
 mod example;
 pub mod exits;
+pub mod family;
 pub mod generate;
 pub mod interrupt;
 pub mod merge;

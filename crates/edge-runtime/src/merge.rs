@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -11,10 +12,10 @@ use half::{bf16, f16};
 use safetensors::View;
 use safetensors::tensor::Dtype as Kind;
 
-use crate::adapter::{AdapterConfig, weight_name};
+use crate::adapter::AdapterConfig;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::exits::Exits;
-use crate::model::load::NORM;
+use crate::family::names::NORM;
 use crate::run_dir::{write_atomically, write_tensors_atomically};
 use crate::session::{Source, Tuned};
 use crate::tune::save::COMPANIONS;
@@ -62,12 +63,16 @@ pub fn merge(
             if *layer < first_layer {
                 continue;
             }
-            let change = Change::Lora { config, a, b };
-            changes.insert(weight_name(*layer, *projection), change);
+            let place = source.config.weight_place(*layer, *projection);
+            let change = changes.entry(place.name);
+            let change = change.or_insert_with(|| Change::Lora { config, parts: Vec::new() });
+            if let Change::Lora { parts, .. } = change {
+                parts.push((place.rows, a, b));
+            }
         }
     }
     if let Some(norm) = norm {
-        changes.insert(NORM.into(), Change::Values(norm));
+        changes.insert(NORM.into(), Change::Values(source.config.stored_norm(norm)));
     }
     let names: Vec<&str> = source.checkpoint.names().collect();
     let mut views = Vec::with_capacity(names.len());
@@ -90,8 +95,12 @@ pub fn merge(
 
 /// What becomes of a tensor.
 enum Change<'a> {
-    Lora { config: &'a AdapterConfig, a: &'a [f32], b: &'a [f32] },
-    Values(&'a [f32]),
+    /// Products `B·A` for some rows each.
+    Lora {
+        config: &'a AdapterConfig,
+        parts: Vec<(Range<usize>, &'a [f32], &'a [f32])>,
+    },
+    Values(Vec<f32>),
 }
 
 /// A tensor that is computed when it is written.
@@ -117,8 +126,12 @@ impl Merged<'_> {
         match self.change {
             None => {}
             Some(Change::Values(new)) => values.copy_from_slice(new),
-            Some(Change::Lora { config, a, b }) => {
-                add_product(&mut values, (a, b), config.r, config.scale());
+            Some(Change::Lora { config, parts }) => {
+                let cols = tensor.cols();
+                for (rows, a, b) in parts {
+                    let values = &mut values[rows.start * cols..rows.end * cols];
+                    add_product(values, (a, b), config.r, config.scale());
+                }
             }
         }
         Cow::Owned(encode(&values, self.dtype))

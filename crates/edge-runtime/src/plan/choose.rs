@@ -15,7 +15,6 @@ use edge_scheduler::{Job, Path, Projection};
 use super::facts::Facts;
 use super::measure::{formats_of, measure};
 use super::price::{Pricer, Speed};
-use crate::adapter::weight_name;
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
 use crate::cli::report::Progress;
@@ -136,10 +135,10 @@ pub fn can_stream(source: &Source, job: &Job) -> bool {
     }
     let shape = source.config.shape();
     let same = |block: usize, projection: Projection| {
-        let name = weight_name(block, projection);
         let format = job.blocks[block].get(projection);
         let (_, k) = shape.projection(projection);
-        let own = source.checkpoint.tensor(&name).map(|tensor| dense_format(tensor.dtype));
+        let weight = source.checkpoint.weight(&source.config, block, projection);
+        let own = weight.map(|tensor| dense_format(tensor.dtype));
         own.is_ok_and(|own| own == format) && (format == Format::F32 || k.is_multiple_of(2))
     };
     job.trained != edge_scheduler::Trained::Full
