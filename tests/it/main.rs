@@ -10,6 +10,7 @@ mod compressed;
 mod device;
 mod draft;
 mod examples;
+mod families;
 mod formats;
 mod golden;
 mod model;

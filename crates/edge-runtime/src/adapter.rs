@@ -181,7 +181,8 @@ impl<R: Fn(usize, Projection, char) -> Result<Vec<f32>>> View for Written<'_, R>
 /// when it is written, so that one tensor is in memory at a time.
 ///
 /// # Errors
-/// Only a part of a layer has an adapter, a tensor cannot be read or has not the size that `model` gives it, or a file cannot be written.
+/// Only a part of a layer has an adapter, a tensor cannot be read or has not the size that `model`
+/// gives it, or a file cannot be written.
 pub fn save(
     dir: &Path,
     config: &AdapterConfig,

@@ -2,14 +2,15 @@
 //!
 //! One safetensors file. The header is padded with spaces so that the data begin at a multiple of
 //! [`ALIGN`] bytes of the file. The data are sections without gaps: the tables (final norm,
-//! embedding, untied head), then each block (norms and biases, projections), every section at a multiple of
-//! [`ALIGN`]; tensors `padding.I` of zero bytes fill up the one before, because safetensors allows
-//! no holes.
+//! embedding, untied head), then each block (norms and biases, projections), every section at a
+//! multiple of [`ALIGN`]; tensors `padding.I` of zero bytes fill up the one before, because
+//! safetensors allows no holes.
 //!
 //! A packed matrix is `NAME.values.S` and `NAME.scales.S` for shard `S` of
 //! [`projection_shards`] or [`table_shards`] at [`MAX_SHARD_BYTES`]: `U32` words, in the layout of
 //! [`edge_kernels::packing`]. Projections of 16 bits are `NAME.values.S` as well, row-major. Those
-//! that are one layer in other checkpoints are matrices of their own here. Norms and biases are F32; tables of 16 bits are tensors as in any checkpoint.
+//! that are one layer in other checkpoints are matrices of their own here. Norms and biases are
+//! F32, as the checkpoint holds them; tables of 16 bits are tensors as in any checkpoint.
 
 use edge_kernels::Format;
 use edge_scheduler::plan::{MAX_SHARD_BYTES, projection_shards, table_shards};

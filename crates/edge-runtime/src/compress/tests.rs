@@ -127,7 +127,7 @@ fn a_folder_holds_what_was_written() {
 #[test]
 fn sizes_equal_the_arithmetic() {
     // Those of Llama 2 7B and 13B: some matrices are in two parts.
-    for (hidden_size, intermediate_size, num_heads) in [(4096, 11008, 32), (5120, 13824, 40)] {
+    for (hidden_size, intermediate_size, num_heads) in [(4096_u32, 11008, 32), (5120, 13824, 40)] {
         let keys = json!({
             "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
             "hidden_size": hidden_size, "intermediate_size": intermediate_size,

@@ -3,20 +3,23 @@
 //! Some families add biases to q, k and v, and some normalise each head of q and k before the
 //! rotation: `q = rms_norm(Q n + b)`, a norm over rows of a head's width.
 
+use anyhow::Result;
 use edge_gpu::{Recorder, Slice};
 use edge_kernels::ops::activation::{bias_add, bias_grad};
 use edge_kernels::ops::attention::{
-    attention_backward_kv, attention_backward_q, attention_delta, attention_forward, rope,
+    RopeScaling as Scaling, attention_backward_kv, attention_backward_q, attention_delta,
+    attention_forward, rope, rope_table,
 };
 use edge_kernels::ops::matmul::sum_partials;
 use edge_kernels::ops::norm::rms_norm_forward;
 use edge_scheduler::plan::NORM_GRAD_PARTS;
-use edge_scheduler::{BlockVector, Projection};
+use edge_scheduler::{BlockVector, Job, Projection};
 
 use super::block::{Geometry, norm_gradients};
 use super::linear::Target;
-use super::workspace::{Backward, BeforeNorm, Slot};
+use super::workspace::{Backward, BeforeNorm, Pool, Slot};
 use super::{Block, Model, Norm};
+use crate::config::{ModelConfig, RopeScaling};
 
 /// The bias of a projection.
 fn bias(block: &Block, projection: Projection) -> Option<&Norm> {
@@ -35,6 +38,40 @@ fn head_norm(block: &Block, projection: Projection) -> Option<(&Norm, usize)> {
         Projection::K => block.find(BlockVector::KNorm).map(|norm| (norm, 1)),
         _ => None,
     }
+}
+
+fn scaling(config: &RopeScaling) -> Scaling {
+    match *config {
+        RopeScaling::None => Scaling::None,
+        RopeScaling::Linear { factor } => Scaling::Linear { factor },
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => Scaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings: original_max_position_embeddings as f64,
+        },
+    }
+}
+
+/// Cosines and sines of all positions, and those of blocks with a window where they have others.
+pub(super) fn ropes(
+    pool: &mut Pool<'_>,
+    config: &ModelConfig,
+    job: &Job,
+) -> Result<(Slice, Option<Slice>)> {
+    let head_dim = config.shape().head_dim;
+    let mut fill = |name, theta, scaling| {
+        let table = rope_table(job.positions, head_dim, theta, scaling);
+        pool.filled(name, bytemuck::cast_slice(&table))
+    };
+    let whole = fill("rope", config.rope_theta, scaling(&config.rope_scaling))?;
+    let local = config.local_rope_theta.map(|theta| fill("rope_local", theta, Scaling::None));
+    Ok((whole, local.transpose()?))
 }
 
 impl Model {

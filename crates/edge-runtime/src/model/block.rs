@@ -3,15 +3,15 @@
 //! `x_mid = x + O(attention(rope(Q n), rope(K n), V n))`, n = rms_norm(x);
 //! `x_out = x_mid + Down(silu(Gate m) * Up m)`, m = rms_norm(x_mid).
 //!
-//! That is Llama's. What other families have beyond it is data ([`crate::family`]): biases and norms
-//! of heads (`attention.rs`), norms of what the branches `O` and `Down` put out, GELU for SiLU.
+//! That is Llama's. What other families have beyond it is data ([`crate::family`]): biases and
+//! norms of heads (`attention.rs`), norms of what `O` and `Down` put out, GELU for SiLU.
 //!
 //! The forward pass of a block that is trained keeps `x`, `q`, `k`, `v`, the attention output,
 //! `x_mid`, `gate` and `up`, and what norms inside the block read; norms of the stream and the
-//! gated product are computed again on the way back. A
-//! block of the trunk keeps nothing and updates the residual stream in place. Where the stream is
-//! kept anyway, a branch goes to the workspace's `normed` first, and `residual_rms_norm` makes the
-//! next residual stream and the next norm's output of it in one pass.
+//! gated product are computed again on the way back. A block of the trunk keeps nothing and updates
+//! the residual stream in place. Where the stream is kept anyway, a branch goes to the workspace's
+//! `normed` first, and `residual_rms_norm` makes the next residual stream and the next norm's
+//! output of it in one pass.
 //!
 //! Calibration taps the same pass: it is shown what each linear layer is about to read.
 

@@ -26,7 +26,6 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice, UploadSlot};
-use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
 use edge_kernels::ops::optim::adamw_8bit;
 use edge_scheduler::{
@@ -42,7 +41,7 @@ use self::workspace::{Pool, Slot, Workspace};
 use crate::adapter::{AdapterConfig, AdapterTensors};
 use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::ModelConfig;
 use crate::exits::Exits;
 use crate::vote::Learned;
 
@@ -210,7 +209,7 @@ impl Model {
         let shape = config.shape();
         let plan = Plan::new(&shape, job, device_facts(device));
         let mut pool = Pool::new(device, &plan);
-        let (rope, local_rope) = ropes(&mut pool, config, job)?;
+        let (rope, local_rope) = attention::ropes(&mut pool, config, job)?;
         let groups = groups(&mut pool, &plan, job)?;
         let (slot_of, slots) = slots(&mut pool, job)?;
         let mut loader = Loader {
@@ -526,36 +525,6 @@ impl LoraInit {
     pub fn of(config: &AdapterConfig) -> Self {
         Self { scale: config.scale(), seed: 0 }
     }
-}
-
-fn scaling(config: &RopeScaling) -> Scaling {
-    match *config {
-        RopeScaling::None => Scaling::None,
-        RopeScaling::Linear { factor } => Scaling::Linear { factor },
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => Scaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings: original_max_position_embeddings as f64,
-        },
-    }
-}
-
-/// Cosines and sines of all positions, and those of blocks with a window where they have others.
-fn ropes(pool: &mut Pool<'_>, config: &ModelConfig, job: &Job) -> Result<(Slice, Option<Slice>)> {
-    let head_dim = config.shape().head_dim;
-    let mut fill = |name, theta, scaling| {
-        let table = rope_table(job.positions, head_dim, theta, scaling);
-        pool.filled(name, bytemuck::cast_slice(&table))
-    };
-    let whole = fill("rope", config.rope_theta, scaling(&config.rope_scaling))?;
-    let local = config.local_rope_theta.map(|theta| fill("rope_local", theta, Scaling::None));
-    Ok((whole, local.transpose()?))
 }
 
 /// The slot of each block that does not stay on the device, and the slots.

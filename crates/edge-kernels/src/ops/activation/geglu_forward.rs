@@ -40,7 +40,7 @@ pub fn dispatch<B>(count: u32, gate: B, up: B, out: B) -> Dispatch<B> {
 }
 
 /// `2 · √(2/π)`.
-const SLOPE: f32 = 1.595_769_1;
+const SLOPE: f32 = 1.595_769_2;
 /// Weight of the cube in the tanh approximation of GELU.
 const CUBE: f32 = 0.044_715;
 

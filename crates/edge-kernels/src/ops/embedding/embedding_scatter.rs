@@ -1,6 +1,7 @@
 //! Token embeddings, backward: gradients of tokens added to the rows of the table.
 //!
-//! dw\[row,:\] += scale · Σ dy\[order\[s\],:\] over s in start..end, for each segment (row, start, end)
+//! dw\[row,:\] += scale · Σ dy\[order\[s\],:\] over s in start..end, for each segment
+//! (row, start, end)
 //!
 //! | tensor   | shape          | dtype | role                                    |
 //! |----------|----------------|-------|-----------------------------------------|
