@@ -124,6 +124,8 @@ fn published_configs_are_read() {
     }
     assert_eq!(load("golden/mistral").unwrap().family.name, "Mistral");
     assert_eq!(load("assets/configs/smollm2-135m").unwrap().rope_theta, 1e5);
+    let qwen = load("assets/configs/qwen2.5-0.5b-instruct").unwrap();
+    assert_eq!((qwen.head_dim, qwen.sliding_window, qwen.rope_theta), (64, None, 1e6));
     let phi = load("golden/phi3").unwrap();
     let place = phi.weight_place(2, Projection::V);
     assert_eq!((place.rows, place.whole), (128..160, 160));
