@@ -1,4 +1,5 @@
-//! out[t,:] = W[ids[t] − row0, :] for ids in row0..row0+rows, the shard of the table that W is
+//! out[t,:] = scale · W[ids[t] − row0, :] for ids in row0..row0+rows, the shard of the table that
+//! W is
 //!
 //! ids: [tokens] u32 · out: [tokens, cols] f32, rows of other ids untouched · W: [rows, cols] in
 //! any format
@@ -13,6 +14,7 @@ struct Params {
     cols: u32,
     row0: u32,
     rows: u32,
+    scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,6 +35,6 @@ fn embedding_gather(
     // Ids below row0 wrap around and are out of range too.
     let row = ids[token] - params.row0;
     if row < params.rows {
-        out[i] = load_w(row, i - token * params.cols);
+        out[i] = params.scale * load_w(row, i - token * params.cols);
     }
 }

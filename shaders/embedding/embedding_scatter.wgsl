@@ -1,4 +1,4 @@
-//! dw[row,:] += Σ dy[order[s],:] over s in start..end, for each segment (row, start, end)
+//! dw[row,:] += scale · Σ dy[order[s],:] over s in start..end, for each segment (row, start, end)
 //!
 //! segments: [segments, 3] u32, each row at most once · order: [tokens] u32 ·
 //! dy: [tokens, cols] f32 · dw: [rows, cols] f32
@@ -14,6 +14,7 @@ struct Params {
     cols: u32,
     tokens: u32,
     rows: u32,
+    scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -40,5 +41,5 @@ fn embedding_scatter(
     for (var s = segments[3u * segment + 1u]; s < end; s++) {
         sum += dy[order[s] * cols + col];
     }
-    dw[segments[3u * segment] * cols + col] += sum;
+    dw[segments[3u * segment] * cols + col] += params.scale * sum;
 }

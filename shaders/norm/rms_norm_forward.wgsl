@@ -1,6 +1,6 @@
-//! y[r,c] = x[r,c] · rstd[r] · w[c],  rstd[r] = 1 / sqrt(mean_c x[r,c]² + eps)
+//! y[r,c] (+)= x[r,c] · rstd[r] · w[c],  rstd[r] = 1 / sqrt(mean_c x[r,c]² + eps)
 //!
-//! x, y: [rows, cols] f32 · w: [cols] f32 · rstd: [rows] f32
+//! x: [rows, cols] f32 · y: [rows, cols] f32 from out_offset · w: [cols] f32 · rstd: [rows] f32
 //! Grid: one workgroup a row. Shared: 4·WG bytes. Needs: nothing beyond core WebGPU.
 
 //#include "lib/scalar.wgsl"
@@ -12,7 +12,8 @@ struct Params {
     rows: u32,
     cols: u32,
     eps: f32,
-    pad: u32,
+    out_offset: u32,
+    accumulate: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -40,8 +41,14 @@ fn rms_norm_forward(
     }
     let mean = workgroup_sum(squares, lane) / f32(params.cols);
     let scale = inverseSqrt(mean + params.eps);
+    let first = params.out_offset / LANES + base;
     for (var c = lane.index; c < count; c += WG) {
-        y[base + c] = x[base + c] * scale * w[c];
+        let value = x[base + c] * scale * w[c];
+        if params.accumulate == 1u {
+            y[first + c] += value;
+        } else {
+            y[first + c] = value;
+        }
     }
     if lane.index == 0u {
         rstd[row] = scale;

@@ -1,11 +1,10 @@
 //! A block in f64 with plain loops, as far as the inputs of its linear layers: what second moments
 //! are held against.
 
-use edge_runtime::adapter::weight_name;
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::config::ModelConfig;
-use edge_runtime::model::load::norm_name;
-use edge_scheduler::Projection;
+use edge_runtime::family::names::weight_name;
+use edge_scheduler::{BlockVector, Projection};
 
 /// `[rows, n]` of `[rows, k]` and a weight `[n, k]`.
 fn linear(x: &[f64], k: usize, weight: &[f32]) -> Vec<f64> {
@@ -68,12 +67,12 @@ pub(crate) fn inputs(
     let shape = config.shape();
     let d = shape.hidden_size as usize;
     let weight = |p: Projection| floats(&weight_name(block as usize, p));
-    let norm = |post| floats(&norm_name(block, post));
+    let norm = |which| floats(&config.vector_name(block as usize, which));
     let eps = f64::from(config.rms_norm_eps);
     let [heads, kv_heads, head_dim] =
         [shape.num_heads, shape.num_kv_heads, shape.head_dim].map(|size| size as usize);
     let x: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-    let normed = rms_norm(&x, &norm(false), eps);
+    let normed = rms_norm(&x, &norm(BlockVector::InputNorm), eps);
     let [mut q, mut k, v] =
         [Projection::Q, Projection::K, Projection::V].map(|p| linear(&normed, d, &weight(p)));
     rope(&mut q, seq_len, heads, head_dim);
@@ -96,7 +95,7 @@ pub(crate) fn inputs(
     }
     let o = linear(&attention, heads * head_dim, &weight(Projection::O));
     let mid: Vec<f64> = x.iter().zip(&o).map(|(x, o)| x + o).collect();
-    let mlp = rms_norm(&mid, &norm(true), eps);
+    let mlp = rms_norm(&mid, &norm(BlockVector::MlpNorm), eps);
     let gate = linear(&mlp, d, &weight(Projection::Gate));
     let up = linear(&mlp, d, &weight(Projection::Up));
     let hidden = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use edge_gpu::{Device, Options};
 use edge_kernels::pack::{PackedHost, pack};
 use edge_kernels::{Category, Format};
-use edge_runtime::adapter::weight_name;
 use edge_runtime::batch::IGNORE;
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::compress::calibrate::sensitivity::Layer;
@@ -52,7 +51,7 @@ fn uncompressed() -> Vec<BlockFormats> {
 /// Bindings so small that head, projections and second moments are cut.
 const SMALL_BINDING_BYTES: u64 = 20 << 10;
 
-struct Tiny {
+pub(crate) struct Tiny {
     _dir: TempDir,
     config: ModelConfig,
     checkpoint: Checkpoint,
@@ -60,8 +59,12 @@ struct Tiny {
 }
 
 fn tiny() -> Tiny {
+    tiny_of(&tiny::config())
+}
+
+pub(crate) fn tiny_of(config: &serde_json::Value) -> Tiny {
     let dir = TempDir::new().expect("a temporary folder");
-    tiny::write(dir.path(), 11).expect("a checkpoint");
+    tiny::write_config(dir.path(), config, 11).expect("a checkpoint");
     let ids = (0..SEQUENCES * SEQ_LEN + 5).map(|i| ((i * i * 7 + i * 13 + 5) % VOCAB) as u32);
     let stream = Stream::text(ids.collect(), "a.txt".to_owned());
     Tiny {
@@ -128,14 +131,10 @@ impl Tiny {
         (logits, states)
     }
 
-    fn floats(&self, name: &str) -> Vec<f32> {
-        self.checkpoint.tensor(name).expect("a tensor").to_f32()
-    }
-
     fn packed(&self, block: u32, projection: Projection, format: Format) -> Arc<PackedHost> {
         let (n, k) = self.config.shape().projection(projection);
-        let weight = self.floats(&weight_name(block as usize, projection));
-        Arc::new(pack(format, n, k, &weight))
+        let weight = self.checkpoint.weight(&self.config, block as usize, projection);
+        Arc::new(pack(format, n, k, &weight.expect("a weight").to_f32()))
     }
 
     /// Replaces all projections of all blocks as [`mixed`] says.
@@ -166,23 +165,27 @@ fn bits(values: &[f32]) -> &[u32] {
 fn a_streamed_model_is_the_whole_one_to_the_bit() {
     let tiny = tiny();
     for device in devices() {
-        let (_, own) = tiny.whole(&device, uncompressed());
-        let (_, compressed) = tiny.whole(&device, mixed());
-        assert_ne!(bits(&own), bits(&compressed));
-        for streamed in [false, true] {
-            let mut runner = tiny.runner(&device, streamed);
-            let got = last_states(&mut runner, &tiny.set);
-            assert!(bits(&got) == bits(&own), "own weights, streamed: {streamed}");
-            tiny.compress(&mut runner);
-            let got = last_states(&mut runner, &tiny.set);
-            assert!(bits(&got) == bits(&compressed), "packed weights, streamed: {streamed}");
-            let mut states = runner.embed(&tiny.set).expect("embeddings");
-            runner.advance(0..BLOCKS, &mut states).expect("hidden states");
-            assert!(bits(&states.to_vec().expect("states")) == bits(&compressed));
-            runner.restore_all();
-            let got = last_states(&mut runner, &tiny.set);
-            assert!(bits(&got) == bits(&own), "restored weights, streamed: {streamed}");
-        }
+        check_streamed(&tiny, &device);
+    }
+}
+
+pub(crate) fn check_streamed(tiny: &Tiny, device: &Device) {
+    let (_, own) = tiny.whole(device, uncompressed());
+    let (_, compressed) = tiny.whole(device, mixed());
+    assert_ne!(bits(&own), bits(&compressed));
+    for streamed in [false, true] {
+        let mut runner = tiny.runner(device, streamed);
+        let got = last_states(&mut runner, &tiny.set);
+        assert!(bits(&got) == bits(&own), "own weights, streamed: {streamed}");
+        tiny.compress(&mut runner);
+        let got = last_states(&mut runner, &tiny.set);
+        assert!(bits(&got) == bits(&compressed), "packed weights, streamed: {streamed}");
+        let mut states = runner.embed(&tiny.set).expect("embeddings");
+        runner.advance(0..BLOCKS, &mut states).expect("hidden states");
+        assert!(bits(&states.to_vec().expect("states")) == bits(&compressed));
+        runner.restore_all();
+        let got = last_states(&mut runner, &tiny.set);
+        assert!(bits(&got) == bits(&own), "restored weights, streamed: {streamed}");
     }
 }
 

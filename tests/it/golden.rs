@@ -10,14 +10,13 @@ use std::path::{Path, PathBuf};
 use edge_gpu::{Device, Options};
 use edge_kernels::Format;
 use edge_kernels::pack::pack;
-use edge_runtime::adapter::{self, tensor_name, weight_name};
+use edge_runtime::adapter::{self, tensor_name};
 use edge_runtime::batch::{Batch, IGNORE};
 use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::cli::args::Bits;
 use edge_runtime::compress::calibrate::{CalibrationSet, Runner, RunnerOptions};
 use edge_runtime::config::ModelConfig;
 use edge_runtime::exits::Vote;
-use edge_runtime::model::load::norm_name;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::session::Source;
 use edge_runtime::tune::trainer::{AdamW, Trainer};
@@ -51,6 +50,34 @@ impl Golden {
     fn floats(&self, name: &str) -> Vec<f32> {
         let tensor = self.tensors.tensor(name);
         tensor.unwrap_or_else(|error| panic!("{}: {error:#}", self.name)).to_f32()
+    }
+
+    /// Name and gradient of a trained tensor, of those that the file has.
+    fn gradient(&self, owner: Owner) -> Option<(String, Vec<f32>)> {
+        let config = &self.config;
+        let lora = |layer: u32, p, matrix| {
+            format!("lora.grad.{}", tensor_name(config.family, layer as usize, p, matrix))
+        };
+        let (name, rows) = match owner {
+            Owner::LoraA(layer, p) => (lora(layer, p, 'A'), None),
+            Owner::LoraB(layer, p) => (lora(layer, p, 'B'), Some(config.part_rows(p))),
+            Owner::Weight(1, p, _) => {
+                let place = config.weight_place(1, p);
+                (format!("grad_full.{}", place.name), Some(place.rows))
+            }
+            Owner::Vector(1, vector) => {
+                (format!("grad_full.{}", config.vector_name(1, vector)), None)
+            }
+            Owner::ExitNorm(0) => ("grad_full.model.norm.weight".into(), None),
+            _ => return None,
+        };
+        let tensor = self.tensors.tensor(&name);
+        let tensor = tensor.unwrap_or_else(|error| panic!("{}: {error:#}", self.name));
+        let values = match rows {
+            Some(rows) => tensor.take_rows(rows).to_f32(),
+            None => tensor.to_f32(),
+        };
+        Some((name, values))
     }
 
     /// The golden batch, its labels shifted to targets.
@@ -111,29 +138,11 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// The name of a trained tensor in the golden file.
-fn golden_name(owner: Owner) -> Option<String> {
-    match owner {
-        Owner::LoraA(layer, p) => {
-            Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'A')))
-        }
-        Owner::LoraB(layer, p) => {
-            Some(format!("lora.grad.{}", tensor_name(layer as usize, p, 'B')))
-        }
-        Owner::Weight(1, p, _) => Some(format!("grad_full.{}", weight_name(1, p))),
-        Owner::InputNorm(1) => Some(format!("grad_full.{}", norm_name(1, false))),
-        Owner::PostAttentionNorm(1) => Some(format!("grad_full.{}", norm_name(1, true))),
-        Owner::ExitNorm(0) => Some("grad_full.model.norm.weight".into()),
-        _ => None,
-    }
-}
-
 fn check_gradients(golden: &Golden, device: &str, trainer: &Trainer, expected: usize) {
     let mut compared = 0;
     let mut worst = 1.0_f64;
     for (owner, got) in trainer.read_gradients(0).expect("gradients").into_values() {
-        let Some(name) = golden_name(owner) else { continue };
-        let want = golden.floats(&name);
+        let Some((name, want)) = golden.gradient(owner) else { continue };
         let cos = cosine(&got, &want);
         let norm = |x: &[f32]| x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let ratio = norm(&got) / norm(&want);
@@ -160,7 +169,8 @@ fn check(name: &'static str, device: &Device) {
     let mut trainer = Trainer::new(full, AdamW::default());
     let batches = std::slice::from_ref(&batch);
     trainer.gradients(0, batches, batch.trained_tokens).expect("gradients");
-    check_gradients(&golden, &device_name, &trainer, 10);
+    let vectors = golden.config.shape().vectors().count();
+    check_gradients(&golden, &device_name, &trainer, 7 + vectors + 1);
     drop(trainer);
 
     let (config, tensors) = adapter::load(&golden.adapter_dir, &golden.config).expect("adapter");
@@ -177,7 +187,8 @@ fn check(name: &'static str, device: &Device) {
     let mut trainer = Trainer::new(model, AdamW::default());
     trainer.gradients(0, batches, batch.trained_tokens).expect("gradients");
     let layers = golden.config.num_hidden_layers;
-    check_gradients(&golden, &device_name, &trainer, 14 * layers);
+    let matrices = 7 + golden.config.family.layers().len();
+    check_gradients(&golden, &device_name, &trainer, matrices * layers);
     let (losses, norms) =
         (golden.floats("lora.train_losses"), golden.floats("lora.train_grad_norms"));
     for (step, (&loss, &norm)) in losses.iter().zip(&norms).enumerate() {
@@ -190,10 +201,27 @@ fn check(name: &'static str, device: &Device) {
     println!("{name} on {device_name}: ten losses agree, the last {:.5}", losses[9]);
 }
 
+/// Blocks in 8 bits: what rounding to 255 levels moves logits by.
+fn check_packed(name: &'static str, device: &Device) {
+    let Some(shared) = shared() else { return };
+    let golden = Golden::open(&shared, name);
+    let blocks = vec![BlockFormats::uniform(Format::Q8); golden.config.num_hidden_layers];
+    let job = Job::new(blocks, [Format::F16; 2], 2, 48);
+    let (checkpoint, config) = (&golden.checkpoint, &golden.config);
+    let model = Model::load(device, checkpoint, config, &job, LoraInit::NONE, &mut |_| ());
+    let logits = model.expect("a model").all_logits(&golden.batch()).expect("logits");
+    let want = golden.floats("logits");
+    let error: f64 = logits.iter().zip(&want).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let error = error / want.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>();
+    println!("{name} on {} in 8 bits: relative squared error {error:.1e}", device.info().name);
+    assert!((1e-8..1e-3).contains(&error), "{name} in 8 bits: {error:e}");
+}
+
 fn check_on_both(name: &'static str) {
-    check(name, &Device::open("cpu", &Options::default()).expect("the cpu device"));
-    if let Some(device) = gpu() {
+    let cpu = Device::open("cpu", &Options::default()).expect("the cpu device");
+    for device in [Some(cpu), gpu()].into_iter().flatten() {
         check(name, &device);
+        check_packed(name, &device);
     }
 }
 
@@ -210,6 +238,26 @@ fn llama3_rope() {
 #[test]
 fn mistral() {
     check_on_both("mistral");
+}
+
+#[test]
+fn qwen2() {
+    check_on_both("qwen2");
+}
+
+#[test]
+fn qwen3() {
+    check_on_both("qwen3");
+}
+
+#[test]
+fn phi3() {
+    check_on_both("phi3");
+}
+
+#[test]
+fn gemma3() {
+    check_on_both("gemma3");
 }
 
 #[test]

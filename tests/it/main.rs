@@ -11,6 +11,7 @@ mod compressed;
 mod device;
 mod draft;
 mod examples;
+mod families;
 mod follow;
 mod formats;
 mod gguf;

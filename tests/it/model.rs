@@ -30,8 +30,12 @@ pub(crate) struct Tiny {
 }
 
 pub(crate) fn tiny() -> Tiny {
+    tiny_of(&tiny::config())
+}
+
+pub(crate) fn tiny_of(config: &serde_json::Value) -> Tiny {
     let dir = TempDir::new().expect("a temporary folder");
-    tiny::write(dir.path(), 7).expect("a checkpoint");
+    tiny::write_config(dir.path(), config, 7).expect("a checkpoint");
     let config = ModelConfig::load(dir.path()).expect("a config");
     let checkpoint = Checkpoint::open(dir.path()).expect("weights");
     Tiny { dir, config, checkpoint }
@@ -120,24 +124,28 @@ fn logits_equal_candles() {
 fn a_cache_continues_as_whole_sequences_do() {
     let tiny = tiny();
     for device in devices() {
-        let base = tiny.job(Format::F32, Format::F32, Trained::Nothing, 1);
-        let whole = tiny.load(&device, &Job { training: false, ..base.clone() });
-        let cached = Job {
-            training: false,
-            batch: 1,
-            seq_len: 7,
-            cache: Some(SEQ_LEN as u32),
-            vote: true,
-            ..base
-        };
-        let cached = tiny.load(&device, &cached);
-        let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote: Vote::Last };
-        // Ten tokens: the prompt goes in pieces of seven.
-        let prompt = &ids(1)[..10];
-        let made = cached.generate(prompt, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
-        assert_eq!(made.len(), 8);
-        assert_greedy(&whole, prompt, &made);
+        check_cache(&tiny, &device);
     }
+}
+
+pub(crate) fn check_cache(tiny: &Tiny, device: &Device) {
+    let base = tiny.job(Format::F32, Format::F32, Trained::Nothing, 1);
+    let whole = tiny.load(device, &Job { training: false, ..base.clone() });
+    let cached = Job {
+        training: false,
+        batch: 1,
+        seq_len: 7,
+        cache: Some(SEQ_LEN as u32),
+        vote: true,
+        ..base
+    };
+    let cached = tiny.load(device, &cached);
+    let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote: Vote::Last };
+    // Ten tokens: the prompt goes in pieces of seven.
+    let prompt = &ids(1)[..10];
+    let made = cached.generate(prompt, 8, &sampling, |_| false, |_| Ok(())).expect("tokens");
+    assert_eq!(made.len(), 8);
+    assert_greedy(&whole, prompt, &made);
 }
 
 /// Each token must be the likeliest one behind the text before it, run as a whole sequence.
@@ -307,28 +315,32 @@ fn windows_in_phases_share_moments_and_train_alike() {
 fn recomputed_activations_give_the_same_gradients() {
     let tiny = tiny();
     for device in devices() {
-        let trained = [lora(), Trained::Full];
-        for (trained, windows) in trained.into_iter().zip([2, 1]) {
-            let mut job = tiny.job(Format::F32, Format::F32, trained, windows);
-            job.vote = false;
-            let gradients = |job: &Job| {
-                let mut trainer = Trainer::new(tiny.load(&device, job), AdamW::default());
-                let window = windows as usize - 1;
-                // An update first: with B = 0 nothing flows back through A.
-                trainer.step(window, &[batch()], 1e-2).expect("a step");
-                trainer.gradients(window, &[batch()], 46).expect("gradients");
-                (trainer.read_gradients(window).expect("gradients"), trainer.model.plan.bytes())
-            };
-            let (kept, kept_bytes) = gradients(&job);
-            job.recompute = true;
-            let (recomputed, bytes) = gradients(&job);
-            assert!(bytes < kept_bytes, "{bytes} instead of less than {kept_bytes}");
-            for (name, (_, want)) in &kept {
-                let (_, got) = &recomputed[name];
-                let scale = want.iter().fold(0f32, |m, x| m.max(x.abs()));
-                for (got, want) in got.iter().zip(want) {
-                    assert!((got - want).abs() <= 1e-4 * scale + 1e-9, "{name}: {got} {want}");
-                }
+        check_recomputed(&tiny, &device);
+    }
+}
+
+pub(crate) fn check_recomputed(tiny: &Tiny, device: &Device) {
+    let trained = [lora(), Trained::Full];
+    for (trained, windows) in trained.into_iter().zip([2, 1]) {
+        let mut job = tiny.job(Format::F32, Format::F32, trained, windows);
+        job.vote = false;
+        let gradients = |job: &Job| {
+            let mut trainer = Trainer::new(tiny.load(device, job), AdamW::default());
+            let window = windows as usize - 1;
+            // An update first: with B = 0 nothing flows back through A.
+            trainer.step(window, &[batch()], 1e-2).expect("a step");
+            trainer.gradients(window, &[batch()], 46).expect("gradients");
+            (trainer.read_gradients(window).expect("gradients"), trainer.model.plan.bytes())
+        };
+        let (kept, kept_bytes) = gradients(&job);
+        job.recompute = true;
+        let (recomputed, bytes) = gradients(&job);
+        assert!(bytes < kept_bytes, "{bytes} instead of less than {kept_bytes}");
+        for (name, (_, want)) in &kept {
+            let (_, got) = &recomputed[name];
+            let scale = want.iter().fold(0f32, |m, x| m.max(x.abs()));
+            for (got, want) in got.iter().zip(want) {
+                assert!((got - want).abs() <= 1e-4 * scale + 1e-9, "{name}: {got} {want}");
             }
         }
     }

@@ -24,7 +24,7 @@ fn batches() -> Vec<Batch> {
     (1..=MICRO_BATCHES as usize).map(|n| Batch::new(ids(n * 13).collect(), SEQ_LEN)).collect()
 }
 
-fn job(tiny: &Tiny, path: Path, recompute: bool) -> Job {
+pub(crate) fn job(tiny: &Tiny, path: Path, recompute: bool) -> Job {
     Job {
         batch: 1,
         eval_batch: 1,
@@ -35,13 +35,13 @@ fn job(tiny: &Tiny, path: Path, recompute: bool) -> Job {
     }
 }
 
-fn streamed(job: &Job, resident: [bool; 4], slots: u32, staged: bool) -> Job {
+pub(crate) fn streamed(job: &Job, resident: [bool; 4], slots: u32, staged: bool) -> Job {
     let streaming = Streaming { resident: resident.to_vec(), slots, staged, ahead: slots > 1 };
     Job { streaming: Some(streaming), ..job.clone() }
 }
 
 /// Losses of steps that take windows in turn, of all exits behind them, and the adapter.
-fn train(tiny: &Tiny, device: &Device, job: &Job) -> (Vec<u64>, AdapterTensors) {
+pub(crate) fn train(tiny: &Tiny, device: &Device, job: &Job) -> (Vec<u64>, AdapterTensors) {
     device.reset_peak();
     let mut trainer = Trainer::new(tiny.load(device, job), AdamW::default());
     device.seal();

@@ -60,7 +60,8 @@ fn make(out: &Path) -> Result<()> {
     let config = config();
     write_json(&start.join("config.json"), &config)?;
     let path = start.join("model.safetensors");
-    let parameters = Shape::interpret(&config)?.write(&path, Element::Bf16, 1)?;
+    let shape = Shape::interpret(&config, &start.join("config.json"))?;
+    let parameters = shape.write(&path, Element::Bf16, 1)?;
     eprintln!("{}: {parameters} parameters", path.display());
     Ok(())
 }

@@ -15,7 +15,7 @@ use checkpoint::{Element, Shape};
 /// A model folder with random weights.
 #[derive(Parser)]
 struct Args {
-    /// config.json of a Llama or Mistral model.
+    /// config.json of a model of a supported family.
     #[arg(long, value_name = "CONFIG.json")]
     config: PathBuf,
     /// Folder to write, made if missing.
@@ -69,7 +69,7 @@ fn read_shape(path: &Path) -> Result<Shape> {
         .with_context(|| format!("cannot read {shown}: give --config a model's config.json"))?;
     let config = serde_json::from_str(&text)
         .with_context(|| format!("{shown} is no JSON: give --config a model's config.json"))?;
-    Shape::interpret(&config).with_context(|| format!("{shown} is not usable"))
+    Shape::interpret(&config, path)
 }
 
 /// Copies a file, unless it is already there: copying a file onto itself would empty it.

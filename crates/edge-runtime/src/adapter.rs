@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
+use crate::family::{self, Family, Fused};
 use crate::run_dir::{write_atomically, write_tensors_atomically};
 
 /// File name of the settings.
@@ -23,15 +24,11 @@ pub const TENSORS_FILE: &str = "adapter_model.safetensors";
 
 pub use edge_scheduler::Projection;
 
-/// Name of a projection's weight in a checkpoint.
-pub fn weight_name(layer: usize, projection: Projection) -> String {
-    format!("model.layers.{layer}.{}.weight", projection.path())
-}
-
-/// Output and input width `[n, k]` of a projection: the shape of its weight.
-fn shape(projection: Projection, config: &ModelConfig) -> [usize; 2] {
-    let (n, k) = config.shape().projection(projection);
-    [n as usize, k as usize]
+/// Output and input width `[n, k]` of a layer of the checkpoint: the shape of its weight.
+fn shape(layer: &Fused, config: &ModelConfig) -> [usize; 2] {
+    let shape = config.shape();
+    let rows = layer.parts.iter().map(|part| shape.projection(*part).0 as usize).sum();
+    [rows, shape.projection(layer.parts[0]).1 as usize]
 }
 
 /// The linear layers that get adapters, in the order of [`Projection::ALL`].
@@ -58,18 +55,19 @@ impl FromStr for Targets {
         if text == "all-linear" {
             return Ok(Self::all());
         }
+        // Those that are one layer in some family can be named together for any.
+        let known: Vec<Fused> = family::ALL.iter().flat_map(|family| family.layers()).collect();
         let parse = |name: &str| {
             let name = name.trim();
-            let short = |projection: &Projection| projection.name().strip_suffix("_proj");
-            let found = Projection::ALL
-                .into_iter()
-                .find(|projection| projection.name() == name || short(projection) == Some(name));
-            found.ok_or_else(|| {
+            let short = |layer: &&Fused| layer.name().strip_suffix("_proj") == Some(name);
+            let found = known.iter().find(|layer| layer.name() == name || short(layer));
+            found.map(|layer| layer.parts).ok_or_else(|| {
                 let names = Projection::ALL.map(Projection::name).join(", ");
                 format!("{name:?} is no linear layer: use all-linear or a list of {names}")
             })
         };
-        let mut targets = text.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+        let targets = text.split(',').map(parse).collect::<Result<Vec<_>, _>>()?;
+        let mut targets = targets.concat();
         targets.sort_unstable();
         targets.dedup();
         Ok(Self(targets))
@@ -120,19 +118,25 @@ impl AdapterConfig {
     }
 }
 
-/// Tensors of an adapter by layer and projection: `A [r, k]` and `B [n, r]`, row-major.
+/// Tensors of an adapter by layer and projection: `A [r, k]` and `B [n, r]`, row-major. Projections
+/// that are one layer of the checkpoint have the same `A`, and rows of its `B`.
 pub type AdapterTensors = BTreeMap<(usize, Projection), (Vec<f32>, Vec<f32>)>;
 
-/// Name of one of an adapter's tensors in PEFT's file; `matrix` is `A` or `B`.
-pub fn tensor_name(layer: usize, projection: Projection, matrix: char) -> String {
-    format!("base_model.model.model.layers.{layer}.{}.lora_{matrix}.weight", projection.path())
+/// Name of one of an adapter's tensors in PEFT's file, that of the layer which a projection is a
+/// part of; `matrix` is `A` or `B`.
+pub fn tensor_name(family: &Family, layer: usize, projection: Projection, matrix: char) -> String {
+    let path = family.layer(projection).path;
+    format!("base_model.model.model.layers.{layer}.{path}.lora_{matrix}.weight")
 }
 
 /// One of an adapter's tensors, read when it is written.
 struct Written<'a, R> {
     name: String,
     shape: [usize; 2],
-    place: (usize, Projection, char),
+    layer: usize,
+    /// `A` of the first part, or `B` of each.
+    parts: &'static [Projection],
+    matrix: char,
     read: &'a R,
     failed: &'a RefCell<Option<anyhow::Error>>,
 }
@@ -147,8 +151,9 @@ impl<R: Fn(usize, Projection, char) -> Result<Vec<f32>>> View for Written<'_, R>
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let (layer, projection, matrix) = self.place;
-        let values = (self.read)(layer, projection, matrix).and_then(|values| {
+        let parts = self.parts.iter().map(|part| (self.read)(self.layer, *part, self.matrix));
+        let values = parts.collect::<Result<Vec<_>>>().and_then(|parts| {
+            let values = parts.concat();
             ensure!(
                 values.len() == self.shape[0] * self.shape[1],
                 "tensor {} has {} values instead of {:?}: the adapter does not fit the model",
@@ -176,7 +181,8 @@ impl<R: Fn(usize, Projection, char) -> Result<Vec<f32>>> View for Written<'_, R>
 /// when it is written, so that one tensor is in memory at a time.
 ///
 /// # Errors
-/// A tensor cannot be read or has not the size that `model` gives it, or a file cannot be written.
+/// Only a part of a layer has an adapter, a tensor cannot be read or has not the size that `model`
+/// gives it, or a file cannot be written.
 pub fn save(
     dir: &Path,
     config: &AdapterConfig,
@@ -187,12 +193,20 @@ pub fn save(
     ensure!(!adapted.is_empty(), "the adapter has no tensors: give --targets at least one layer");
     let failed = RefCell::new(None);
     let mut tensors = Vec::with_capacity(2 * adapted.len());
+    model.check_targets(&config.target_modules)?;
     for &(layer, projection) in adapted {
-        let [n, k] = shape(projection, model);
-        for (matrix, shape) in [('A', [config.r, k]), ('B', [n, config.r])] {
-            let name = tensor_name(layer, projection, matrix);
-            let place = (layer, projection, matrix);
-            let written = Written { name: name.clone(), shape, place, read, failed: &failed };
+        let module = model.family.layer(projection);
+        if module.parts[0] != projection {
+            continue;
+        }
+        let [n, k] = shape(&module, model);
+        let matrices =
+            [('A', &module.parts[..1], [config.r, k]), ('B', module.parts, [n, config.r])];
+        for (matrix, parts, shape) in matrices {
+            let name = tensor_name(model.family, layer, projection, matrix);
+            let own = name.clone();
+            let failed = &failed;
+            let written = Written { name: own, shape, layer, parts, matrix, read, failed };
             tensors.push((name, written));
         }
     }
@@ -201,14 +215,16 @@ pub fn save(
     let mut layers: Vec<usize> = adapted.iter().map(|(layer, _)| *layer).collect();
     layers.dedup();
     let layers = (layers.len() < model.num_hidden_layers).then_some(layers);
-    let text = serde_json::to_string_pretty(&peft_config(config, layers.as_deref()))?;
+    let text = serde_json::to_string_pretty(&peft_config(config, model, layers.as_deref()))?;
     write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
 }
 
 /// The keys that all releases of PEFT since 0.5 know: they refuse ones that they do not. `layers`
 /// are those with an adapter where not all have one.
-fn peft_config(config: &AdapterConfig, layers: Option<&[usize]>) -> Value {
-    let names: Vec<_> = config.target_modules.iter().map(|module| module.name()).collect();
+fn peft_config(config: &AdapterConfig, model: &ModelConfig, layers: Option<&[usize]>) -> Value {
+    let used = |layer: &Fused| config.target_modules.contains(&layer.parts[0]);
+    let modules = model.family.layers().into_iter().filter(used);
+    let names: Vec<_> = modules.map(|layer| layer.name()).collect();
     let alpha = config.lora_alpha;
     // PEFT declares an integer; a whole number is written as one.
     let alpha = if alpha.fract() == 0.0 { json!(alpha as i64) } else { json!(alpha) };
@@ -313,8 +329,9 @@ fn load_tensors(
     let shown = path.display();
     let mut places = BTreeMap::new();
     for name in file.names() {
-        let (layer, projection, matrix) = parse_name(name).with_context(|| {
-            format!("tensor {name} in {shown} is no LoRA matrix of a linear layer: remove it")
+        let (layer, projection, matrix) = parse_name(name, model.family).with_context(|| {
+            let family = model.family.name;
+            format!("tensor {name} in {shown} is no LoRA matrix of a {family} layer: remove it")
         })?;
         ensure!(
             layer < model.num_hidden_layers,
@@ -340,21 +357,29 @@ fn load_tensors(
     };
     let mut tensors = AdapterTensors::new();
     for ((layer, projection), (has_a, has_b)) in places {
-        let [n, k] = shape(projection, model);
-        let a = read(tensor_name(layer, projection, 'A'), [config.r, k], has_a)?;
-        let b = read(tensor_name(layer, projection, 'B'), [n, config.r], has_b)?;
-        tensors.insert((layer, projection), (a, b));
+        let module = model.family.layer(projection);
+        let [n, k] = shape(&module, model);
+        let name = |matrix| tensor_name(model.family, layer, projection, matrix);
+        let a = read(name('A'), [config.r, k], has_a)?;
+        let b = read(name('B'), [n, config.r], has_b)?;
+        for part in module.parts {
+            let rows = model.part_rows(*part);
+            let b = b[rows.start * config.r..rows.end * config.r].to_vec();
+            tensors.insert((layer, *part), (a.clone(), b));
+        }
     }
     Ok(tensors)
 }
 
-fn parse_name(name: &str) -> Result<(usize, Projection, char)> {
+/// Layer, first part and matrix of a tensor.
+fn parse_name(name: &str, family: &Family) -> Result<(usize, Projection, char)> {
     let rest = name.strip_prefix("base_model.model.model.layers.").unwrap_or_default();
-    for projection in Projection::ALL {
+    for module in family.layers() {
+        let projection = module.parts[0];
         for matrix in ['A', 'B'] {
-            let end = format!(".{}.lora_{matrix}.weight", projection.path());
+            let end = format!(".{}.lora_{matrix}.weight", module.path);
             if let Some(Ok(layer)) = rest.strip_suffix(&end).map(str::parse::<usize>)
-                && tensor_name(layer, projection, matrix) == name
+                && tensor_name(family, layer, projection, matrix) == name
             {
                 return Ok((layer, projection, matrix));
             }

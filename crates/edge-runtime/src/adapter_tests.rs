@@ -1,5 +1,7 @@
 //! Tests of adapters: round trips, files of PEFT, damaged files.
 
+use std::collections::BTreeSet;
+
 use safetensors::tensor::TensorView;
 use tempfile::tempdir;
 
@@ -16,7 +18,7 @@ fn sample(model: &ModelConfig) -> (AdapterConfig, AdapterTensors) {
     let mut tensors = AdapterTensors::new();
     for layer in 0..2 {
         for projection in [Projection::K, Projection::Down] {
-            let [n, k] = shape(projection, model);
+            let [n, k] = shape(&model.family.layer(projection), model);
             let fill = |len: usize, from: f32| (0..len).map(|i| from + i as f32).collect();
             tensors.insert((layer, projection), (fill(2 * k, layer as f32), fill(2 * n, -0.5)));
         }
@@ -64,7 +66,7 @@ fn unsupported_settings_are_refused_by_name() {
     let model = tiny_config();
     let (config, tensors) = sample(&model);
     save_all(dir.path(), &config, &tensors, &model).unwrap();
-    let good: Value = peft_config(&config, None);
+    let good: Value = peft_config(&config, &model, None);
     for (key, value) in [
         ("use_dora", json!(true)),
         ("use_rslora", json!(true)),
@@ -120,7 +122,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         std::fs::write(&file, safetensors::serialize(views, None).unwrap()).unwrap();
         message(load(dir.path(), &model))
     };
-    let a = tensor_name(0, Projection::Q, 'A');
+    let a = tensor_name(model.family, 0, Projection::Q, 'A');
     assert!(write(&[&a]).contains("q_proj.lora_B.weight is missing"));
     assert!(write(&[]).contains("no tensors"));
     for name in [
@@ -141,6 +143,8 @@ fn target_lists_are_parsed() {
     assert_eq!(some.projections(), [Projection::Q, Projection::Down]);
     assert_eq!(some.to_string(), "q_proj,down_proj");
     assert_eq!(parse(&some.to_string()), Ok(some));
+    let parts = parse("gate_up_proj,qkv").unwrap();
+    assert_eq!(parts.to_string(), "q_proj,k_proj,v_proj,gate_proj,up_proj");
     for bad in ["", "q_proj,", "lm_head", "all"] {
         assert!(parse(bad).unwrap_err().contains("all-linear"), "{bad}");
     }
@@ -149,7 +153,7 @@ fn target_lists_are_parsed() {
 #[test]
 fn adapters_of_peft_are_read() {
     let Some(shared) = shared() else { return };
-    for name in ["llama-untied", "llama3-rope", "mistral"] {
+    for name in ["llama-untied", "llama3-rope", "mistral", "qwen2", "qwen3", "phi3", "gemma3"] {
         let dir = shared.join("golden").join(name);
         let model = ModelConfig::load(&dir).unwrap();
         let (config, tensors) = load(&dir.join("adapter"), &model).unwrap();
@@ -159,9 +163,14 @@ fn adapters_of_peft_are_read() {
         // The key names written here are among those of PEFT's own file.
         let text = std::fs::read_to_string(dir.join("adapter").join(CONFIG_FILE)).unwrap();
         let theirs: Map<String, Value> = serde_json::from_str(&text).unwrap();
-        let ours = peft_config(&config, None);
+        let ours = peft_config(&config, &model, None);
         let ours = ours.as_object().unwrap();
         assert!(ours.keys().all(|key| theirs.contains_key(key)));
+        let modules = |keys: &Map<String, Value>| {
+            let list = keys["target_modules"].as_array().unwrap().iter();
+            list.map(|module| module.as_str().unwrap().to_owned()).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(modules(ours), modules(&theirs), "{name}");
         // And so are the tensors, byte for byte.
         let copy = tempdir().unwrap();
         save_all(copy.path(), &config, &tensors, &model).unwrap();

@@ -51,6 +51,20 @@ pub struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
+    /// Some rows as a tensor of their own; whole heads, where a file has rows in an order of its own.
+    ///
+    /// # Panics
+    /// When `rows` exceeds the tensor.
+    #[must_use]
+    pub fn take_rows(mut self, rows: Range<usize>) -> Self {
+        let stride = self.coding.kind.row_bytes(self.cols());
+        self.bytes = &self.bytes[rows.start * stride..rows.end * stride];
+        if let Some(first) = self.shape.first_mut() {
+            *first = rows.len();
+        }
+        self
+    }
+
     /// Rows: the first size (1 for a scalar).
     pub fn rows(&self) -> usize {
         self.shape.first().copied().unwrap_or(1)
@@ -387,15 +401,24 @@ impl Checkpoint {
 fn shape_keys(name: &str) -> &'static [&'static str] {
     const QUERY: &str = "num_attention_heads * head_dim";
     const KEY_VALUE: &str = "num_key_value_heads * head_dim";
-    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    if name.ends_with(".bias") {
+        let of_queries = stem.ends_with("q_proj");
+        return if of_queries { &[QUERY] } else { &[KEY_VALUE] };
+    }
     match stem.rsplit('.').next().unwrap_or(stem) {
         "embed_tokens" | "lm_head" => &["vocab_size", "hidden_size"],
         "q_proj" => &[QUERY, "hidden_size"],
         "k_proj" | "v_proj" => &[KEY_VALUE, "hidden_size"],
+        "qkv_proj" => {
+            &["(num_attention_heads + 2 * num_key_value_heads) * head_dim", "hidden_size"]
+        }
         "o_proj" => &["hidden_size", QUERY],
+        "gate_up_proj" => &["2 * intermediate_size", "hidden_size"],
         "gate_proj" | "up_proj" => &["intermediate_size", "hidden_size"],
         "down_proj" => &["hidden_size", "intermediate_size"],
-        "norm" | "input_layernorm" | "post_attention_layernorm" => &["hidden_size"],
+        "q_norm" | "k_norm" => &["head_dim"],
+        stem if stem == "norm" || stem.ends_with("layernorm") => &["hidden_size"],
         _ => &[],
     }
 }

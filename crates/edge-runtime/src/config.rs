@@ -1,22 +1,15 @@
 //! `config.json` of a Hugging Face folder: which architecture, which sizes.
 //!
-//! Defaults of absent keys are those of transformers' `LlamaConfig` and `MistralConfig`, because
-//! files leave out what equals a default. The file may come from anywhere: all numbers are bounded
-//! so that products of sizes cannot overflow.
+//! Absent keys have the family's [`Defaults`](crate::family::Defaults), because files leave out
+//! what equals a default. The file may come from anywhere: all numbers are bounded so that products
+//! of sizes cannot overflow.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
-/// A model family whose blocks this runtime computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// `LlamaForCausalLM`
-    Llama,
-    /// `MistralForCausalLM`: Llama, with an optional sliding window.
-    Mistral,
-}
+use crate::family::{self, Family, Windows};
 
 /// How rotary frequencies are changed for contexts longer than those of pre-training.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,8 +37,8 @@ pub enum RopeScaling {
 /// Shape of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Family.
-    pub architecture: Architecture,
+    /// What it differs in from others.
+    pub family: &'static Family,
     /// Rows of the embedding table and of the head.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -66,10 +59,19 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Longest context, tokens.
     pub max_position_embeddings: usize,
-    /// A query sees this many last positions, itself included; `None`: all.
+    /// In blocks with a window a query sees this many last positions, itself included; `None`: no
+    /// block has one.
     pub sliding_window: Option<usize>,
+    /// Of each block, whether it has the window.
+    pub windowed: Vec<bool>,
+    /// Factor of the products of queries and keys.
+    pub attention_scale: f32,
+    /// Factor of the embeddings.
+    pub embedding_scale: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// Their base in blocks with a window, unscaled, where it is another one.
+    pub local_rope_theta: Option<f64>,
     /// Change of the rotary frequencies.
     pub rope_scaling: RopeScaling,
     /// Beginning of sequence.
@@ -118,62 +120,49 @@ impl ModelConfig {
     }
 
     fn interpret(keys: &Map<String, Value>) -> Result<Self> {
-        let architecture = architecture(keys)?;
-        refuse_unsupported(keys)?;
-        let mistral = architecture == Architecture::Mistral;
-        let num_attention_heads = required(keys, "num_attention_heads", 1024)?;
+        let family = family_of(keys)?;
+        refuse_unsupported(keys, family)?;
+        let defaults = &family.defaults;
+        let (num_attention_heads, num_key_value_heads, head_dim) = heads(keys, family)?;
         let hidden_size = required(keys, "hidden_size", 1 << 16)?;
-        let num_key_value_heads = match keys.get("num_key_value_heads") {
-            // MistralConfig's own default; LlamaConfig has one key-value head per query head.
-            None if mistral => 8,
-            _ => optional(keys, "num_key_value_heads", 1024)?.unwrap_or(num_attention_heads),
-        };
-        let head_dim = match optional(keys, "head_dim", 1024)? {
-            Some(head_dim) => head_dim,
-            None => {
-                ensure!(
-                    hidden_size % num_attention_heads == 0,
-                    "hidden_size {hidden_size} is no multiple of num_attention_heads \
-                     {num_attention_heads}: correct them or state head_dim"
-                );
-                hidden_size / num_attention_heads
-            }
-        };
-        ensure!(
-            num_attention_heads % num_key_value_heads == 0,
-            "num_attention_heads {num_attention_heads} is no multiple of num_key_value_heads \
-             {num_key_value_heads}: correct the file"
-        );
-        ensure!(
-            head_dim % 2 == 0 && head_dim <= 1024,
-            "head_dim {head_dim} is odd or above 1024, which rotary embeddings do not allow here: \
-             correct the file"
-        );
-        let (rope_theta, rope_scaling) = rope(keys)?;
+        let num_hidden_layers = required(keys, "num_hidden_layers", 1024)?;
+        let (rope_theta, rope_scaling, local_rope_theta) = rope(keys, family)?;
         let positions = optional(keys, "max_position_embeddings", 1 << 24)?;
-        let config = Self {
-            architecture,
+        let tied = boolean(keys, "tie_word_embeddings")?;
+        let eps = float(keys, "rms_norm_eps", 1e-12, 1.0)?.unwrap_or(defaults.rms_norm_eps);
+        let sliding_window = sliding_window(keys, family)?;
+        let scalar = match defaults.query_pre_attn_scalar {
+            Some(scalar) => float(keys, "query_pre_attn_scalar", 1e-3, 1e6)?.unwrap_or(scalar),
+            None => head_dim as f64,
+        };
+        Ok(Self {
+            family,
             vocab_size: required(keys, "vocab_size", 1 << 22)?,
             hidden_size,
             intermediate_size: required(keys, "intermediate_size", 1 << 20)?,
-            num_hidden_layers: required(keys, "num_hidden_layers", 1024)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            rms_norm_eps: float(keys, "rms_norm_eps", 1e-12, 1.0)?.unwrap_or(1e-6) as f32,
-            tie_word_embeddings: boolean(keys, "tie_word_embeddings")?.unwrap_or(false),
-            max_position_embeddings: positions.unwrap_or(if mistral { 131_072 } else { 2048 }),
-            sliding_window: match keys.get("sliding_window") {
-                _ if !mistral => None,
-                None => Some(4096),
-                Some(_) => optional(keys, "sliding_window", 1 << 24)?,
+            rms_norm_eps: eps as f32,
+            tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
+            max_position_embeddings: positions.unwrap_or(defaults.max_position_embeddings),
+            windowed: match sliding_window {
+                Some(_) => windowed(keys, family, num_hidden_layers)?,
+                None => vec![false; num_hidden_layers],
+            },
+            sliding_window,
+            attention_scale: 1.0 / (scalar as f32).sqrt(),
+            embedding_scale: match family.scaled_embedding {
+                true => (hidden_size as f32).sqrt(),
+                false => 1.0,
             },
             rope_theta,
+            local_rope_theta,
             rope_scaling,
-            bos_token_id: token_ids(keys, "bos_token_id", 1)?.first().copied(),
-            eos_token_ids: token_ids(keys, "eos_token_id", 2)?,
-        };
-        Ok(config)
+            bos_token_id: token_ids(keys, "bos_token_id", defaults.bos_token_id)?.first().copied(),
+            eos_token_ids: token_ids(keys, "eos_token_id", defaults.eos_token_id)?,
+        })
     }
 
     /// What of the model decides sizes.
@@ -188,6 +177,7 @@ impl ModelConfig {
             num_kv_heads: self.num_key_value_heads as u32,
             head_dim: self.head_dim as u32,
             tied_head: self.tie_word_embeddings,
+            extras: self.family.extras,
         }
     }
 
@@ -202,23 +192,26 @@ impl ModelConfig {
     }
 }
 
-fn architecture(keys: &Map<String, Value>) -> Result<Architecture> {
+fn family_of(keys: &Map<String, Value>) -> Result<&'static Family> {
     let names: Vec<&str> = match keys.get("architectures") {
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
         _ => Vec::new(),
     };
-    match names.as_slice() {
-        ["LlamaForCausalLM"] => Ok(Architecture::Llama),
-        ["MistralForCausalLM"] => Ok(Architecture::Mistral),
-        _ => bail!(
-            "architectures is [{}], and supported are LlamaForCausalLM and MistralForCausalLM: \
-             choose a model of one of these",
-            names.join(", ")
-        ),
-    }
+    let found = match names.as_slice() {
+        [name] => Family::of(name),
+        _ => None,
+    };
+    let known: Vec<&str> = family::ALL.iter().map(|family| family.architecture).collect();
+    found.with_context(|| {
+        format!(
+            "architectures is [{}], and supported are {}: choose a model of one of these",
+            names.join(", "),
+            known.join(", ")
+        )
+    })
 }
 
-fn refuse_unsupported(keys: &Map<String, Value>) -> Result<()> {
+fn refuse_unsupported(keys: &Map<String, Value>, family: &Family) -> Result<()> {
     if let Some(quantization) = keys.get("quantization_config").filter(|value| !value.is_null()) {
         let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         bail!(
@@ -233,33 +226,139 @@ fn refuse_unsupported(keys: &Map<String, Value>) -> Result<()> {
          f32 checkpoint, --bits quantises it here, or a GGUF file"
     );
     for key in ["attention_bias", "mlp_bias"] {
+        // Qwen2 has biases of q, k and v whatever the file says.
+        let ignored = key == "attention_bias" && family.extras.qkv_bias;
         ensure!(
-            !boolean(keys, key)?.unwrap_or(false),
+            ignored || !boolean(keys, key)?.unwrap_or(false),
             "{key} is true, and biases are not supported: choose a model without them"
         );
     }
-    match keys.get("hidden_act") {
-        None => Ok(()),
-        Some(Value::String(name)) if name == "silu" => Ok(()),
-        Some(other) => {
-            bail!("hidden_act is {other}, and supported is \"silu\": choose another model")
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        if let Some(cap) = float(keys, key, 0.0, f64::MAX)? {
+            bail!("{key} is {cap}, and capped logits are not supported: choose another model");
         }
+    }
+    ensure!(
+        !boolean(keys, "use_bidirectional_attention")?.unwrap_or(false),
+        "use_bidirectional_attention is true, and attention is causal here: choose another model"
+    );
+    let wanted = family.activation.name();
+    for key in ["hidden_act", "hidden_activation"] {
+        match keys.get(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(name)) if name == wanted => {}
+            Some(other) => bail!(
+                "{key} is {other}, and supported for {} is \"{wanted}\": choose another model",
+                family.name
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Query heads, key-value heads, and the width of a head.
+fn heads(keys: &Map<String, Value>, family: &Family) -> Result<(usize, usize, usize)> {
+    let heads = required(keys, "num_attention_heads", 1024)?;
+    let hidden_size = required(keys, "hidden_size", 1 << 16)?;
+    let kv_heads = match keys.get("num_key_value_heads") {
+        None => family.defaults.num_key_value_heads.unwrap_or(heads),
+        _ => optional(keys, "num_key_value_heads", 1024)?.unwrap_or(heads),
+    };
+    let head_dim = match optional(keys, "head_dim", 1024)?.or(family.defaults.head_dim) {
+        Some(head_dim) => head_dim,
+        None => {
+            ensure!(
+                hidden_size % heads == 0,
+                "hidden_size {hidden_size} is no multiple of num_attention_heads {heads}: correct \
+                 them or state head_dim"
+            );
+            hidden_size / heads
+        }
+    };
+    ensure!(
+        heads % kv_heads == 0,
+        "num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}: correct the \
+         file"
+    );
+    ensure!(
+        head_dim % 2 == 0 && head_dim <= 1024,
+        "head_dim {head_dim} is odd or above 1024, which rotary embeddings do not allow here: \
+         correct the file"
+    );
+    Ok((heads, kv_heads, head_dim))
+}
+
+/// Positions that a query sees in blocks with a window.
+fn sliding_window(keys: &Map<String, Value>, family: &Family) -> Result<Option<usize>> {
+    let used = match family.windows {
+        Windows::Never => false,
+        Windows::All | Windows::Pattern => true,
+        Windows::ByFlag => boolean(keys, "use_sliding_window")?.unwrap_or(false),
+    };
+    match keys.get("sliding_window") {
+        _ if !used => Ok(None),
+        None => Ok(family.defaults.sliding_window),
+        Some(_) => optional(keys, "sliding_window", 1 << 24),
     }
 }
 
-fn rope(keys: &Map<String, Value>) -> Result<(f64, RopeScaling)> {
+/// Of each block, whether it has the window.
+fn windowed(keys: &Map<String, Value>, family: &Family, blocks: usize) -> Result<Vec<bool>> {
+    if let Some(types) = keys.get("layer_types").filter(|types| !types.is_null()) {
+        let types = types.as_array().map_or(&[][..], Vec::as_slice);
+        ensure!(
+            types.len() == blocks,
+            "layer_types has {} entries and num_hidden_layers is {blocks}: correct the file",
+            types.len()
+        );
+        return types
+            .iter()
+            .map(|kind| match kind.as_str() {
+                Some("full_attention") => Ok(false),
+                Some("sliding_attention") => Ok(true),
+                _ => bail!(
+                    "layer_types has {kind}, and supported are full_attention and \
+                     sliding_attention: choose another model"
+                ),
+            })
+            .collect();
+    }
+    let first = optional(keys, "max_window_layers", 1 << 16)?.unwrap_or(28);
+    let pattern = match optional(keys, "sliding_window_pattern", 1 << 16)? {
+        Some(pattern) => pattern,
+        None => optional(keys, "_sliding_window_pattern", 1 << 16)?.unwrap_or(6),
+    };
+    let has = |block: usize| match family.windows {
+        Windows::Never => false,
+        Windows::All => true,
+        Windows::ByFlag => block >= first,
+        Windows::Pattern => !(block + 1).is_multiple_of(pattern),
+    };
+    Ok((0..blocks).map(has).collect())
+}
+
+/// Base and scaling of the rotary frequencies, and their base in blocks with a window where that
+/// is another one.
+fn rope(keys: &Map<String, Value>, family: &Family) -> Result<(f64, RopeScaling, Option<f64>)> {
     let empty = Map::new();
-    let object = |key: &str| match keys.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Object(object)) => Ok(Some(object)),
-        Some(_) => bail!("{key} is no object: correct the file"),
-    };
     // transformers 5 nests rope_theta; before, it stood beside rope_scaling.
-    let nested = object("rope_parameters")?;
-    let scaling = match nested {
-        Some(nested) => nested,
-        None => object("rope_scaling")?.unwrap_or(&empty),
-    };
+    let nested = object(keys, "rope_parameters")?;
+    let old = object(keys, "rope_scaling")?.unwrap_or(&empty);
+    let mut scaling = nested.unwrap_or(old);
+    let mut local = None;
+    if family.extras.local_rope {
+        local = Some(float(keys, "rope_local_base_freq", 1.0, 1e12)?.unwrap_or(10_000.0));
+        // Since transformers 5, by kind of block.
+        if let Some(sliding) = object(scaling, "sliding_attention")? {
+            let kind = sliding.get("rope_type").and_then(Value::as_str).unwrap_or("default");
+            ensure!(
+                kind == "default",
+                "rope scaling {kind} in sliding_attention is not supported: choose another model"
+            );
+            local = float(sliding, "rope_theta", 1.0, 1e12)?.or(local);
+            scaling = object(scaling, "full_attention")?.unwrap_or(&empty);
+        }
+    }
     if let Some((key, _)) = scaling.iter().find(|(_, value)| value.is_object()) {
         bail!("rope_parameters has settings by layer ({key}), which is not supported");
     }
@@ -269,15 +368,19 @@ fn rope(keys: &Map<String, Value>) -> Result<(f64, RopeScaling)> {
     }
     let theta = match float(scaling, "rope_theta", 1.0, 1e12)? {
         Some(theta) => theta,
-        None => float(keys, "rope_theta", 1.0, 1e12)?.unwrap_or(10_000.0),
+        None => float(keys, "rope_theta", 1.0, 1e12)?.unwrap_or(family.defaults.rope_theta),
     };
+    Ok((theta, rope_scaling(scaling)?, local))
+}
+
+fn rope_scaling(scaling: &Map<String, Value>) -> Result<RopeScaling> {
     let kind = match scaling.get("rope_type").or_else(|| scaling.get("type")) {
         None => "default",
         Some(Value::String(kind)) => kind,
         Some(other) => bail!("rope_type is {other} instead of a name: correct the file"),
     };
     let factor = || number(scaling, "factor", 1.0, 1e6);
-    let scaling = match kind {
+    Ok(match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: factor()? },
         "llama3" => {
@@ -303,8 +406,16 @@ fn rope(keys: &Map<String, Value>) -> Result<(f64, RopeScaling)> {
             "rope scaling {other} is not supported (default, linear and llama3 are): choose \
              another model"
         ),
-    };
-    Ok((theta, scaling))
+    })
+}
+
+/// A nested object, where there is one.
+fn object<'a>(keys: &'a Map<String, Value>, key: &str) -> Result<Option<&'a Map<String, Value>>> {
+    match keys.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(object)) => Ok(Some(object)),
+        Some(_) => bail!("{key} is no object: correct the file"),
+    }
 }
 
 fn optional(keys: &Map<String, Value>, key: &str, max: usize) -> Result<Option<usize>> {
@@ -344,13 +455,13 @@ fn boolean(keys: &Map<String, Value>, key: &str) -> Result<Option<bool>> {
 }
 
 /// A token id, a list of them, or null for none.
-fn token_ids(keys: &Map<String, Value>, key: &str, default: u32) -> Result<Vec<u32>> {
+fn token_ids(keys: &Map<String, Value>, key: &str, default: Option<u32>) -> Result<Vec<u32>> {
     let id = |value: &Value| match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
         Some(id) => Ok(id),
         None => bail!("{key} is {value} instead of a token id: correct the file"),
     };
     match keys.get(key) {
-        None => Ok(vec![default]),
+        None => Ok(default.into_iter().collect()),
         Some(Value::Null) => Ok(Vec::new()),
         Some(Value::Array(list)) => list.iter().map(id).collect(),
         Some(value) => Ok(vec![id(value)?]),
@@ -358,138 +469,5 @@ fn token_ids(keys: &Map<String, Value>, key: &str, default: u32) -> Result<Vec<u
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::testing::{message, shared, tiny_config_json};
-
-    fn with(key: &str, value: Value) -> Result<ModelConfig> {
-        let mut config = tiny_config_json();
-        config[key] = value;
-        ModelConfig::from_value(&config, "config.json".as_ref())
-    }
-
-    #[test]
-    fn absent_keys_take_the_defaults_of_transformers() {
-        let config = crate::testing::tiny_config();
-        assert_eq!((config.head_dim, config.rms_norm_eps), (2, 1e-6));
-        assert_eq!((config.rope_theta, config.rope_scaling), (1e4, RopeScaling::None));
-        assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2]));
-        assert!(!config.tie_word_embeddings && config.sliding_window.is_none());
-
-        let mut keys = tiny_config_json();
-        keys.as_object_mut().unwrap().remove("num_key_value_heads");
-        let llama = ModelConfig::from_value(&keys, "c".as_ref()).unwrap();
-        assert_eq!(llama.num_key_value_heads, 4);
-        keys["architectures"] = json!(["MistralForCausalLM"]);
-        keys["num_attention_heads"] = json!(16);
-        keys["head_dim"] = json!(4);
-        let mistral = ModelConfig::from_value(&keys, "c".as_ref()).unwrap();
-        assert_eq!((mistral.num_key_value_heads, mistral.sliding_window), (8, Some(4096)));
-        keys["sliding_window"] = Value::Null;
-        let mistral = ModelConfig::from_value(&keys, "c".as_ref()).unwrap();
-        assert_eq!((mistral.sliding_window, mistral.query_size()), (None, 64));
-    }
-
-    #[test]
-    fn rope_settings_are_read_in_both_forms() {
-        let scaling = json!({
-            "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32
-        });
-        let mut nested = scaling.clone();
-        nested["rope_theta"] = json!(5e5);
-        let new = with("rope_parameters", nested).unwrap();
-        let mut old = tiny_config_json();
-        old["rope_scaling"] = scaling;
-        old["rope_theta"] = json!(500_000);
-        assert_eq!(ModelConfig::from_value(&old, "c".as_ref()).unwrap(), new);
-        assert!(matches!(new.rope_scaling, RopeScaling::Llama3 { factor: 8.0, .. }));
-        let linear = with("rope_scaling", json!({"rope_type": "linear", "factor": 2})).unwrap();
-        assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 2.0 });
-    }
-
-    #[test]
-    fn what_is_not_computed_is_refused_by_name() {
-        for (key, value, expected) in [
-            ("architectures", json!(["GPT2LMHeadModel"]), "LlamaForCausalLM and Mistral"),
-            ("architectures", json!(null), "architectures"),
-            ("quantization_config", json!({"quant_method": "gptq"}), "gptq"),
-            ("quantization_config", json!({"quant_method": "awq"}), "awq"),
-            ("quantization", json!({"group_size": 64, "bits": 4}), "MLX"),
-            ("attention_bias", json!(true), "attention_bias"),
-            ("mlp_bias", json!("yes"), "mlp_bias"),
-            ("hidden_act", json!("gelu"), "gelu"),
-            ("rope_scaling", json!({"type": "yarn", "factor": 4}), "yarn"),
-            ("rope_scaling", json!({"rope_type": "dynamic", "factor": 4}), "dynamic"),
-            ("rope_scaling", json!({"type": "longrope"}), "longrope"),
-            ("rope_scaling", json!({"type": "linear"}), "factor is missing"),
-            ("rope_scaling", json!({"type": "linear", "factor": 0.0}), "factor is 0.0"),
-            ("rope_parameters", json!({"full_attention": {}}), "full_attention"),
-            ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
-        ] {
-            let error = message(with(key, value));
-            assert!(error.contains(expected) && error.contains("config.json"), "{error}");
-        }
-    }
-
-    #[test]
-    fn hostile_numbers_are_refused() {
-        for key in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"] {
-            let cases = [json!(0), json!(-1), json!(1.5), json!("8"), json!(null), json!(u64::MAX)];
-            for value in cases {
-                let error = message(with(key, value));
-                assert!(error.contains(key), "{error}");
-            }
-        }
-        for (key, value) in [
-            ("num_attention_heads", json!(3)),
-            ("num_key_value_heads", json!(3)),
-            ("num_key_value_heads", json!(0)),
-            ("head_dim", json!(3)),
-            ("rms_norm_eps", json!(0)),
-            ("rope_theta", json!(-1)),
-            ("max_position_embeddings", json!(0)),
-            ("bos_token_id", json!(u64::MAX)),
-            ("eos_token_id", json!(["a"])),
-        ] {
-            assert!(message(with(key, value.clone())).contains(key), "{key} {value}");
-        }
-        assert_eq!(with("eos_token_id", json!([5, 6])).unwrap().eos_token_ids, [5, 6]);
-    }
-
-    #[test]
-    fn broken_files_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(message(ModelConfig::load(dir.path())).contains("--model"));
-        let whole = tiny_config_json().to_string();
-        for len in 0..whole.len() {
-            std::fs::write(dir.path().join("config.json"), &whole[..len]).unwrap();
-            assert!(message(ModelConfig::load(dir.path())).contains("config.json"));
-        }
-        std::fs::write(dir.path().join("config.json"), "[]").unwrap();
-        assert!(message(ModelConfig::load(dir.path())).contains("no JSON object"));
-        std::fs::write(dir.path().join("config.json"), &whole).unwrap();
-        ModelConfig::load(dir.path()).unwrap();
-        std::fs::write(dir.path().join("quantize_config.json"), "{}").unwrap();
-        assert!(message(ModelConfig::load(dir.path())).contains("quantised by GPTQ"));
-    }
-
-    #[test]
-    fn published_configs_are_read() {
-        let Some(shared) = shared() else { return };
-        let load = |name: &str| ModelConfig::load(&shared.join(name));
-        let llama = load("assets/configs/llama-3.2-1b").unwrap();
-        assert_eq!((llama.head_dim, llama.key_value_size()), (64, 512));
-        assert!(matches!(llama.rope_scaling, RopeScaling::Llama3 { factor: 32.0, .. }));
-        for name in ["assets/models/mini12", "assets/models/stories260K", "golden/llama3-rope"] {
-            assert!(load(name).unwrap().tie_word_embeddings, "{name}");
-        }
-        assert_eq!(load("golden/mistral").unwrap().architecture, Architecture::Mistral);
-        assert_eq!(load("assets/configs/smollm2-135m").unwrap().rope_theta, 1e5);
-        for name in ["golden/qwen2", "golden/gemma3", "golden/phi3"] {
-            assert!(message(load(name)).contains("supported are"), "{name}");
-        }
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

@@ -13,12 +13,12 @@ use half::{bf16, f16};
 use safetensors::View;
 use safetensors::tensor::Dtype as Kind;
 
-use crate::adapter::{AdapterConfig, weight_name};
+use crate::adapter::AdapterConfig;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::exits::Exits;
+use crate::family::names::NORM;
 use crate::gguf::dequant::dequantize;
 use crate::gguf::types::Type;
-use crate::model::load::NORM;
 use crate::run_dir::{write_atomically, write_tensors_atomically};
 use crate::session::{Source, Tuned};
 
@@ -53,8 +53,12 @@ pub struct Merging<'a> {
 
 /// What becomes of a tensor.
 enum Change<'a> {
-    Lora { config: &'a AdapterConfig, a: &'a [f32], b: &'a [f32] },
-    Values(&'a [f32]),
+    /// Products `B·A` for some rows each.
+    Lora {
+        config: &'a AdapterConfig,
+        parts: Vec<(Range<usize>, &'a [f32], &'a [f32])>,
+    },
+    Values(Vec<f32>),
 }
 
 impl<'a> Merging<'a> {
@@ -73,17 +77,22 @@ impl<'a> Merging<'a> {
         let exits = tuned.exits.as_ref();
         // The last exit of isolated windows stands on the base and the top window's adapters.
         let first_layer = exits.map_or(0, Exits::first_adapted);
-        let mut changes = BTreeMap::new();
+        let mut changes: BTreeMap<String, Change<'a>> = BTreeMap::new();
         if let Some((config, tensors)) = &tuned.adapter {
             for ((layer, projection), (a, b)) in tensors {
-                if *layer >= first_layer {
-                    let change = Change::Lora { config, a, b };
-                    changes.insert(weight_name(*layer, *projection), change);
+                if *layer < first_layer {
+                    continue;
+                }
+                let place = source.config.weight_place(*layer, *projection);
+                let change = changes.entry(place.name);
+                let change = change.or_insert_with(|| Change::Lora { config, parts: Vec::new() });
+                if let Change::Lora { parts, .. } = change {
+                    parts.push((place.rows, a, b));
                 }
             }
         }
         if let Some(norm) = exits.and_then(|exits| exits.gammas.last()) {
-            changes.insert(NORM.into(), Change::Values(norm));
+            changes.insert(NORM.into(), Change::Values(source.config.stored_norm(norm)));
         }
         Ok(Self { checkpoint: &source.checkpoint, changes })
     }
@@ -101,9 +110,17 @@ impl<'a> Merging<'a> {
         match self.changes.get(name) {
             None => {}
             Some(Change::Values(new)) => values.copy_from_slice(&new[rows]),
-            Some(Change::Lora { config, a, b }) => {
-                let b = &b[rows.start * config.r..rows.end * config.r];
-                add_product(&mut values, (a, b), config.r, config.scale());
+            Some(Change::Lora { config, parts }) => {
+                let (cols, rank) = (tensor.cols(), config.r);
+                for (own, a, b) in parts {
+                    let both = own.start.max(rows.start)..own.end.min(rows.end);
+                    if both.is_empty() {
+                        continue;
+                    }
+                    let b = &b[(both.start - own.start) * rank..(both.end - own.start) * rank];
+                    let at = (both.start - rows.start) * cols..(both.end - rows.start) * cols;
+                    add_product(&mut values[at], (a, b), rank, config.scale());
+                }
             }
         }
         Ok(values)

@@ -71,6 +71,7 @@ pub fn widest(formats: impl Iterator<Item = Format>, cols: u32) -> Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Extras;
 
     fn shape() -> ModelShape {
         ModelShape {
@@ -82,6 +83,7 @@ mod tests {
             num_kv_heads: 4,
             head_dim: 32,
             tied_head: true,
+            extras: Extras::NONE,
         }
     }
 

@@ -44,6 +44,8 @@ pub use job::{Job, Optimizer, Trained};
 pub use params::{Entry, Group, Owner};
 pub use plan::{DeviceFacts, Plan, PlannedBuffer};
 pub use policy::{BlockPolicy, Layer, Policy};
-pub use shape::{BlockFormats, LinearInput, ModelShape, Projection, Shard, Window};
+pub use shape::{
+    BlockFormats, BlockVector, Extras, LinearInput, ModelShape, Projection, Shard, Window,
+};
 pub use step::{Path, StepShape, Task};
 pub use stream::Streaming;

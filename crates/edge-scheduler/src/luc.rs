@@ -123,6 +123,7 @@ fn bytes(shape: &ModelShape, layer: Layer, format: Format) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Extras;
 
     fn shape() -> ModelShape {
         ModelShape {
@@ -134,6 +135,7 @@ mod tests {
             num_kv_heads: 2,
             head_dim: 32,
             tied_head: true,
+            extras: Extras::NONE,
         }
     }
 

@@ -38,7 +38,7 @@
 //!   hands a gradient down that nobody needs; the optimiser's update is left out. Both below 2 %.
 
 use crate::profiles::DeviceProfile;
-use crate::shape::ModelShape;
+use crate::shape::{Extras, ModelShape};
 
 mod display;
 mod simulator;
@@ -200,6 +200,7 @@ pub const LLAMA_7B: ModelShape = ModelShape {
     num_kv_heads: 32,
     head_dim: 128,
     tied_head: false,
+    extras: Extras::NONE,
 };
 
 /// Simulates tuning LLaMA-7B on a device: vanilla, and Edge-LLM with 5, 4 and 3 bits, 50 %

@@ -6,7 +6,7 @@
 //! dispatch per arena. Values, gradients and moments use the same offsets; the gradient arenas
 //! are shared by all groups, since only one group is active in a step.
 
-use crate::shape::{ModelShape, Projection, Shard, Window};
+use crate::shape::{BlockVector, ModelShape, Projection, Shard, Window};
 use edge_kernels::Format;
 
 /// Offsets in an arena are multiples of this many words (256 bytes, the strictest alignment).
@@ -15,16 +15,14 @@ pub const ALIGN_WORDS: u64 = 64;
 /// Which tensor an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// `lora_A [rank, K]` of a projection.
+    /// `lora_A [rank, K]` of a projection, and of those that are parts of one layer with it.
     LoraA(u32, Projection),
     /// `lora_B [N, rank]` of a projection.
     LoraB(u32, Projection),
     /// Rows of a projection's weight (method `full`).
     Weight(u32, Projection, Shard),
-    /// `input_layernorm [d]` of a block (method `full`).
-    InputNorm(u32),
-    /// `post_attention_layernorm [d]` of a block (method `full`).
-    PostAttentionNorm(u32),
+    /// A norm or a bias of a block (method `full`).
+    Vector(u32, BlockVector),
     /// Norm of an exit, `[d]`; the last exit's is the model's final norm with method `full`.
     ExitNorm(u32),
     /// Rows of the embedding table (method `full`).
@@ -104,7 +102,9 @@ impl Group {
         for block in window.first..window.end {
             for &projection in targets {
                 let (n, k) = shape.projection(projection);
-                tensors.push((Owner::LoraA(block, projection), rank, k));
+                if shape.adapter_of(projection) == projection {
+                    tensors.push((Owner::LoraA(block, projection), rank, k));
+                }
                 tensors.push((Owner::LoraB(block, projection), n, rank));
             }
         }
@@ -131,8 +131,7 @@ impl Group {
         let table = Shard::split(shape.vocab_size, d, Format::F32, max_bytes, vocab_chunk);
         tensors.extend(table.iter().map(|&s| (Owner::Embedding(s), s.rows, d)));
         for block in 0..shape.num_blocks {
-            tensors.push((Owner::InputNorm(block), 1, d));
-            tensors.push((Owner::PostAttentionNorm(block), 1, d));
+            tensors.extend(shape.vectors().map(|(v, len)| (Owner::Vector(block, v), 1, len)));
             for projection in Projection::ALL {
                 let (n, k) = shape.projection(projection);
                 let shards = Shard::split(n, k, Format::F32, max_bytes, u32::MAX);
@@ -167,6 +166,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Extras;
 
     fn shape() -> ModelShape {
         ModelShape {
@@ -178,6 +178,7 @@ mod tests {
             num_kv_heads: 4,
             head_dim: 8,
             tied_head: true,
+            extras: Extras::NONE,
         }
     }
 
@@ -208,7 +209,27 @@ mod tests {
 
     #[test]
     fn full_counts_every_parameter() {
-        let group = Group::full(&shape(), 1 << 30, 8192);
-        assert_eq!(group.parameters(), shape().parameters());
+        let more = Extras { qkv_bias: true, head_norms: true, branch_norms: true, ..Extras::NONE };
+        for (extras, vectors) in [(Extras::NONE, 2), (more, 9)] {
+            let shape = ModelShape { extras, ..shape() };
+            assert_eq!(shape.vectors().count(), vectors);
+            let group = Group::full(&shape, 1 << 30, 8192);
+            assert_eq!(group.parameters(), shape.parameters());
+        }
+    }
+
+    #[test]
+    fn parts_of_one_layer_share_an_a() {
+        let extras = Extras { fused: true, ..Extras::NONE };
+        let window = Window { first: 0, end: 1 };
+        let of = |extras| {
+            let shape = ModelShape { extras, ..shape() };
+            Group::lora(&shape, window, None, 8, &Projection::ALL, 1 << 20)
+        };
+        assert_eq!((of(Extras::NONE).entries.len(), of(extras).entries.len()), (14, 11));
+        let shared = of(extras);
+        assert!(shared.find(Owner::LoraA(0, Projection::Q)).is_some());
+        assert!(shared.find(Owner::LoraA(0, Projection::V)).is_none());
+        assert!(shared.find(Owner::LoraB(0, Projection::V)).is_some());
     }
 }

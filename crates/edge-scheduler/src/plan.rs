@@ -34,7 +34,7 @@ pub const LOGITS_BYTES: u64 = 2 << 20;
 /// keep much memory for it.
 pub const VOTE_TOKENS: u32 = 64;
 
-/// Row blocks in the first pass of the gradient of a norm's weight.
+/// Row blocks in the first pass of the gradient of a norm's weight or of a bias.
 pub const NORM_GRAD_PARTS: u32 = 16;
 
 /// Workgroups of the first pass of the gradient norm, per arena.
@@ -200,6 +200,9 @@ impl Builder<'_> {
         let (d, max) = (shape.hidden_size, self.max_shard_bytes);
         let rope = u64::from(job.positions) * u64::from(shape.head_dim);
         self.add("rope", Category::Weights, rope);
+        if shape.extras.local_rope {
+            self.add("rope_local", Category::Weights, rope);
+        }
         if self.full() {
             return;
         }
@@ -217,9 +220,9 @@ impl Builder<'_> {
                 let shards = job.projection_shards(shape, block, projection, max);
                 self.matrix(&format!("block.{block}.{}", projection.name()), k, &formats, &shards);
             }
-            let norms = ["input_layernorm", "post_attention_layernorm"];
-            for norm in norms {
-                self.add(format!("block.{block}.{norm}"), Category::Weights, d.into());
+            for (vector, len) in shape.vectors() {
+                let name = format!("block.{block}.{}", vector.name());
+                self.add(name, Category::Weights, len.into());
             }
         }
         self.transfer_slots();
@@ -347,6 +350,7 @@ impl Builder<'_> {
             add("up", columns(shape.intermediate_size));
             if self.job.training {
                 self.add(format!("slot.{slot}.x_mid"), act, columns(d));
+                self.before_norms(slot);
             }
             if self.job.cache.is_none() {
                 self.add(format!("slot.{slot}.k"), act, columns(kv));
@@ -354,8 +358,10 @@ impl Builder<'_> {
             }
             if self.rank() > 0 {
                 for projection in Projection::ALL {
-                    let name = format!("slot.{slot}.lora.{}", projection.name());
-                    self.add(name, act, columns(self.rank()));
+                    if shape.adapter_of(projection) == projection {
+                        let name = format!("slot.{slot}.lora.{}", projection.name());
+                        self.add(name, act, columns(self.rank()));
+                    }
                 }
             }
         }
@@ -375,6 +381,28 @@ impl Builder<'_> {
                 let words = self.compared_rows() * u64::from(d);
                 self.add(format!("exit.{exit}.x"), act, words);
             }
+        }
+    }
+
+    /// What norms inside a block read, kept for their backward pass. Without one it lies where
+    /// something else will be written soon.
+    fn before_norms(&mut self, slot: u32) {
+        let (shape, rows) = (self.shape, self.rows());
+        let mut add = |name: &str, columns: u32| {
+            let words = rows * u64::from(columns);
+            self.add(format!("slot.{slot}.{name}"), Category::Activations, words);
+        };
+        if shape.extras.head_norms {
+            add("q_raw", shape.q_dim());
+            add("q_rstd", shape.num_heads);
+            add("k_raw", shape.kv_dim());
+            add("k_rstd", shape.num_kv_heads);
+        }
+        if shape.extras.branch_norms {
+            add("attention_out", shape.hidden_size);
+            add("attention_rstd", 1);
+            add("mlp_out", shape.hidden_size);
+            add("mlp_rstd", 1);
         }
     }
 
@@ -433,7 +461,8 @@ impl Builder<'_> {
             0 | 1 => 0,
             splits => u64::from(splits) * u64::from(n) * u64::from(k),
         };
-        let mut most = u64::from(NORM_GRAD_PARTS) * u64::from(shape.hidden_size);
+        let widest = shape.vectors().map(|(_, len)| len).max().unwrap_or(0);
+        let mut most = u64::from(NORM_GRAD_PARTS) * u64::from(widest.max(shape.hidden_size));
         for projection in Projection::ALL {
             let (n, k) = shape.projection(projection);
             if self.full() {

@@ -2,7 +2,7 @@
 
 use edge_kernels::Format;
 
-/// The linear layers of a Llama block, in the order in which a forward pass meets them.
+/// The linear layers of a block, in the order in which a forward pass meets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Projection {
     /// `self_attn.q_proj`
@@ -82,7 +82,7 @@ pub enum LinearInput {
     AttentionOutput,
     /// The normed residual stream before the MLP: gate and up.
     Mlp,
-    /// `silu(gate) · up`: down.
+    /// `act(gate) · up`: down.
     Hidden,
 }
 
@@ -117,7 +117,92 @@ impl BlockFormats {
     }
 }
 
-/// The numbers of a Llama-like model that decide sizes.
+/// A vector of a block: a norm's weight or a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BlockVector {
+    /// Norm of what attention reads, `[d]`.
+    InputNorm,
+    /// Norm of what attention puts out, `[d]`.
+    AttentionOutNorm,
+    /// Norm of what the MLP reads, `[d]`.
+    MlpNorm,
+    /// Norm of what the MLP puts out, `[d]`.
+    MlpOutNorm,
+    /// Norm of each head of the queries, `[head_dim]`.
+    QNorm,
+    /// Norm of each head of the keys, `[head_dim]`.
+    KNorm,
+    /// Bias of the queries, `[q_dim]`.
+    QBias,
+    /// Bias of the keys, `[kv_dim]`.
+    KBias,
+    /// Bias of the values, `[kv_dim]`.
+    VBias,
+}
+
+impl BlockVector {
+    /// All of them, in the order in which they lie in files of this program.
+    pub const ALL: [Self; 9] = [
+        Self::InputNorm,
+        Self::AttentionOutNorm,
+        Self::MlpNorm,
+        Self::MlpOutNorm,
+        Self::QNorm,
+        Self::KNorm,
+        Self::QBias,
+        Self::KBias,
+        Self::VBias,
+    ];
+
+    /// What it is called in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InputNorm => "input_norm",
+            Self::AttentionOutNorm => "attention_out_norm",
+            Self::MlpNorm => "mlp_norm",
+            Self::MlpOutNorm => "mlp_out_norm",
+            Self::QNorm => "q_norm",
+            Self::KNorm => "k_norm",
+            Self::QBias => "q_bias",
+            Self::KBias => "k_bias",
+            Self::VBias => "v_bias",
+        }
+    }
+
+    /// Whether it is the weight of a norm.
+    pub fn is_norm(self) -> bool {
+        !matches!(self, Self::QBias | Self::KBias | Self::VBias)
+    }
+}
+
+/// What blocks have beyond those of Llama.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Biases of q, k and v.
+    pub qkv_bias: bool,
+    /// Norms of each head of q and k.
+    pub head_norms: bool,
+    /// Norms of what attention and MLP put out.
+    pub branch_norms: bool,
+    /// A table of rotary angles of its own for blocks with a sliding window.
+    pub local_rope: bool,
+    /// q, k and v are one layer of the checkpoint, and so are gate and up: an adapter on one has
+    /// one `A` for all of its parts.
+    pub fused: bool,
+}
+
+impl Extras {
+    /// None of it.
+    pub const NONE: Self = Self {
+        qkv_bias: false,
+        head_norms: false,
+        branch_norms: false,
+        local_rope: false,
+        fused: false,
+    };
+}
+
+/// The numbers of a model that decide sizes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelShape {
     /// Vocabulary size, `V`.
@@ -136,6 +221,8 @@ pub struct ModelShape {
     pub head_dim: u32,
     /// Whether the head is the embedding table.
     pub tied_head: bool,
+    /// What its blocks have beyond those of Llama.
+    pub extras: Extras,
 }
 
 impl ModelShape {
@@ -161,6 +248,31 @@ impl ModelShape {
         }
     }
 
+    /// The vectors of a block and their lengths, in the order of [`BlockVector::ALL`].
+    pub fn vectors(&self) -> impl Iterator<Item = (BlockVector, u32)> + use<> {
+        let Extras { qkv_bias, head_norms, branch_norms, .. } = self.extras;
+        let (d, head_dim) = (self.hidden_size, self.head_dim);
+        let (q, kv) = (self.q_dim(), self.kv_dim());
+        let of = move |vector| match vector {
+            BlockVector::InputNorm | BlockVector::MlpNorm => Some(d),
+            BlockVector::AttentionOutNorm | BlockVector::MlpOutNorm => branch_norms.then_some(d),
+            BlockVector::QNorm | BlockVector::KNorm => head_norms.then_some(head_dim),
+            BlockVector::QBias => qkv_bias.then_some(q),
+            BlockVector::KBias | BlockVector::VBias => qkv_bias.then_some(kv),
+        };
+        BlockVector::ALL.into_iter().filter_map(move |vector| Some((vector, of(vector)?)))
+    }
+
+    /// The projection whose adapter's `A` another one uses: its own, unless they are parts of one
+    /// layer.
+    pub fn adapter_of(&self, projection: Projection) -> Projection {
+        match projection {
+            Projection::K | Projection::V if self.extras.fused => Projection::Q,
+            Projection::Up if self.extras.fused => Projection::Gate,
+            own => own,
+        }
+    }
+
     /// Columns `K` of an input, which are those of the weights that read it.
     pub fn input_cols(&self, input: LinearInput) -> u32 {
         match input {
@@ -178,8 +290,8 @@ impl ModelShape {
                 let (n, k) = self.projection(p);
                 u64::from(n) * u64::from(k)
             })
-            .sum::<u64>()
-            + 2 * u64::from(self.hidden_size);
+            .chain(self.vectors().map(|(_, len)| u64::from(len)))
+            .sum();
         let table = u64::from(self.vocab_size) * u64::from(self.hidden_size);
         let tables = if self.tied_head { table } else { 2 * table };
         u64::from(self.num_blocks) * block + tables + u64::from(self.hidden_size)
@@ -274,6 +386,7 @@ mod tests {
             num_kv_heads: 4,
             head_dim: 10,
             tied_head: true,
+            extras: Extras::NONE,
         };
         let all = LinearInput::ALL.map(|input| {
             let projections = input.projections();

@@ -5,9 +5,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use edge_kernels::util::SeededRng;
+use edge_runtime::config::ModelConfig;
+use edge_runtime::family::Fused;
+use edge_runtime::family::names::{EMBEDDING, HEAD, NORM};
+use edge_scheduler::{BlockVector, Projection};
 use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rayon::prelude::*;
@@ -58,90 +62,59 @@ impl Element {
     }
 }
 
-/// The numbers of a `config.json` that shape its tensors.
-#[derive(Clone, Debug)]
-pub(crate) struct Shape {
-    hidden: usize,
-    intermediate: usize,
-    layers: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    vocabulary: usize,
-    tied: bool,
+/// What the numbers of a tensor are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fill {
+    /// Normal ones with this standard deviation.
+    Normal(f32),
+    /// All the same.
+    Constant(f32),
 }
 
+/// A model whose weights are made up.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape(ModelConfig);
+
 impl Shape {
-    /// From a Llama or Mistral `config.json`.
-    pub(crate) fn interpret(config: &Value) -> Result<Self> {
-        let kind = config.get("model_type").and_then(Value::as_str).unwrap_or("missing");
-        ensure!(
-            matches!(kind, "llama" | "mistral"),
-            "model_type is {kind}, and supported are llama and mistral: choose another config"
-        );
-        for key in ["attention_bias", "mlp_bias"] {
-            ensure!(
-                config.get(key).and_then(Value::as_bool) != Some(true),
-                "{key} is true, and biases are not written here: set it to false"
-            );
-        }
-        let hidden = count(config, "hidden_size")?;
-        let heads = count(config, "num_attention_heads")?;
-        let kv_heads = count_or(config, "num_key_value_heads", heads)?;
-        ensure!(
-            heads.is_multiple_of(kv_heads),
-            "num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}: \
-             correct one of them"
-        );
-        ensure!(
-            config.get("head_dim").is_some_and(|v| !v.is_null()) || hidden.is_multiple_of(heads),
-            "hidden_size {hidden} is no multiple of num_attention_heads {heads}: correct them or \
-             state head_dim"
-        );
-        Ok(Self {
-            hidden,
-            intermediate: count(config, "intermediate_size")?,
-            layers: count(config, "num_hidden_layers")?,
-            heads,
-            kv_heads,
-            head_dim: count_or(config, "head_dim", hidden / heads)?,
-            vocabulary: count(config, "vocab_size")?,
-            tied: match config.get("tie_word_embeddings") {
-                None | Some(Value::Null) => false,
-                Some(Value::Bool(tied)) => *tied,
-                Some(other) => bail!("tie_word_embeddings is {other}: write true or false"),
-            },
-        })
+    /// From a `config.json`; `path` is for messages.
+    pub(crate) fn interpret(config: &Value, path: &Path) -> Result<Self> {
+        Ok(Self(ModelConfig::from_value(config, path)?))
     }
 
-    /// Name, shape and standard deviation of all tensors; a deviation of 0 stands for ones.
-    fn tensors(&self) -> Vec<(String, Vec<usize>, f32)> {
-        let (d, f) = (self.hidden, self.intermediate);
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+    /// Name, shape and contents of all tensors.
+    fn tensors(&self) -> Vec<(String, Vec<usize>, Fill)> {
+        let (config, shape) = (&self.0, self.0.shape());
+        let (vocabulary, d) = (config.vocab_size, config.hidden_size);
         // Each block adds twice to the residual stream, which should not grow with the depth.
-        let residual = STD / (2.0 * self.layers as f32).sqrt();
+        let residual = STD / (2.0 * config.num_hidden_layers as f32).sqrt();
+        // Norms that multiply by one.
+        let norm = Fill::Constant(1.0 - config.family.norm_offset);
         let mut tensors = vec![
-            ("model.embed_tokens.weight".to_string(), vec![self.vocabulary, d], STD),
-            ("model.norm.weight".to_string(), vec![d], 0.0),
+            (EMBEDDING.to_string(), vec![vocabulary, d], Fill::Normal(STD)),
+            (NORM.to_string(), vec![d], norm),
         ];
-        if !self.tied {
-            tensors.push(("lm_head.weight".to_string(), vec![self.vocabulary, d], STD));
+        if !config.tie_word_embeddings {
+            tensors.push((HEAD.to_string(), vec![vocabulary, d], Fill::Normal(STD)));
         }
-        for layer in 0..self.layers {
-            let parts = [
-                ("input_layernorm", vec![d], 0.0),
-                ("self_attn.q_proj", vec![q, d], STD),
-                ("self_attn.k_proj", vec![kv, d], STD),
-                ("self_attn.v_proj", vec![kv, d], STD),
-                ("self_attn.o_proj", vec![d, q], residual),
-                ("post_attention_layernorm", vec![d], 0.0),
-                ("mlp.gate_proj", vec![f, d], STD),
-                ("mlp.up_proj", vec![f, d], STD),
-                ("mlp.down_proj", vec![d, f], residual),
-            ];
-            tensors.extend(parts.map(|(part, shape, std)| {
-                (format!("model.layers.{layer}.{part}.weight"), shape, std)
-            }));
+        for layer in 0..config.num_hidden_layers {
+            let vector = |(which, len): (BlockVector, u32)| {
+                let fill = if which.is_norm() { norm } else { Fill::Normal(STD) };
+                (config.vector_name(layer, which), vec![len as usize], fill)
+            };
+            let matrix = |fused: Fused| {
+                let place = config.weight_place(layer, fused.parts[0]);
+                let (_, cols) = shape.projection(fused.parts[0]);
+                let adds = matches!(fused.parts[0], Projection::O | Projection::Down);
+                let fill = Fill::Normal(if adds { residual } else { STD });
+                (place.name, vec![place.whole, cols as usize], fill)
+            };
+            let in_mlp = |fused: &Fused| fused.parts[0] >= Projection::Gate;
+            let (mlp, attention): (Vec<_>, Vec<_>) =
+                config.family.layers().into_iter().partition(in_mlp);
+            tensors.extend(shape.vectors().take(1).map(vector));
+            tensors.extend(attention.into_iter().map(matrix));
+            tensors.extend(shape.vectors().skip(1).map(vector));
+            tensors.extend(mlp.into_iter().map(matrix));
         }
         tensors
     }
@@ -150,10 +123,10 @@ impl Shape {
     /// The weights depend on the seed and the shape only, not on the number of threads.
     pub(crate) fn write(&self, path: &Path, element: Element, seed: u64) -> Result<u64> {
         let tensors = self.tensors();
-        let views = tensors.into_iter().enumerate().map(|(index, (name, shape, std))| {
+        let views = tensors.into_iter().enumerate().map(|(index, (name, shape, fill))| {
             // A stream for each tensor, far from those of neighbouring seeds.
             let seed = seed ^ (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            (name, Random { shape, std, element, seed })
+            (name, Random { shape, fill, element, seed })
         });
         let views: Vec<(String, Random)> = views.collect();
         let parameters = views.iter().map(|(_, view)| view.count() as u64).sum();
@@ -167,26 +140,10 @@ impl Shape {
 /// Standard deviation of weights, as in the `initializer_range` of these models.
 const STD: f32 = 0.02;
 
-fn count(config: &Value, key: &str) -> Result<usize> {
-    let value = config.get(key).with_context(|| format!("{key} is missing: add it"))?;
-    value
-        .as_u64()
-        .filter(|n| (1..=1 << 24).contains(n))
-        .map(|n| n as usize)
-        .with_context(|| format!("{key} is {value}: write a number from 1 to {}", 1 << 24))
-}
-
-fn count_or(config: &Value, key: &str, default: usize) -> Result<usize> {
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(default),
-        Some(_) => count(config, key),
-    }
-}
-
 /// A tensor that is made when it is written.
 struct Random {
     shape: Vec<usize>,
-    std: f32,
+    fill: Fill,
     element: Element,
     seed: u64,
 }
@@ -216,7 +173,10 @@ impl View for Random {
             let mut rng = SeededRng::seed_from_u64(self.seed);
             rng.set_stream(run as u64);
             for pair in bytes.chunks_mut(2 * size) {
-                let values = if self.std == 0.0 { [1.0; 2] } else { normal(&mut rng, self.std) };
+                let values = match self.fill {
+                    Fill::Constant(value) => [value; 2],
+                    Fill::Normal(std) => normal(&mut rng, std),
+                };
                 for (value, out) in values.into_iter().zip(pair.chunks_mut(size)) {
                     self.element.store(value, out);
                 }

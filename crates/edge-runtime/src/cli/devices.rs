@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use edge_gpu::{Device, DeviceInfo, DeviceKind, Options};
 use edge_kernels::tuning::Bucket;
-use edge_scheduler::ModelShape;
+use edge_scheduler::{Extras, ModelShape};
 use serde_json::{Map, Value, json};
 
 use super::args::DevicesArgs;
@@ -143,6 +143,7 @@ fn common_shapes() -> [ModelShape; 3] {
         num_kv_heads,
         head_dim: 64,
         tied_head: true,
+        extras: Extras::NONE,
     };
     [shape(576, 1536, 9, 3), shape(896, 4864, 14, 2), shape(2048, 5632, 32, 4)]
 }

@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::compress::policy_file::sparsity_name;
 use crate::compress::read::{Compressed, is_compressed};
 use crate::config::ModelConfig;
+use crate::family::{self, Fused};
 use crate::gguf::{self, Gguf};
 use crate::session::{mebibytes, run_options};
 
@@ -65,9 +66,9 @@ fn inspect(path: &Path) -> Result<Found> {
 /// Sizes of a model.
 fn dimensions(config: &ModelConfig) -> (String, Map<String, Value>) {
     let line = format!(
-        "{:?}: {} blocks, hidden size {}, intermediate size {}, {} heads over {} of {}, \
+        "{}: {} blocks, hidden size {}, intermediate size {}, {} heads over {} of {}, \
          vocabulary {}{}, context {}",
-        config.architecture,
+        config.family.name,
         config.num_hidden_layers,
         config.hidden_size,
         config.intermediate_size,
@@ -79,7 +80,7 @@ fn dimensions(config: &ModelConfig) -> (String, Map<String, Value>) {
         config.max_position_embeddings
     );
     let value = json!({
-        "architecture": format!("{:?}", config.architecture),
+        "architecture": config.family.name,
         "num_hidden_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -269,11 +270,15 @@ fn adapter_folder(path: &Path) -> Result<Found> {
     let config = adapter::load_config(path)?;
     let checkpoint = Checkpoint::open_file(&path.join(adapter::TENSORS_FILE))?;
     let totals = totals(&checkpoint);
-    let used = |projection: &Projection| {
-        checkpoint.names().any(|name| name.contains(&format!(".{}.lora_", projection.path())))
+    let used = |layer: &Fused| {
+        checkpoint.names().any(|name| name.contains(&format!(".{}.lora_", layer.path)))
     };
-    let targets = Projection::ALL.into_iter().filter(used).map(Projection::name);
-    let targets: Vec<&str> = targets.collect();
+    let mut targets: Vec<&str> = Vec::new();
+    for layer in family::ALL.iter().flat_map(|family| family.layers()).filter(used) {
+        if !targets.contains(&layer.name()) {
+            targets.push(layer.name());
+        }
+    }
     let base = config.base_model_name_or_path.as_deref();
     let lines = vec![
         format!("adapter {} on {}", path.display(), base.unwrap_or("an unnamed model")),

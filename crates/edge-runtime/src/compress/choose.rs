@@ -270,7 +270,7 @@ impl Chooser<'_, '_> {
         };
         let shape = self.runner.shape();
         let any = Policy::uniform(shape.num_blocks as usize, &target(self.options))?;
-        let layout = Layout::new(shape, &any, self.tables);
+        let layout = Layout::new(self.runner.config(), &any, self.tables);
         let whole: u64 = layout.tensors.iter().map(|tensor| tensor.end - tensor.start).sum();
         let fixed =
             whole - any.averages(shape).bytes + SECTION_BYTES * (layout.sections.len() as u64 + 1);

@@ -2,22 +2,23 @@
 //!
 //! One safetensors file. The header is padded with spaces so that the data begin at a multiple of
 //! [`ALIGN`] bytes of the file. The data are sections without gaps: the tables (final norm,
-//! embedding, untied head), then each block (norms, projections), every section at a multiple of
-//! [`ALIGN`]; tensors `padding.I` of zero bytes fill up the one before, because safetensors allows
-//! no holes.
+//! embedding, untied head), then each block (norms and biases, projections), every section at a
+//! multiple of [`ALIGN`]; tensors `padding.I` of zero bytes fill up the one before, because
+//! safetensors allows no holes.
 //!
 //! A packed matrix is `NAME.values.S` and `NAME.scales.S` for shard `S` of
 //! [`projection_shards`] or [`table_shards`] at [`MAX_SHARD_BYTES`]: `U32` words, in the layout of
-//! [`edge_kernels::packing`]. Projections of 16 bits are `NAME.values.S` as well, row-major. Norms
-//! are F32; tables of 16 bits are tensors as in any checkpoint.
+//! [`edge_kernels::packing`]. Projections of 16 bits are `NAME.values.S` as well, row-major. Those
+//! that are one layer in other checkpoints are matrices of their own here. Norms and biases are
+//! F32, as the checkpoint holds them; tables of 16 bits are tensors as in any checkpoint.
 
 use edge_kernels::Format;
 use edge_scheduler::plan::{MAX_SHARD_BYTES, projection_shards, table_shards};
 use edge_scheduler::{Layer, ModelShape, Policy, Projection, Shard};
 use safetensors::tensor::Dtype;
 
-use crate::adapter::weight_name;
-use crate::model::load::{EMBEDDING, HEAD, NORM, norm_name};
+use crate::config::ModelConfig;
+use crate::family::names::{EMBEDDING, HEAD, NORM, weight_name};
 
 /// Sections begin at multiples of this many bytes of the file.
 pub const ALIGN: u64 = 4096;
@@ -85,7 +86,8 @@ impl Layout {
     ///
     /// # Panics
     /// When a table's format is none of [`TABLE_FORMATS`].
-    pub fn new(shape: &ModelShape, policy: &Policy, [embedding, head]: [Format; 2]) -> Self {
+    pub fn new(config: &ModelConfig, policy: &Policy, [embedding, head]: [Format; 2]) -> Self {
+        let shape = &config.shape();
         let mut layout = Self { tensors: Vec::new(), sections: Vec::new() };
         let d = shape.hidden_size as usize;
         layout.add(NORM.to_owned(), Dtype::F32, vec![d]);
@@ -95,8 +97,9 @@ impl Layout {
         }
         layout.close("tables".to_owned(), policy.blocks.is_empty());
         for (block, rule) in (0..).zip(&policy.blocks) {
-            for post_attention in [false, true] {
-                layout.add(norm_name(block, post_attention), Dtype::F32, vec![d]);
+            for (vector, len) in shape.vectors() {
+                let name = config.vector_name(block as usize, vector);
+                layout.add(name, Dtype::F32, vec![len as usize]);
             }
             for projection in Projection::ALL {
                 let (n, k) = shape.projection(projection);

@@ -61,7 +61,7 @@ impl Checkpoint {
         let shape = config.shape();
         let text = &shard.map[8..shard.data];
         let (about, checksums) = header::decode(&shown, text, &shard.notes, &shape)?;
-        let layout = Layout::new(&shape, &about.policy, [about.embedding, about.head]);
+        let layout = Layout::new(config, &about.policy, [about.embedding, about.head]);
         check_tensors(&shown, &shard, &layout)?;
         let beside = dir.join(policy_file::FILE);
         if beside.exists() {

@@ -7,15 +7,16 @@ use edge_kernels::{Format, Packing, Sparsity};
 use edge_scheduler::policy::block_bytes;
 use edge_scheduler::{BlockPolicy, ModelShape, Policy, Projection};
 use safetensors::SafeTensors;
+use serde_json::json;
 use tempfile::tempdir;
 
 use super::header::{self, About};
 use super::layout::{ALIGN, Layout};
 use super::write::{FILE, Writer};
 use super::{policy_file, read};
-use crate::adapter::weight_name;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
+use crate::family::names::weight_name;
 use crate::session::Source;
 use crate::testing::message;
 
@@ -126,19 +127,15 @@ fn a_folder_holds_what_was_written() {
 #[test]
 fn sizes_equal_the_arithmetic() {
     // Those of Llama 2 7B and 13B: some matrices are in two parts.
-    for (hidden_size, intermediate_size, num_heads) in [(4096, 11008, 32), (5120, 13824, 40)] {
-        let shape = ModelShape {
-            vocab_size: 32000,
-            hidden_size,
-            intermediate_size,
-            num_blocks: 6,
-            num_heads,
-            num_kv_heads: num_heads,
-            head_dim: 128,
-            tied_head: false,
-        };
-        let policy = policy();
-        let layout = Layout::new(&shape, &policy, [Format::F16, Format::Q8]);
+    for (hidden_size, intermediate_size, num_heads) in [(4096_u32, 11008, 32), (5120, 13824, 40)] {
+        let keys = json!({
+            "architectures": ["LlamaForCausalLM"], "vocab_size": 32000,
+            "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+            "num_hidden_layers": 6, "num_attention_heads": num_heads
+        });
+        let config = ModelConfig::from_value(&keys, "config.json".as_ref()).unwrap();
+        let (shape, policy) = (config.shape(), policy());
+        let layout = Layout::new(&config, &policy, [Format::F16, Format::Q8]);
         let mut next = 0;
         for tensor in &layout.tensors {
             let elements: usize = tensor.shape.iter().product();
@@ -222,7 +219,7 @@ fn files_that_contradict_are_refused() {
 
     // Whole files that say the wrong thing.
     let (shape, sums) = (source.config.shape(), [0; 7]);
-    let layout = Layout::new(&shape, &policy(), [Format::Bf16; 2]);
+    let layout = Layout::new(&source.config, &policy(), [Format::Bf16; 2]);
     let with_header = |about: &About, shape: &ModelShape| {
         let header = header::encode(about, shape, &layout, &sums).unwrap();
         let data = vec![0; layout.bytes() as usize];

@@ -128,6 +128,7 @@ fn product_ms(
 #[cfg(test)]
 mod tests {
     use edge_gpu::Options;
+    use edge_scheduler::Extras;
     use edge_scheduler::profiles::DeviceProfile;
 
     use super::*;
@@ -144,6 +145,7 @@ mod tests {
             num_kv_heads: 1,
             head_dim: 16,
             tied_head: true,
+            extras: Extras::NONE,
         };
         let formats = [Format::Q4, Format::row_grouped(8)];
         let times = StepTimes::measure(&device, &shape, &formats, 4, true).expect("times");
@@ -167,6 +169,7 @@ mod tests {
             num_kv_heads: 4,
             head_dim: 64,
             tied_head: true,
+            extras: Extras::NONE,
         };
         let formats = [Format::Q4, Format::Q8, Format::F16];
         let times = |streamed| {

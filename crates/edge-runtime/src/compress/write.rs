@@ -13,9 +13,9 @@ use edge_scheduler::{ModelShape, Projection};
 use super::header::{self, About};
 use super::layout::{Layout, TABLE_FORMATS, scales_name, shards_of, table_shards_of, values_name};
 use super::policy_file;
-use crate::adapter::weight_name;
 use crate::checkpoint::Checkpoint;
-use crate::model::load::{EMBEDDING, HEAD, NORM, dense_format, norm_name};
+use crate::family::names::{EMBEDDING, HEAD, NORM, weight_name};
+use crate::model::load::dense_format;
 use crate::run_dir::{RunDir, write_atomically};
 use crate::session::Source;
 
@@ -95,7 +95,7 @@ impl<'a> Writer<'a> {
             source.dir.display()
         );
         RunDir::check(Some(out))?;
-        let layout = Layout::new(&shape, &about.policy, [about.embedding, about.head]);
+        let layout = Layout::new(&source.config, &about.policy, [about.embedding, about.head]);
         let zeros = vec![0; layout.sections.len()];
         let header = header::encode(&about, &shape, &layout, &zeros)?;
         let mut leftovers = Leftovers { dir: out.to_owned(), made: !out.exists(), files: vec![] };
@@ -127,7 +127,7 @@ impl<'a> Writer<'a> {
         self.checksums.len() - 1
     }
 
-    /// Writes the next block: its norms, as the source has them, and its projections, by
+    /// Writes the next block: its norms and biases, as the source has them, and its projections, by
     /// [`Projection::index`], in the formats of the policy.
     ///
     /// # Errors
@@ -140,8 +140,9 @@ impl<'a> Writer<'a> {
         let block = self.next_block();
         assert!(block < self.about.policy.blocks.len(), "block {block} of the policy");
         assert_eq!(matrices.len(), Projection::ALL.len(), "a matrix for each projection");
-        for post_attention in [false, true] {
-            self.norm(&norm_name(block as u32, post_attention))?;
+        let source = self.source;
+        for (vector, len) in self.shape.vectors() {
+            self.vector(&source.config.vector_name(block, vector), len)?;
         }
         for (projection, matrix) in Projection::ALL.into_iter().zip(matrices) {
             let matrix: &PackedHost = matrix.borrow();
@@ -200,7 +201,7 @@ impl<'a> Writer<'a> {
     }
 
     fn tables(&mut self) -> Result<()> {
-        self.norm(NORM)?;
+        self.vector(NORM, self.shape.hidden_size)?;
         self.table(EMBEDDING, self.about.embedding)?;
         if !self.shape.tied_head {
             self.table(HEAD, self.about.head)?;
@@ -208,9 +209,9 @@ impl<'a> Writer<'a> {
         self.close()
     }
 
-    fn norm(&mut self, name: &str) -> Result<()> {
+    fn vector(&mut self, name: &str, len: u32) -> Result<()> {
         let checkpoint: &Checkpoint = &self.source.checkpoint;
-        let values = checkpoint.expect(name, &[self.shape.hidden_size as usize])?.to_f32();
+        let values = checkpoint.expect(name, &[len as usize])?.to_f32();
         self.begin(name);
         self.words(bytemuck::cast_slice(&values))
     }

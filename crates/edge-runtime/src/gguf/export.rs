@@ -16,11 +16,11 @@ use super::types::Type;
 use super::vocab::{self, Specials};
 use super::write::{Planned, write_atomically};
 use super::{config, rope};
-use crate::adapter::{Projection, weight_name};
+use crate::adapter::Projection;
 use crate::checkpoint::Dtype;
 use crate::exits::Exits;
+use crate::family::names::{HEAD, weight_name};
 use crate::merge::{Merging, Rounding};
-use crate::model::load::HEAD;
 use crate::session::{Source, Tuned};
 
 /// Values that are converted at once, about.

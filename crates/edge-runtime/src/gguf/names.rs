@@ -1,7 +1,7 @@
 //! Names of tensors: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 
 use super::families::Family;
-use crate::model::load::{EMBEDDING, HEAD, NORM};
+use crate::family::names::{EMBEDDING, HEAD, NORM};
 
 /// Factors of the rotary frequencies, which no folder has as a tensor.
 pub const ROPE_FREQS: &str = "rope_freqs.weight";

@@ -1,31 +1,35 @@
-//! A Llama block, forward and backward.
+//! A block, forward and backward.
 //!
 //! `x_mid = x + O(attention(rope(Q n), rope(K n), V n))`, n = rms_norm(x);
 //! `x_out = x_mid + Down(silu(Gate m) * Up m)`, m = rms_norm(x_mid).
 //!
+//! That is Llama's. What other families have beyond it is data ([`crate::family`]): biases and
+//! norms of heads (`attention.rs`), norms of what `O` and `Down` put out, GELU for SiLU.
+//!
 //! The forward pass of a block that is trained keeps `x`, `q`, `k`, `v`, the attention output,
-//! `x_mid`, `gate` and `up`; norms and the SwiGLU product are computed again on the way back. A
-//! block of the trunk keeps nothing and updates the residual stream in place. Where the stream is
-//! kept anyway, a branch goes to the workspace's `normed` first, and `residual_rms_norm` makes the
-//! next residual stream and the next norm's output of it in one pass.
+//! `x_mid`, `gate` and `up`, and what norms inside the block read; norms of the stream and the
+//! gated product are computed again on the way back. A block of the trunk keeps nothing and updates
+//! the residual stream in place. Where the stream is kept anyway, a branch goes to the workspace's
+//! `normed` first, and `residual_rms_norm` makes the next residual stream and the next norm's
+//! output of it in one pass.
 //!
 //! Calibration taps the same pass: it is shown what each linear layer is about to read.
 
 use edge_gpu::{Recorder, Slice};
-use edge_kernels::ops::activation::{swiglu_backward, swiglu_forward};
-use edge_kernels::ops::attention::{
-    attention_backward_kv, attention_backward_q, attention_delta, attention_forward, rope,
+use edge_kernels::ops::activation::{
+    geglu_backward, geglu_forward, swiglu_backward, swiglu_forward,
 };
 use edge_kernels::ops::matmul::sum_partials;
 use edge_kernels::ops::memory::copy;
 use edge_kernels::ops::norm::residual_rms_norm;
 use edge_kernels::ops::norm::{rms_norm_backward, rms_norm_forward, rms_norm_grad};
 use edge_scheduler::plan::NORM_GRAD_PARTS;
-use edge_scheduler::{LinearInput, Projection};
+use edge_scheduler::{BlockVector, LinearInput, Projection};
 
-use super::linear::{LinearScratch, Target};
-use super::workspace::Slot;
+use super::linear::{Linear, LinearScratch, Target};
+use super::workspace::{Backward, BeforeNorm, Slot};
 use super::{Model, Norm};
+use crate::family::Activation;
 
 /// Sequences and positions of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,52 @@ pub(super) enum Onward<'a> {
     Normed(&'a Slice, &'a Norm),
 }
 
+/// The norm of what a branch puts out.
+fn out_norm(projection: Projection) -> BlockVector {
+    match projection {
+        Projection::Down => BlockVector::MlpOutNorm,
+        _ => BlockVector::AttentionOutNorm,
+    }
+}
+
+/// Gradients of a norm over `rows` of `cols` elements: its weight's where that is trained, then
+/// `dx (+)= Jᵀ dy`.
+pub(super) fn norm_gradients(
+    recorder: &mut Recorder,
+    norm: &Norm,
+    before: &BeforeNorm,
+    (rows, cols): (u32, u32),
+    dy: &Slice,
+    dx: Target<'_>,
+    back: &Backward,
+) {
+    let (x, rstd) = (before.x.clone(), before.rstd.clone());
+    if let Some(grad) = &norm.grad {
+        let parts = NORM_GRAD_PARTS.min(rows);
+        recorder.push(rms_norm_grad::dispatch(
+            rows,
+            cols,
+            parts,
+            x.clone(),
+            rstd.clone(),
+            dy.clone(),
+            back.partials.clone(),
+        ));
+        let sum = sum_partials::Params { parts, len: cols, accumulate: 1, alpha: 1.0 };
+        recorder.push(sum_partials::dispatch(sum, back.partials.clone(), grad.clone()));
+    }
+    recorder.push(rms_norm_backward::dispatch(
+        rows,
+        cols,
+        dx.accumulate,
+        x,
+        norm.weight.clone(),
+        rstd,
+        dy.clone(),
+        dx.slice.clone(),
+    ));
+}
+
 impl Model {
     /// Normalises `x` into the workspace's `normed`, with `rstd` beside it.
     pub(super) fn norm(&self, recorder: &mut Recorder, rows: u32, x: &Slice, norm: &Norm) {
@@ -110,67 +160,10 @@ impl Model {
     ) {
         let ws = &self.workspace;
         let Some(back) = &ws.backward else { return };
-        let d = self.shape.hidden_size;
-        let (x, rstd) = (x.clone(), ws.rstd.clone());
-        if let Some(grad) = &norm.grad {
-            let parts = NORM_GRAD_PARTS.min(rows);
-            recorder.push(rms_norm_grad::dispatch(
-                rows,
-                d,
-                parts,
-                x.clone(),
-                rstd.clone(),
-                back.d_normed.clone(),
-                back.partials.clone(),
-            ));
-            let sum = sum_partials::Params { parts, len: d, accumulate: 1, alpha: 1.0 };
-            recorder.push(sum_partials::dispatch(sum, back.partials.clone(), grad.clone()));
-        }
-        recorder.push(rms_norm_backward::dispatch(
-            rows,
-            d,
-            accumulate,
-            x,
-            norm.weight.clone(),
-            rstd,
-            back.d_normed.clone(),
-            back.d_x.clone(),
-        ));
-    }
-
-    fn attention_params(&self, g: Geometry) -> attention_forward::Params {
-        attention_forward::Params {
-            batch: g.batch,
-            q_len: g.seq_len,
-            kv_len: g.position0 + g.seq_len,
-            kv_stride: self.job.cache.unwrap_or(g.seq_len),
-            position0: g.position0,
-            heads: self.shape.num_heads,
-            kv_heads: self.shape.num_kv_heads,
-            head_dim: self.shape.head_dim,
-            window: self.config.sliding_window.unwrap_or(0) as u32,
-            scale: 1.0 / (self.shape.head_dim as f32).sqrt(),
-        }
-    }
-
-    fn rope(
-        &self,
-        recorder: &mut Recorder,
-        g: Geometry,
-        heads: u32,
-        at: (&Slice, u32),
-        back: bool,
-    ) {
-        let params = rope::Params {
-            rows: g.rows(),
-            seq_len: g.seq_len,
-            heads,
-            head_dim: self.shape.head_dim,
-            position0: g.position0,
-            offset: at.1,
-            inverse: back.into(),
-        };
-        recorder.push(rope::dispatch(params, self.rope.clone(), at.0.clone()));
+        let before = BeforeNorm { x: x.clone(), rstd: ws.rstd.clone() };
+        let dx = Target { slice: &back.d_x, offset: 0, accumulate };
+        let size = (rows, self.shape.hidden_size);
+        norm_gradients(recorder, norm, &before, size, &back.d_normed, dx, back);
     }
 
     /// Runs block `index` on `slot.x`; `normed` says that the block below has normalised it.
@@ -207,75 +200,54 @@ impl Model {
             block.linear(p).forward(recorder, rows, x, y, inner(p));
         };
         if !normed {
-            self.norm(recorder, rows, &slot.x, &block.input_norm);
+            self.norm(recorder, rows, &slot.x, block.vector(BlockVector::InputNorm));
         }
         tap(recorder, LinearInput::Attention, &ws.normed);
         self.attention(recorder, index, slot, g);
         tap(recorder, LinearInput::AttentionOutput, &slot.attention);
+        // A branch adds to the stream, or is left in `normed` for the next norm to add.
+        let branch = |recorder: &mut Recorder, p: Projection, x: &Slice, y: Target<'_>| {
+            let kept = slot.branches.as_ref().filter(|_| !matches!(onward, Onward::InPlace));
+            let kept = kept.map(|kept| &kept[usize::from(p == Projection::Down)]);
+            let norm = block.find(out_norm(p));
+            self.branch(recorder, rows, block.linear(p), norm, (x, inner(p)), y, kept);
+        };
+        let mlp_norm = block.vector(BlockVector::MlpNorm);
         let mid = match (onward, &slot.x_mid) {
             (Onward::InPlace, _) | (_, None) => {
-                linear(recorder, Projection::O, &slot.attention, Target::add(&slot.x));
-                self.norm(recorder, rows, &slot.x, &block.post_norm);
+                branch(recorder, Projection::O, &slot.attention, Target::add(&slot.x));
+                self.norm(recorder, rows, &slot.x, mlp_norm);
                 &slot.x
             }
             (_, Some(mid)) => {
-                linear(recorder, Projection::O, &slot.attention, Target::set(&ws.normed));
-                self.add_and_norm(recorder, rows, &slot.x, mid, &block.post_norm);
+                branch(recorder, Projection::O, &slot.attention, Target::set(&ws.normed));
+                self.add_and_norm(recorder, rows, &slot.x, mid, mlp_norm);
                 mid
             }
         };
         tap(recorder, LinearInput::Mlp, &ws.normed);
         linear(recorder, Projection::Gate, &ws.normed, Target::set(&slot.gate));
         let up = block.linear(Projection::Up);
-        if up.lora.is_none() || lora.is_none() {
+        let adapted = up.lora.is_some() && lora.is_some();
+        if !adapted && self.config.family.activation == Activation::Silu {
             let kept = (!matches!(onward, Onward::InPlace)).then_some(&slot.up);
             up.matrix.forward_gated(recorder, rows, &ws.normed, &slot.gate, &ws.hidden, kept);
         } else {
             linear(recorder, Projection::Up, &ws.normed, Target::set(&slot.up));
-            self.swiglu(recorder, rows, slot);
+            self.gated(recorder, rows, slot);
         }
         tap(recorder, LinearInput::Hidden, &ws.hidden);
         match onward {
-            Onward::InPlace => linear(recorder, Projection::Down, &ws.hidden, Target::add(mid)),
+            Onward::InPlace => branch(recorder, Projection::Down, &ws.hidden, Target::add(mid)),
             Onward::Kept(out) => {
                 self.copy_rows(recorder, rows, mid, out);
-                linear(recorder, Projection::Down, &ws.hidden, Target::add(out));
+                branch(recorder, Projection::Down, &ws.hidden, Target::add(out));
             }
             Onward::Normed(out, norm) => {
-                linear(recorder, Projection::Down, &ws.hidden, Target::set(&ws.normed));
+                branch(recorder, Projection::Down, &ws.hidden, Target::set(&ws.normed));
                 self.add_and_norm(recorder, rows, mid, out, norm);
             }
         }
-    }
-
-    /// Queries, keys and values of the workspace's `normed`, and the attention output.
-    fn attention(&self, recorder: &mut Recorder, index: u32, slot: &Slot, g: Geometry) {
-        let (ws, shape, rows) = (&self.workspace, &self.shape, g.rows());
-        let block = &self.blocks[index as usize];
-        let behind = if g.base && self.job.isolated { shape.num_blocks } else { 0 };
-        let cache = ws.cache.get((index + behind) as usize);
-        let (k, v, at) = match (cache, &slot.k, &slot.v) {
-            (Some((k, v)), ..) => (k, v, g.position0 * shape.kv_dim()),
-            (None, Some(k), Some(v)) => (k, v, 0),
-            _ => unreachable!("a slot has keys and values where there is no cache"),
-        };
-        let into_cache = |slice| Target { slice, offset: at, accumulate: false };
-        let targets = [Target::set(&slot.q), into_cache(k), into_cache(v)];
-        for (p, y) in [Projection::Q, Projection::K, Projection::V].into_iter().zip(targets) {
-            let lora = slot.lora.as_ref().filter(|_| !g.base);
-            let inner = lora.map(|all| &all[p.index()]);
-            block.linear(p).forward(recorder, rows, &ws.normed, y, inner);
-        }
-        self.rope(recorder, g, shape.num_heads, (&slot.q, 0), false);
-        self.rope(recorder, g, shape.num_kv_heads, (k, at), false);
-        recorder.push(attention_forward::dispatch(
-            self.attention_params(g),
-            slot.q.clone(),
-            k.clone(),
-            v.clone(),
-            slot.attention.clone(),
-            slot.lse.clone(),
-        ));
     }
 
     /// Copies a residual stream `[rows, d]`.
@@ -307,11 +279,68 @@ impl Model {
         ));
     }
 
-    fn swiglu(&self, recorder: &mut Recorder, rows: u32, slot: &Slot) {
+    /// `y (+)= norm(layer(x))`, without a norm `y (+)= layer(x)`. What the norm reads is `kept`, or
+    /// lies in the workspace's `normed`, which `y` is not then.
+    fn branch(
+        &self,
+        recorder: &mut Recorder,
+        rows: u32,
+        linear: &Linear,
+        norm: Option<&Norm>,
+        (x, inner): (&Slice, Option<&Slice>),
+        y: Target<'_>,
+        kept: Option<&BeforeNorm>,
+    ) {
+        let Some(norm) = norm else { return linear.forward(recorder, rows, x, y, inner) };
+        let ws = &self.workspace;
+        let (raw, rstd) = kept.map_or((&ws.normed, &ws.rstd), |kept| (&kept.x, &kept.rstd));
+        linear.forward(recorder, rows, x, Target::set(raw), inner);
+        let (cols, eps) = (self.shape.hidden_size, self.config.rms_norm_eps);
+        let (out_offset, accumulate) = (y.offset, y.accumulate.into());
+        recorder.push(rms_norm_forward::dispatch_to(
+            rms_norm_forward::Params { rows, cols, eps, out_offset, accumulate },
+            raw.clone(),
+            norm.weight.clone(),
+            y.slice.clone(),
+            rstd.clone(),
+        ));
+    }
+
+    /// The gradient at a branch's product, of that at the residual stream, and the gradient of its
+    /// norm's weight: in the workspace's `d_normed` where it has a norm.
+    fn branch_backward<'b>(
+        &self,
+        recorder: &mut Recorder,
+        rows: u32,
+        norm: Option<&Norm>,
+        kept: Option<&BeforeNorm>,
+        back: &'b Backward,
+    ) -> &'b Slice {
+        let (Some(norm), Some(kept)) = (norm, kept) else { return &back.d_x };
+        let (size, dx) = ((rows, self.shape.hidden_size), Target::set(&back.d_normed));
+        norm_gradients(recorder, norm, kept, size, &back.d_x, dx, back);
+        &back.d_normed
+    }
+
+    /// What the down projection reads: `hidden = act(gate) · up`.
+    fn gated(&self, recorder: &mut Recorder, rows: u32, slot: &Slot) {
         let count = rows * self.shape.intermediate_size;
         let (gate, up) = (slot.gate.clone(), slot.up.clone());
         let hidden = self.workspace.hidden.clone();
-        recorder.push(swiglu_forward::dispatch(count, gate, up, hidden));
+        recorder.push(match self.config.family.activation {
+            Activation::Silu => swiglu_forward::dispatch(count, gate, up, hidden),
+            Activation::GeluTanh => geglu_forward::dispatch(count, gate, up, hidden),
+        });
+    }
+
+    /// Gradients of gate and up in their place.
+    fn gated_backward(&self, recorder: &mut Recorder, rows: u32, slot: &Slot, d_hidden: &Slice) {
+        let count = rows * self.shape.intermediate_size;
+        let (d_hidden, gate, up) = (d_hidden.clone(), slot.gate.clone(), slot.up.clone());
+        recorder.push(match self.config.family.activation {
+            Activation::Silu => swiglu_backward::dispatch(count, d_hidden, gate, up),
+            Activation::GeluTanh => geglu_backward::dispatch(count, d_hidden, gate, up),
+        });
     }
 
     /// Takes `d_x` at block `index`'s output back to its input and accumulates the gradients of
@@ -336,75 +365,36 @@ impl Model {
         };
         let set = |slice| Some(Target::set(slice));
         let add = |slice| Some(Target::add(slice));
+        // The gradient at the product of a branch.
+        let branch = |recorder: &mut Recorder, p: Projection| {
+            let kept = slot.branches.as_ref();
+            let kept = kept.map(|kept| &kept[usize::from(p == Projection::Down)]);
+            self.branch_backward(recorder, rows, block.find(out_norm(p)), kept, back)
+        };
         if block.linear(Projection::Down).trains() {
-            self.swiglu(recorder, rows, slot);
+            self.gated(recorder, rows, slot);
         }
-        linear(recorder, Projection::Down, (&back.d_x, &ws.hidden), set(&back.d_hidden));
-        recorder.push(swiglu_backward::dispatch(
-            rows * self.shape.intermediate_size,
-            back.d_hidden.clone(),
-            slot.gate.clone(),
-            slot.up.clone(),
-        ));
-        self.norm(recorder, rows, x_mid, &block.post_norm);
+        let d_down = branch(recorder, Projection::Down);
+        linear(recorder, Projection::Down, (d_down, &ws.hidden), set(&back.d_hidden));
+        self.gated_backward(recorder, rows, slot, &back.d_hidden);
+        let mlp_norm = block.vector(BlockVector::MlpNorm);
+        self.norm(recorder, rows, x_mid, mlp_norm);
         linear(recorder, Projection::Gate, (&slot.gate, &ws.normed), set(&back.d_normed));
         linear(recorder, Projection::Up, (&slot.up, &ws.normed), add(&back.d_normed));
-        self.norm_backward(recorder, rows, x_mid, &block.post_norm, true);
+        self.norm_backward(recorder, rows, x_mid, mlp_norm, true);
 
-        linear(recorder, Projection::O, (&back.d_x, &slot.attention), set(&back.d_attention));
-        self.attention_backward(recorder, slot, g);
-        self.norm(recorder, rows, &slot.x, &block.input_norm);
+        let d_o = branch(recorder, Projection::O);
+        linear(recorder, Projection::O, (d_o, &slot.attention), set(&back.d_attention));
+        let [d_q, d_k, d_v] = self.attention_backward(recorder, block, slot, back, g);
+        let input_norm = block.vector(BlockVector::InputNorm);
+        self.norm(recorder, rows, &slot.x, input_norm);
         let first = need_input.then(|| Target::set(&back.d_normed));
         let more = need_input.then(|| Target::add(&back.d_normed));
-        linear(recorder, Projection::Q, (&back.d_q, &ws.normed), first);
-        linear(recorder, Projection::K, (&back.d_k, &ws.normed), more);
-        linear(recorder, Projection::V, (&back.d_v, &ws.normed), more);
+        linear(recorder, Projection::Q, (d_q, &ws.normed), first);
+        linear(recorder, Projection::K, (d_k, &ws.normed), more);
+        linear(recorder, Projection::V, (d_v, &ws.normed), more);
         if need_input {
-            self.norm_backward(recorder, rows, &slot.x, &block.input_norm, true);
+            self.norm_backward(recorder, rows, &slot.x, input_norm, true);
         }
-    }
-
-    /// From `d_attention` to `d_q`, `d_k`, `d_v` before RoPE (FlashAttention-2, algorithm 2).
-    fn attention_backward(&self, recorder: &mut Recorder, slot: &Slot, g: Geometry) {
-        let (ws, shape) = (&self.workspace, &self.shape);
-        let (Some(back), Some(k), Some(v)) = (&ws.backward, &slot.k, &slot.v) else { return };
-        recorder.push(attention_delta::dispatch(
-            g.rows(),
-            shape.num_heads,
-            shape.head_dim,
-            slot.attention.clone(),
-            back.d_attention.clone(),
-            back.delta.clone(),
-        ));
-        let params = self.attention_params(g);
-        let common = || {
-            let delta = (back.delta.clone(), back.d_attention.clone());
-            (slot.q.clone(), k.clone(), v.clone(), slot.lse.clone(), delta.0, delta.1)
-        };
-        let (q, key, value, lse, delta, d_out) = common();
-        recorder.push(attention_backward_q::dispatch(
-            params,
-            q,
-            key,
-            value,
-            lse,
-            delta,
-            d_out,
-            back.d_q.clone(),
-        ));
-        let (q, key, value, lse, delta, d_out) = common();
-        recorder.push(attention_backward_kv::dispatch(
-            params,
-            q,
-            key,
-            value,
-            lse,
-            delta,
-            d_out,
-            back.d_k.clone(),
-            back.d_v.clone(),
-        ));
-        self.rope(recorder, g, shape.num_heads, (&back.d_q, 0), true);
-        self.rope(recorder, g, shape.num_kv_heads, (&back.d_k, 0), true);
     }
 }

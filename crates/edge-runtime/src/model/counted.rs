@@ -112,7 +112,7 @@ impl Model {
         out: &Slice,
     ) {
         let cols = self.shape.hidden_size;
-        let params = embedding_gather::Params { tokens: count, cols, row0: 0, rows };
+        let params = embedding_gather::Params { tokens: count, cols, row0: 0, rows, scale: 1.0 };
         let table = WeightBuffers::dense(Format::F32, table.clone());
         recorder.push(embedding_gather::dispatch(params, numbers.clone(), out.clone(), table));
     }

@@ -57,6 +57,9 @@ pub struct Lora {
     pub a: Parameter,
     /// `B [N, r]`.
     pub b: Parameter,
+    /// Whether `A` is that of a projection that runs before this one, of the same layer of the
+    /// checkpoint: `x·Aᵀ` is there already.
+    pub shared: bool,
 }
 
 /// A linear layer.
@@ -247,8 +250,10 @@ impl Linear {
             return self.matrix.forward(recorder, m, x, y);
         };
         let (n, k) = (self.matrix.rows, self.matrix.cols);
-        let down = matmul_nt::Params::dense(m, lora.rank, k);
-        recorder.push(matmul_nt::dispatch(down, dense(&lora.a.value), x.clone(), inner.clone()));
+        if !lora.shared {
+            let (down, a) = (matmul_nt::Params::dense(m, lora.rank, k), dense(&lora.a.value));
+            recorder.push(matmul_nt::dispatch(down, a, x.clone(), inner.clone()));
+        }
         for part in &self.matrix.shards {
             let rows = part.shard.rows;
             let mut params = matmul_nt_lora::Params::dense(m, rows, k, lora.rank, lora.scale);

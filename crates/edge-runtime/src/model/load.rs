@@ -11,24 +11,17 @@ use edge_kernels::pack::{PackedHost, pack};
 use edge_kernels::util::SeededRng;
 use edge_scheduler::plan::{projection_shards, table_shards};
 use edge_scheduler::stream::{BlockPart, block_parts};
-use edge_scheduler::{Group, Job, Owner, Plan, Projection, Shard, Trained};
+use edge_scheduler::{BlockVector, Group, Job, Owner, Plan, Projection, Shard, Trained};
 use rand::{RngExt, SeedableRng};
 
 use super::linear::{Linear, Lora, Matrix, MatrixShard, Parameter};
 use super::stream::Piece;
 use super::workspace::Pool;
 use super::{Block, Exit, GroupBuffers, Norm};
-use crate::adapter::weight_name;
 use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 use crate::compress::layout::{scales_name, shards_of, table_shards_of, values_name};
 use crate::config::ModelConfig;
-
-/// Name of the embedding table in a checkpoint.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of an untied head in a checkpoint.
-pub const HEAD: &str = "lm_head.weight";
-/// Name of the final norm in a checkpoint.
-pub const NORM: &str = "model.norm.weight";
+use crate::family::names::{EMBEDDING, HEAD, weight_name};
 
 /// The format that holds a checkpoint's own numbers.
 pub fn dense_format(dtype: Dtype) -> Format {
@@ -51,12 +44,6 @@ pub(crate) fn stored_rows(tensor: &TensorView<'_>, shard: Shard, format: Format)
         return PackedHost { format, rows, cols, values, scales: Vec::new() };
     }
     pack(format, rows, cols, &tensor.rows_f32(range))
-}
-
-/// Name of a block's norm in a checkpoint.
-pub fn norm_name(block: u32, post_attention: bool) -> String {
-    let norm = if post_attention { "post_attention_layernorm" } else { "input_layernorm" };
-    format!("model.layers.{block}.{norm}.weight")
 }
 
 /// The parts of a matrix in a file must be the plan's shards, which are smaller where a device
@@ -107,7 +94,7 @@ pub(super) struct Loader<'a, 'p> {
     pub loaded: usize,
 }
 
-impl Loader<'_, '_> {
+impl<'a> Loader<'a, '_> {
     fn full(&self) -> bool {
         self.job.trained == Trained::Full
     }
@@ -133,10 +120,12 @@ impl Loader<'_, '_> {
         })
     }
 
-    /// A matrix of the frozen base, or with method `full` one that is trained.
+    /// A matrix of the frozen base, or with method `full` one that is trained. `find` has it where
+    /// the checkpoint is not packed.
     fn matrix(
         &mut self,
         (name, label): (&str, &str),
+        find: impl Fn(&'a Checkpoint) -> Result<TensorView<'a>>,
         (rows, cols): (u32, u32),
         format: Format,
         shards: Vec<Shard>,
@@ -150,7 +139,7 @@ impl Loader<'_, '_> {
         if checkpoint.is_packed(name) {
             return self.stored(checkpoint, (name, label), (rows, cols), format, shards);
         }
-        let tensor = checkpoint.expect(name, &[rows as usize, cols as usize])?;
+        let tensor = find(checkpoint)?;
         let mut parts = Vec::with_capacity(shards.len());
         for (index, shard) in shards.into_iter().enumerate() {
             if full {
@@ -247,17 +236,26 @@ impl Loader<'_, '_> {
         Ok(MatrixShard { shard, weight, grad: None, scales: room })
     }
 
-    fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
-        let d = self.config.hidden_size;
+    /// The final norm.
+    fn final_norm(&self) -> Result<Vec<f32>> {
         match self.checkpoint {
-            Some(checkpoint) => Ok(checkpoint.expect(name, &[d])?.to_f32()),
-            None => Ok(vec![1.0; d]),
+            Some(checkpoint) => checkpoint.final_norm(self.config),
+            None => Ok(vec![1.0; self.config.hidden_size]),
         }
     }
 
-    fn norm(&mut self, name: &str, label: &str, owner: Owner) -> Result<Norm> {
-        let values = self.vector(name)?;
-        let words: &[u32] = bytemuck::cast_slice(&values);
+    /// A block's norm or bias.
+    fn vector(&mut self, block: u32, which: BlockVector, len: u32) -> Result<Norm> {
+        let values = match self.checkpoint {
+            Some(checkpoint) => checkpoint.vector(self.config, block as usize, which)?,
+            None => vec![1.0; len as usize],
+        };
+        let label = format!("block.{block}.{}", which.name());
+        self.norm(&values, &label, Owner::Vector(block, which))
+    }
+
+    fn norm(&mut self, values: &[f32], label: &str, owner: Owner) -> Result<Norm> {
+        let words: &[u32] = bytemuck::cast_slice(values);
         if let Some((parameter, _)) = self.parameter(owner) {
             self.device.write(&parameter.value, words)?;
             return Ok(Norm { weight: parameter.value, grad: parameter.grad });
@@ -271,17 +269,21 @@ impl Loader<'_, '_> {
         self.verify(0)?;
         let shape = self.config.shape();
         let size = (shape.vocab_size, shape.hidden_size);
+        let expected = [shape.vocab_size as usize, shape.hidden_size as usize];
         let max = self.plan.max_shard_bytes;
         let format = |format| if self.full() { Format::F32 } else { format };
         let (embedding, head) = (format(self.job.embedding), format(self.job.head));
         let shards = table_shards(&shape, embedding, max);
         let names = (EMBEDDING, "embed_tokens");
-        let embedding = self.matrix(names, size, embedding, shards, Owner::Embedding)?;
+        let table = |name| move |from: &'a Checkpoint| from.expect(name, &expected);
+        let embedding =
+            self.matrix(names, table(EMBEDDING), size, embedding, shards, Owner::Embedding)?;
         if shape.tied_head {
             return Ok((embedding, None));
         }
         let shards = table_shards(&shape, head, max);
-        let head = self.matrix((HEAD, "lm_head"), size, head, shards, Owner::Head)?;
+        let names = (HEAD, "lm_head");
+        let head = self.matrix(names, table(HEAD), size, head, shards, Owner::Head)?;
         Ok((embedding, Some(head)))
     }
 
@@ -290,14 +292,14 @@ impl Loader<'_, '_> {
         self.verify(block as usize + 1)?;
         let shape = self.config.shape();
         let label = |what: &str| format!("block.{block}.{what}");
-        let name = norm_name(block, false);
-        let input_norm = self.norm(&name, &label("input_layernorm"), Owner::InputNorm(block))?;
-        let name = norm_name(block, true);
-        let owner = Owner::PostAttentionNorm(block);
-        let post_norm = self.norm(&name, &label("post_attention_layernorm"), owner)?;
+        let mut vectors = <[Option<Norm>; BlockVector::ALL.len()]>::default();
+        for (which, len) in shape.vectors() {
+            vectors[which as usize] = Some(self.vector(block, which, len)?);
+        }
+        let windowed = self.config.windowed[block as usize];
         if let Some(slot) = self.slot_of.get(block as usize).copied().flatten() {
             let linears = self.streamed(block, slot)?;
-            return Ok(Block { input_norm, post_norm, linears });
+            return Ok(Block { vectors, linears, windowed });
         }
         self.pieces.push(Vec::new());
         let mut linears = Vec::with_capacity(7);
@@ -315,10 +317,12 @@ impl Loader<'_, '_> {
             let name = weight_name(block as usize, projection);
             let owner = |shard| Owner::Weight(block, projection, shard);
             let names = (name.as_str(), label(projection.name()));
-            let matrix = self.matrix((names.0, &names.1), (n, k), format, shards, owner)?;
+            let config = self.config;
+            let find = |from: &'a Checkpoint| from.weight(config, block as usize, projection);
+            let matrix = self.matrix((names.0, &names.1), find, (n, k), format, shards, owner)?;
             linears.push(Linear { matrix, lora: self.lora(block, projection) });
         }
-        Ok(Block { input_norm, post_norm, linears })
+        Ok(Block { vectors, linears, windowed })
     }
 
     /// The projections of a block whose weights will be read into a slot, and where they are.
@@ -394,7 +398,7 @@ impl Loader<'_, '_> {
             let (path, byte) = checkpoint.place(&stored)?;
             return Ok(piece(path, byte, bytes));
         }
-        let tensor = checkpoint.expect(&name, &[n as usize, k as usize])?;
+        let tensor = checkpoint.weight(self.config, block as usize, part.projection)?;
         let same = dense_format(tensor.dtype) == format && tensor.plain().is_some();
         ensure!(
             same && (format == Format::F32 || k.is_multiple_of(2)),
@@ -402,26 +406,29 @@ impl Loader<'_, '_> {
              streamed: compress the model first (compress --target-bits), or leave out --bits"
         );
         let stride = u64::from(k) * tensor.dtype.bytes() as u64;
-        let (path, byte) = checkpoint.place(&name)?;
-        let first = byte + u64::from(part.shard.row0) * stride;
+        let place = self.config.weight_place(block as usize, part.projection);
+        let (path, byte) = checkpoint.place(&place.name)?;
+        let first = byte + (place.rows.start as u64 + u64::from(part.shard.row0)) * stride;
         Ok(piece(path, first, u64::from(part.shard.rows) * stride))
     }
 
     fn lora(&self, block: u32, projection: Projection) -> Option<Lora> {
         let Trained::Lora { rank, .. } = self.job.trained else { return None };
-        let (a, _) = self.parameter(Owner::LoraA(block, projection))?;
+        let owner = self.config.shape().adapter_of(projection);
+        let (a, _) = self.parameter(Owner::LoraA(block, owner))?;
         let (b, _) = self.parameter(Owner::LoraB(block, projection))?;
-        Some(Lora { rank, scale: self.lora_scale, a, b })
+        Some(Lora { rank, scale: self.lora_scale, a, b, shared: owner != projection })
     }
 
     /// The exits, each with a copy of the final norm, or all with the final norm itself.
     pub(super) fn exits(&mut self) -> Result<Vec<Exit>> {
         let windows = self.job.windows.clone();
         if self.full() {
-            let norm = self.norm(NORM, "norm", Owner::ExitNorm(0))?;
+            let values = self.final_norm()?;
+            let norm = self.norm(&values, "norm", Owner::ExitNorm(0))?;
             return Ok(vec![Exit { after: windows[0].end, norm }]);
         }
-        let values = self.vector(NORM)?;
+        let values = self.final_norm()?;
         let words: Vec<u32> = bytemuck::cast_slice(&values).to_vec();
         let shared = match self.job.exit_norms {
             true => None,
@@ -457,13 +464,19 @@ pub(super) fn init_adapters(
     for (index, block) in blocks.iter().enumerate().take(started.end) {
         for linear in &block.linears {
             let Some(lora) = &linear.lora else { continue };
+            if started.contains(&index) {
+                let zeros = vec![0; lora.b.value.words() as usize];
+                device.write(&lora.b.value, &zeros)?;
+            }
+            // Another projection has started it.
+            if lora.shared {
+                continue;
+            }
             let bound = 1.0 / (linear.matrix.cols as f32).sqrt();
             let count = lora.a.value.words() as usize;
             let values: Vec<f32> = (0..count).map(|_| rng.random_range(-bound..bound)).collect();
             if started.contains(&index) {
                 device.write(&lora.a.value, bytemuck::cast_slice(&values))?;
-                let zeros = vec![0; lora.b.value.words() as usize];
-                device.write(&lora.b.value, &zeros)?;
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A model on a device: built from a checkpoint and a plan, run as recorded dispatches.
 //!
 //! * [`linear`] — weight matrices in shards, LoRA.
+//! * `attention` — queries, keys, values and what becomes of them, forward and backward.
 //! * [`block`] — a block, forward and backward.
 //! * [`head`] — exits: norm, head, loss, votes, never with all logits.
 //! * [`load`] — from a checkpoint to device memory.
@@ -9,6 +10,7 @@
 //! * `window` — blocks that are trained, forward and backward, by micro-batch.
 //! * [`workspace`] — activations and scratch, allocated from the plan.
 
+mod attention;
 pub mod block;
 pub(crate) mod counted;
 pub mod head;
@@ -24,11 +26,10 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Recorder, Slice, UploadSlot};
-use edge_kernels::ops::attention::{RopeScaling as Scaling, rope_table};
 use edge_kernels::ops::embedding::embedding_gather;
 use edge_kernels::ops::optim::adamw_8bit;
 use edge_scheduler::{
-    DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Streaming, Trained,
+    BlockVector, DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Streaming, Trained,
 };
 
 use self::block::{Geometry, Onward};
@@ -40,14 +41,14 @@ use self::workspace::{Pool, Slot, Workspace};
 use crate::adapter::{AdapterConfig, AdapterTensors};
 use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::ModelConfig;
 use crate::exits::Exits;
 use crate::vote::Learned;
 
-/// The weight of an RMSNorm.
+/// The weight of an RMSNorm, or a bias.
 #[derive(Clone, Debug)]
 pub struct Norm {
-    /// `[d]`.
+    /// `[d]`, or as many as what it is applied to has columns.
     pub weight: Slice,
     /// Where its gradient accumulates, if it is trained.
     pub grad: Option<Slice>,
@@ -56,18 +57,31 @@ pub struct Norm {
 /// A block's parameters.
 #[derive(Clone, Debug)]
 pub struct Block {
-    /// Before attention.
-    pub input_norm: Norm,
-    /// Before the MLP.
-    pub post_norm: Norm,
+    /// Norms and biases by [`BlockVector`]; `None`: the family has none.
+    pub vectors: [Option<Norm>; BlockVector::ALL.len()],
     /// By [`Projection::index`].
     pub linears: Vec<Linear>,
+    /// Whether queries see a window alone.
+    pub windowed: bool,
 }
 
 impl Block {
     /// A projection of the block.
     pub fn linear(&self, projection: Projection) -> &Linear {
         &self.linears[projection.index()]
+    }
+
+    /// A norm or bias that blocks of this family have.
+    ///
+    /// # Panics
+    /// When they have not.
+    pub fn vector(&self, which: BlockVector) -> &Norm {
+        self.find(which).expect("a vector that the model's shape lists")
+    }
+
+    /// A norm or bias, where blocks of this family have it.
+    pub fn find(&self, which: BlockVector) -> Option<&Norm> {
+        self.vectors[which as usize].as_ref()
     }
 }
 
@@ -119,6 +133,8 @@ pub struct Model {
     pub groups: Vec<GroupBuffers>,
     /// Cosines and sines.
     pub rope: Slice,
+    /// The same for blocks with a window, where they have others.
+    pub local_rope: Option<Slice>,
     /// Activations and scratch.
     pub workspace: Workspace,
     /// The exits' norms over their temperatures, where exits vote.
@@ -193,7 +209,7 @@ impl Model {
         let shape = config.shape();
         let plan = Plan::new(&shape, job, device_facts(device));
         let mut pool = Pool::new(device, &plan);
-        let rope = rope(&mut pool, config, job)?;
+        let (rope, local_rope) = attention::ropes(&mut pool, config, job)?;
         let groups = groups(&mut pool, &plan, job)?;
         let (slot_of, slots) = slots(&mut pool, job)?;
         let mut loader = Loader {
@@ -221,7 +237,7 @@ impl Model {
             true => None,
             false => Some(Streamer::new(device, slot_of, slots, pieces, ahead)?),
         };
-        let workspace = Workspace::new(&mut pool, job, shape.num_blocks)?;
+        let workspace = Workspace::new(&mut pool, job, &shape)?;
         let voters = if job.vote { job.windows.len() } else { 0 };
         let vote_norms = (0..voters)
             .map(|exit| pool.zeroed(&format!("vote.{exit}.norm")))
@@ -243,6 +259,7 @@ impl Model {
             exits,
             groups,
             rope,
+            local_rope,
             workspace,
             vote_norms,
             learned: None,
@@ -304,6 +321,7 @@ impl Model {
                 cols: self.embedding.cols,
                 row0: part.shard.row0,
                 rows: part.shard.rows,
+                scale: self.config.embedding_scale,
             };
             let (ids, weight) = (self.workspace.ids.clone(), part.weight.clone());
             recorder.push(embedding_gather::dispatch(params, ids, x.clone(), weight));
@@ -507,32 +525,6 @@ impl LoraInit {
     pub fn of(config: &AdapterConfig) -> Self {
         Self { scale: config.scale(), seed: 0 }
     }
-}
-
-fn scaling(config: &RopeScaling) -> Scaling {
-    match *config {
-        RopeScaling::None => Scaling::None,
-        RopeScaling::Linear { factor } => Scaling::Linear { factor },
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        } => Scaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings: original_max_position_embeddings as f64,
-        },
-    }
-}
-
-/// Cosines and sines of all positions.
-fn rope(pool: &mut Pool<'_>, config: &ModelConfig, job: &Job) -> Result<Slice> {
-    let scaling = scaling(&config.rope_scaling);
-    let head_dim = config.shape().head_dim;
-    let table = rope_table(job.positions, head_dim, config.rope_theta, scaling);
-    pool.filled("rope", bytemuck::cast_slice(&table))
 }
 
 /// The slot of each block that does not stay on the device, and the slots.

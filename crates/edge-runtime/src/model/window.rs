@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result};
 use edge_gpu::{Recorder, Slice};
-use edge_scheduler::{Trained, Window};
+use edge_scheduler::{BlockVector, Trained, Window};
 
 use super::Model;
 use super::block::{Geometry, Onward};
@@ -48,7 +48,7 @@ impl Model {
         let onward = match top {
             true => Onward::Kept(last),
             false => {
-                let next = &self.blocks[block as usize + 1].input_norm;
+                let next = self.blocks[block as usize + 1].vector(BlockVector::InputNorm);
                 Onward::Normed(&self.slot(depth + 1).x, next)
             }
         };

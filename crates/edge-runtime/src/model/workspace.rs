@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::{Device, Slice, UploadSlot};
-use edge_scheduler::{Job, Plan, Projection, Trained};
+use edge_scheduler::{Job, ModelShape, Plan, Projection, Trained};
 
 /// Allocates what a plan lists.
 pub struct Pool<'a> {
@@ -104,6 +104,19 @@ pub struct Slot {
     pub up: Slice,
     /// `x·Aᵀ` of each projection, by [`Projection::index`].
     pub lora: Option<Vec<Slice>>,
+    /// What the norms of the heads of q and of k read, kept for the backward pass.
+    pub heads: Option<[BeforeNorm; 2]>,
+    /// What the norms of the outputs of attention and of the MLP read, likewise.
+    pub branches: Option<[BeforeNorm; 2]>,
+}
+
+/// What a norm inside a block reads.
+#[derive(Clone, Debug)]
+pub struct BeforeNorm {
+    /// Its input.
+    pub x: Slice,
+    /// Its reciprocal root mean square, by row.
+    pub rstd: Slice,
 }
 
 /// Scratch of the backward pass.
@@ -199,11 +212,11 @@ pub struct Workspace {
 
 impl Workspace {
     /// Allocates the workspace of a job.
-    pub fn new(pool: &mut Pool<'_>, job: &Job, num_blocks: u32) -> Result<Self> {
-        let slots =
-            (0..job.slots()).map(|slot| Slot::new(pool, job, slot)).collect::<Result<Vec<_>>>()?;
+    pub fn new(pool: &mut Pool<'_>, job: &Job, shape: &ModelShape) -> Result<Self> {
+        let slots = (0..job.slots()).map(|slot| Slot::new(pool, job, shape, slot));
+        let slots = slots.collect::<Result<Vec<_>>>()?;
         let stats = if job.vote { job.windows.len() } else { 1 };
-        let caches = job.caches(num_blocks);
+        let caches = job.caches(shape.num_blocks);
         let exits = if job.vote { job.windows.len() } else { 0 };
         Ok(Self {
             ids: pool.zeroed("ids")?,
@@ -251,7 +264,7 @@ impl Workspace {
 }
 
 impl Slot {
-    fn new(pool: &mut Pool<'_>, job: &Job, slot: u32) -> Result<Self> {
+    fn new(pool: &mut Pool<'_>, job: &Job, shape: &ModelShape, slot: u32) -> Result<Self> {
         let mut take = |name: &str| pool.zeroed(&format!("slot.{slot}.{name}"));
         let kv = job.cache.is_none();
         let lora = matches!(job.trained, Trained::Lora { .. });
@@ -266,12 +279,39 @@ impl Slot {
             gate: take("gate")?,
             up: take("up")?,
             lora: if lora {
-                let names = Projection::ALL.iter().map(|p| format!("lora.{}", p.name()));
-                Some(names.map(|name| take(&name)).collect::<Result<_>>()?)
+                let mut inner: Vec<Slice> = Vec::with_capacity(Projection::ALL.len());
+                for projection in Projection::ALL {
+                    let owner = shape.adapter_of(projection);
+                    inner.push(match owner == projection {
+                        true => take(&format!("lora.{}", projection.name()))?,
+                        false => inner[owner.index()].clone(),
+                    });
+                }
+                Some(inner)
             } else {
                 None
             },
+            heads: match job.training && shape.extras.head_norms {
+                true => Some([
+                    BeforeNorm::new(&mut take, ["q_raw", "q_rstd"])?,
+                    BeforeNorm::new(&mut take, ["k_raw", "k_rstd"])?,
+                ]),
+                false => None,
+            },
+            branches: match job.training && shape.extras.branch_norms {
+                true => Some([
+                    BeforeNorm::new(&mut take, ["attention_out", "attention_rstd"])?,
+                    BeforeNorm::new(&mut take, ["mlp_out", "mlp_rstd"])?,
+                ]),
+                false => None,
+            },
         })
+    }
+}
+
+impl BeforeNorm {
+    fn new(take: &mut impl FnMut(&str) -> Result<Slice>, [x, rstd]: [&str; 2]) -> Result<Self> {
+        Ok(Self { x: take(x)?, rstd: take(rstd)? })
     }
 }
 

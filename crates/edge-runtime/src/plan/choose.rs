@@ -15,7 +15,6 @@ use edge_scheduler::{Job, Path, Projection};
 use super::facts::Facts;
 use super::measure::{formats_of, measure};
 use super::price::{Pricer, Speed};
-use crate::adapter::weight_name;
 use crate::cli::args::{Method, PlanParts};
 use crate::cli::options::TuneOptions;
 use crate::cli::report::Progress;
@@ -150,10 +149,10 @@ pub fn can_stream(source: &Source, job: &Job) -> bool {
     }
     let shape = source.config.shape();
     let same = |block: usize, projection: Projection| {
-        let name = weight_name(block, projection);
         let format = job.blocks[block].get(projection);
         let (_, k) = shape.projection(projection);
-        let own = source.checkpoint.tensor(&name).ok().filter(|tensor| tensor.plain().is_some());
+        let weight = source.checkpoint.weight(&source.config, block, projection);
+        let own = weight.ok().filter(|tensor| tensor.plain().is_some());
         own.is_some_and(|own| dense_format(own.dtype) == format)
             && (format == Format::F32 || k.is_multiple_of(2))
     };

@@ -36,12 +36,21 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     let compared = EVAL_TOKENS / seq_len.max(1);
     job.eval_batch = compared.clamp(1, options.micro_batch) as u32;
     job.optimizer = options.optimizer.into();
+    if options.method != Method::Full {
+        source.config.check_targets(options.targets.projections())?;
+    }
     let lora = Trained::Lora {
         rank: options.rank as u32,
         targets: options.targets.projections().to_vec(),
     };
     match options.method {
         Method::Full => {
+            ensure!(
+                source.config.family.norm_offset == 0.0 || options.weight_decay == 0.0,
+                "--weight-decay would pull norms of {} models to 0 instead of 1: leave it out with \
+                 --method full",
+                source.config.family.name
+            );
             job.trained = Trained::Full;
             job.blocks.fill(BlockFormats::uniform(Format::F32));
         }

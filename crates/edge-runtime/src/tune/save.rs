@@ -4,18 +4,17 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use edge_scheduler::Projection;
 use safetensors::tensor::{Dtype as Kind, TensorView};
 
-use crate::adapter::{self, AdapterConfig, weight_name};
+use crate::adapter::{self, AdapterConfig};
 use crate::checkpoint::Dtype;
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
 use crate::exits::{Exits, Vote};
+use crate::family::names::{EMBEDDING, HEAD, NORM};
 use crate::merge::encode;
 use crate::model::Model;
 use crate::model::linear::Matrix;
-use crate::model::load::{EMBEDDING, HEAD, NORM, norm_name};
 use crate::run_dir::{ModelCard, write_atomically};
 use crate::session::Source;
 
@@ -78,33 +77,39 @@ pub fn results(options: &TuneOptions, source: &Source, model: &Model, dir: &Path
 fn full(source: &Source, model: &Model, dir: &Path) -> Result<()> {
     let dtype = source.checkpoint.tensor(EMBEDDING)?.dtype;
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    let d = model.shape.hidden_size as usize;
-    let mut matrix = |name: String, matrix: &Matrix| -> Result<()> {
-        let mut bytes = Vec::new();
-        for part in &matrix.shards {
+    // The matrices lie one below the other.
+    let mut matrix = |name: String, matrices: &[&Matrix]| -> Result<()> {
+        let (mut bytes, mut rows) = (Vec::new(), 0);
+        for part in matrices.iter().flat_map(|matrix| &matrix.shards) {
             bytes.extend(encode(&model.device.read_f32(&part.weight.values)?, dtype));
+            rows += part.shard.rows as usize;
         }
-        tensors.push((name, vec![matrix.rows as usize, matrix.cols as usize], bytes));
+        tensors.push((name, vec![rows, matrices[0].cols as usize], bytes));
         Ok(())
     };
-    matrix(EMBEDDING.into(), &model.embedding)?;
+    matrix(EMBEDDING.into(), &[&model.embedding])?;
     if let Some(head) = &model.head {
-        matrix(HEAD.into(), head)?;
+        matrix(HEAD.into(), &[head])?;
     }
+    let config = &model.config;
     for (layer, block) in model.blocks.iter().enumerate() {
-        for projection in Projection::ALL {
-            matrix(weight_name(layer, projection), &block.linear(projection).matrix)?;
+        for fused in config.family.layers() {
+            let name = config.weight_place(layer, fused.parts[0]).name;
+            let parts = fused.parts.iter().map(|part| &block.linear(*part).matrix);
+            matrix(name, &parts.collect::<Vec<_>>())?;
         }
     }
-    let mut norm = |name: String, weight| -> Result<()> {
-        tensors.push((name, vec![d], encode(&model.device.read_f32(weight)?, dtype)));
-        Ok(())
+    let mut vector = |name: String, values: Vec<f32>| {
+        tensors.push((name, vec![values.len()], encode(&values, dtype)));
     };
     for (layer, block) in model.blocks.iter().enumerate() {
-        norm(norm_name(layer as u32, false), &block.input_norm.weight)?;
-        norm(norm_name(layer as u32, true), &block.post_norm.weight)?;
+        for (which, _) in model.shape.vectors() {
+            let values = model.device.read_f32(&block.vector(which).weight)?;
+            vector(config.vector_name(layer, which), config.stored_vector(which, &values));
+        }
     }
-    norm(NORM.into(), &model.exits[0].norm.weight)?;
+    let norm = model.device.read_f32(&model.exits[0].norm.weight)?;
+    vector(NORM.into(), config.stored_norm(&norm));
     let kind = match dtype {
         Dtype::F32 => Kind::F32,
         Dtype::F16 => Kind::F16,

@@ -302,6 +302,7 @@ impl Trainer {
                 cols: model.embedding.cols,
                 tokens: g.rows(),
                 rows: part.shard.rows,
+                scale: model.config.embedding_scale,
             };
             recorder.push(embedding_scatter::dispatch(
                 params,

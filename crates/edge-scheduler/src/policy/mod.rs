@@ -215,6 +215,7 @@ mod tests {
     use edge_kernels::Packing;
 
     use super::*;
+    use crate::shape::Extras;
 
     pub(super) fn shape(num_blocks: u32) -> ModelShape {
         ModelShape {
@@ -226,6 +227,7 @@ mod tests {
             num_kv_heads: 2,
             head_dim: 8,
             tied_head: false,
+            extras: Extras::NONE,
         }
     }
 

@@ -5,7 +5,7 @@ use edge_kernels::Format;
 use super::*;
 use crate::job::Trained;
 use crate::plan::LOGITS_BYTES;
-use crate::shape::{BlockFormats, Projection, Window};
+use crate::shape::{BlockFormats, Extras, Projection, Window};
 
 fn shape() -> ModelShape {
     ModelShape {
@@ -17,6 +17,7 @@ fn shape() -> ModelShape {
         num_kv_heads: 2,
         head_dim: 16,
         tied_head: true,
+        extras: Extras::NONE,
     }
 }
 

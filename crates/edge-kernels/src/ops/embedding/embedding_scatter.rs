@@ -1,6 +1,7 @@
 //! Token embeddings, backward: gradients of tokens added to the rows of the table.
 //!
-//! dw\[row,:\] += Σ dy\[order\[s\],:\] over s in start..end, for each segment (row, start, end)
+//! dw\[row,:\] += scale · Σ dy\[order\[s\],:\] over s in start..end, for each segment
+//! (row, start, end)
 //!
 //! | tensor   | shape          | dtype | role                                    |
 //! |----------|----------------|-------|-----------------------------------------|
@@ -38,6 +39,8 @@ crate::params! {
         tokens: u32,
         /// Rows of `dw`.
         rows: u32,
+        /// Factor of the embeddings.
+        scale: f32,
     }
 }
 
@@ -102,7 +105,7 @@ impl Op for EmbeddingScatter {
             for c in 0..cols {
                 let term = |token: &u32| f64::from(dy[*token as usize * cols + c]);
                 let sum: f64 = order[range.clone()].iter().map(term).sum();
-                dw[c] += sum as f32;
+                dw[c] += (sum * f64::from(p.scale)) as f32;
             }
         });
     }
@@ -110,11 +113,12 @@ impl Op for EmbeddingScatter {
     fn cases(&self) -> Vec<Case> {
         let mut cases: Vec<Case> = [(1, 1, 1, 1), (3, 5, 9, 7), (6, 36, 20, 17), (5, 4, 64, 5)]
             .map(|(segments, cols, tokens, rows)| {
-                let call = Call::new(&Params { segments, cols, tokens, rows });
+                let scale = if cols == 4 { 2.5 } else { 1.0 };
+                let call = Call::new(&Params { segments, cols, tokens, rows, scale });
                 Case::new(format!("{tokens}x{cols}_into_{segments}_of_{rows}"), call)
             })
             .into();
-        let params = Params { segments: 150, cols: 2048, tokens: 256, rows: 4000 };
+        let params = Params { segments: 150, cols: 2048, tokens: 256, rows: 4000, scale: 1.0 };
         cases.push(Case::bench("tinyllama_256", Call::new(&params)));
         cases
     }
@@ -145,7 +149,7 @@ impl Op for EmbeddingScatter {
     }
 
     fn tolerance(&self, _: &Call) -> Tolerance {
-        Tolerance { abs: 5e-6, rel: 1e-6, why: "f32 sums of mixed sign over tokens of one id" }
+        Tolerance { abs: 1e-5, rel: 1e-6, why: "f32 sums of mixed sign over tokens of one id" }
     }
 }
 
@@ -167,7 +171,7 @@ mod tests {
         let dy: Vec<f32> = vec![1.0, 2.0, 10.0, 20.0, 100.0, 200.0];
         let mut dw = vec![0.5_f32; 6];
         EmbeddingScatter.reference(
-            &Call::new(&Params { segments: 2, cols: 2, tokens: 3, rows: 3 }),
+            &Call::new(&Params { segments: 2, cols: 2, tokens: 3, rows: 3, scale: 1.0 }),
             &mut [
                 HostBuffer::Read(&list),
                 HostBuffer::Read(&order),

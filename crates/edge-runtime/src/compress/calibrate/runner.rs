@@ -16,10 +16,10 @@ use edge_scheduler::{BlockFormats, Calibration, Job, ModelShape, Plan, Projectio
 
 use super::states::{HostCharge, HostMeter, Spill, States};
 use super::text::CalibrationSet;
-use crate::adapter::weight_name;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::model::load::{EMBEDDING, HEAD, dense_format, norm_name, stored_rows};
+use crate::family::names::{EMBEDDING, HEAD, weight_name};
+use crate::model::load::{dense_format, stored_rows};
 use crate::model::{LoraInit, Model, device_facts};
 use crate::session::mebibytes;
 
@@ -78,6 +78,7 @@ const UNKNOWN: u64 = u64::MAX;
 /// A model that runs block by block.
 pub struct Runner<'a> {
     checkpoint: &'a Checkpoint,
+    config: ModelConfig,
     shape: ModelShape,
     pub(super) model: Model,
     own: BlockFormats,
@@ -104,7 +105,7 @@ impl<'a> Runner<'a> {
         let shape = config.shape();
         let tokens = MICRO_BATCH_TOKENS / options.seq_len.max(1);
         let most = tokens.clamp(1, options.sequences.max(1)) as u32;
-        let own = own_formats(checkpoint, &shape)?;
+        let own = own_formats(checkpoint, config)?;
         let tables = [EMBEDDING, if shape.tied_head { EMBEDDING } else { HEAD }];
         let mut table_formats = [Format::F32; 2];
         for (format, name) in table_formats.iter_mut().zip(tables) {
@@ -160,6 +161,7 @@ impl<'a> Runner<'a> {
         let resident = |block| Resident { block, versions: [OWN; 7] };
         Ok(Self {
             checkpoint,
+            config: config.clone(),
             shape: config.shape(),
             own: job.blocks[0],
             model,
@@ -174,6 +176,11 @@ impl<'a> Runner<'a> {
     /// The whole model's shape.
     pub fn shape(&self) -> &ModelShape {
         &self.shape
+    }
+
+    /// The whole model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
     /// Blocks of the whole model.
@@ -214,9 +221,7 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// The checkpoint lacks it.
     pub fn own_weight(&self, block: u32, projection: Projection) -> Result<Vec<f32>> {
-        let (n, k) = self.shape.projection(projection);
-        let name = weight_name(block as usize, projection);
-        Ok(self.checkpoint.expect(&name, &[n as usize, k as usize])?.to_f32())
+        Ok(self.checkpoint.weight(&self.config, block as usize, projection)?.to_f32())
     }
 
     /// Runs a projection with another matrix from now on. The matrix is kept on the host, and
@@ -281,11 +286,12 @@ impl<'a> Runner<'a> {
         let moved = self.resident[slot as usize].block != block;
         if moved {
             self.resident[slot as usize] = Resident { block, versions: [UNKNOWN; 7] };
-            let d = self.shape.hidden_size as usize;
-            let parts = &self.model.blocks[slot as usize];
-            for (norm, post) in [(&parts.input_norm, false), (&parts.post_norm, true)] {
-                let values = self.checkpoint.expect(&norm_name(block, post), &[d])?.to_f32();
-                self.model.device.write(&norm.weight, bytemuck::cast_slice(&values))?;
+            let parts = &mut self.model.blocks[slot as usize];
+            parts.windowed = self.config.windowed[block as usize];
+            for (which, _) in self.shape.vectors() {
+                let values = self.checkpoint.vector(&self.config, block as usize, which)?;
+                let weight = &parts.vector(which).weight;
+                self.model.device.write(weight, bytemuck::cast_slice(&values))?;
             }
         }
         for projection in Projection::ALL {
@@ -310,9 +316,7 @@ impl<'a> Runner<'a> {
         projection: Projection,
         weight: Option<&PackedHost>,
     ) -> Result<()> {
-        let (n, k) = self.shape.projection(projection);
-        let name = weight_name(block as usize, projection);
-        let tensor = self.checkpoint.expect(&name, &[n as usize, k as usize])?;
+        let tensor = self.checkpoint.weight(&self.config, block as usize, projection)?;
         let (device, own) = (self.model.device.clone(), self.own.get(projection));
         let matrix = &mut self.model.blocks[slot as usize].linears[projection.index()].matrix;
         let whole = matrix.shards.len() == 1;
@@ -338,12 +342,12 @@ fn halves(number: u32) -> impl Iterator<Item = u32> {
 }
 
 /// For each projection the format that holds it exactly in all blocks: theirs where they agree.
-fn own_formats(checkpoint: &Checkpoint, shape: &ModelShape) -> Result<BlockFormats> {
+fn own_formats(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<BlockFormats> {
     let mut formats = BlockFormats::uniform(Format::F32);
     for projection in Projection::ALL {
         let mut found = Vec::new();
-        for block in 0..shape.num_blocks as usize {
-            let tensor = checkpoint.tensor(&weight_name(block, projection))?;
+        for block in 0..config.num_hidden_layers {
+            let tensor = checkpoint.weight(config, block, projection)?;
             found.push(dense_format(tensor.dtype));
         }
         found.dedup();
