@@ -13,7 +13,7 @@ pub struct Part {
     pub name: String,
     /// Its length.
     pub value: f64,
-    /// Its colour, below [`COLOURS`].
+    /// Its colour, below [`super::COLOURS`].
     pub colour: usize,
 }
 

@@ -107,7 +107,7 @@ fn short_runs_and_those_that_went_wrong_have_pages_too() {
     for (steps, svgs) in [(0, 2), (1, 7)] {
         let page = page::render(&run(6, steps, |_| 3.0));
         check(&page);
-        // Without a step: memory as planned, and layers. Behind one: all but the validation after it.
+        // Without a step: memory as planned, and layers. Behind one: all but the validation after.
         assert!(page.matches("<svg").count() >= svgs, "{steps}: {}", page.matches("<svg").count());
     }
     let page = page::render(&run(6, 0, |_| 3.0));
