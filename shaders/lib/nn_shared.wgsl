@@ -58,31 +58,12 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             if t < DEPTH * OCTETS {
                 let r = select(t % DEPTH, t / OCTETS, K_FAST == 1u);
                 let part = col0 / 8u + octet_of(t);
-                // Behind the last row the last one again, times gradients that are 0; columns
-                // behind the last block are not stored.
+                // Behind the last row the last one again, times 0; columns there are not stored.
                 w_next[h] = load_w_block(min(n0 + r, params.n - 1u), min(part / PARTS, last));
             }
         }
         if n0 > 0u {
-            //#unroll
-            for (var q = 0u; q < QUADS; q++) {
-                var grad: array<vec4<f32>, TM>;
-                //#unroll
-                for (var i = 0u; i < TM; i++) {
-                    grad[i] = dy_tile[(lane.y + i * WY) * DY_STRIDE + q];
-                }
-                //#unroll
-                for (var step = 0u; step < 4u; step++) {
-                    //#unroll
-                    for (var j = 0u; j < KQ; j++) {
-                        let weights = w_tile[(4u * q + step) * W_STRIDE + lane.x + j * WX];
-                        //#unroll
-                        for (var i = 0u; i < TM; i++) {
-                            acc[i * KQ + j] += weights * grad[i][step];
-                        }
-                    }
-                }
-            }
+            //#include "lib/nn_shared_sums.wgsl"
         }
         workgroupBarrier();
         //#unroll

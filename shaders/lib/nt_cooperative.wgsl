@@ -82,7 +82,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     var w_next: array<WBlock, W_LOADS>;
     // A round more than there are stages.
     for (var k0 = 0u; k0 < params.k + DEPTH; k0 += DEPTH) {
-        // Rows and channels beyond the last are copies of the last and not stored.
+        // Beyond the last row, channel and block the last again: not stored, or times 0.
         //#unroll
         for (var h = 0u; h < X_LOADS; h++) {
             let t = lane.x + h * WX;
@@ -95,27 +95,11 @@ fn multiply(lane: vec2<u32>, tile: u32) {
         for (var h = 0u; h < W_LOADS; h++) {
             let t = lane.x + h * WX;
             let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
-            // Behind the last block the last one again, times activations that are 0.
             let block = min((k0 / 8u + octet_of(t)) / PARTS, last);
             w_next[h] = load_w_block(min(col0 + c, params.n - 1u), block);
         }
         if k0 > 0u {
-            //#unroll
-            for (var step = 0u; step < DEPTH / SIDE; step++) {
-                var b: array<MatrixB, TN>;
-                //#unroll
-                for (var j = 0u; j < TN; j++) {
-                    b[j] = matrix_b((own_channel + j * SIDE) * STRIDE + step * SIDE);
-                }
-                //#unroll
-                for (var i = 0u; i < TM; i++) {
-                    let a = matrix_a((own_row + i * SIDE) * STRIDE + step * SIDE);
-                    //#unroll
-                    for (var j = 0u; j < TN; j++) {
-                        acc[i * TN + j] = multiply_add(a, b[j], acc[i * TN + j]);
-                    }
-                }
-            }
+            //#include "lib/nt_cooperative_sums.wgsl"
         }
         workgroupBarrier();
         //#unroll

@@ -1,6 +1,9 @@
 //! A body of products X·Wᵀ (`lib/nt_tile.wgsl` says what that is) for few rows or few channels:
 //! a lane sums TN channels over one of SLICES parts of k, and the parts meet in workgroup memory.
 //!
+//! The next block is on its way while one is multiplied. Rows and channels beyond the last are
+//! computed from the last and not stored: all lanes stay until the barrier.
+//!
 //! All lanes of a slice read the same activations, which is one load a subgroup on a GPU. The
 //! sums of the slices are added in order, so that repeated runs are equal to the bit.
 
@@ -42,8 +45,6 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     let col0 = tile / tiles_m * (CHANNELS * TN);
     let slice = select(lane.x / CHANNELS, lane.x % SLICES, K_FAST == 1u);
     let channel = select(lane.x % CHANNELS, lane.x / SLICES, K_FAST == 1u);
-    // Rows and channels beyond the last are computed from the last and not stored: all lanes
-    // stay until the barrier.
     var base: array<u32, TM>;
     //#unroll
     for (var i = 0u; i < TM; i++) {
@@ -56,7 +57,6 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     }
     var acc: array<f32, TM * TN>;
     let blocks = (params.k + W_STEP - 1u) / W_STEP;
-    // The next block is on its way while one is multiplied.
     var next: array<WBlock, TN>;
     //#unroll
     for (var j = 0u; j < TN; j++) {

@@ -79,46 +79,10 @@ fn multiply(workgroup_lane: vec2<u32>, tile: u32) {
             }
         }
         if k0 > 0u {
-            //#unroll
-            for (var q = 0u; q < QUADS; q++) {
-                var weights: array<vec4<f32>, TN>;
-                //#unroll
-                for (var j = 0u; j < TN; j++) {
-                    weights[j] = w_tile[q * W_STRIDE + lane.x + j * WX];
-                }
-                //#unroll
-                for (var i = 0u; i < TM; i++) {
-                    let row = x_tile[q * X_STRIDE + lane.y + i * WY];
-                    //#unroll
-                    for (var j = 0u; j < TN; j++) {
-                        // Four fused operations; the sum of a dot product would be a fifth.
-                        acc[i * TN + j] = fma(row.x, weights[j].x, acc[i * TN + j]);
-                        acc[i * TN + j] = fma(row.y, weights[j].y, acc[i * TN + j]);
-                        acc[i * TN + j] = fma(row.z, weights[j].z, acc[i * TN + j]);
-                        acc[i * TN + j] = fma(row.w, weights[j].w, acc[i * TN + j]);
-                    }
-                }
-            }
+            //#include "lib/nt_shared_sums.wgsl"
         }
         workgroupBarrier();
-        //#unroll
-        for (var h = 0u; h < X_LOADS; h++) {
-            let t = index + h * LANES;
-            if t < ROWS * QUADS {
-                x_tile[t % QUADS * X_STRIDE + t / QUADS] = x_next[h];
-            }
-        }
-        //#unroll
-        for (var h = 0u; h < W_LOADS; h++) {
-            let t = index + h * LANES;
-            if t < CHANNELS * OCTETS {
-                let c = select(t % CHANNELS, t / OCTETS, K_FAST == 1u);
-                let octet = octet_of(t);
-                let weights = w_part(w_next[h], (k0 / (8u * SPREAD) + octet) % PARTS);
-                w_tile[2u * octet * W_STRIDE + c] = weights[0];
-                w_tile[(2u * octet + 1u) * W_STRIDE + c] = weights[1];
-            }
-        }
+        //#include "lib/nt_shared_store.wgsl"
         workgroupBarrier();
     }
     let row0 = tile_row0 + lane.y;

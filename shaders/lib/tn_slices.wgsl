@@ -1,6 +1,6 @@
-//! A body of products dYᵀ·X (`lib/tn_tile.wgsl` says what that is) where one side is a few quads, as
-//! of adapters: lanes are neighbours along the other side, tokens are divided among SLICES, and the
-//! sums of the slices meet in workgroup memory.
+//! A body of products dYᵀ·X (`lib/tn_tile.wgsl` says what that is) where one side is a few
+//! quads, as of adapters: lanes are neighbours along the other side, tokens are divided among
+//! SLICES, and the sums of the slices meet in workgroup memory.
 //!
 //! A lane has NQ x KQ blocks of 4 x 4 outputs. It loads AHEAD tokens before it multiplies them. The
 //! slices are added in order, so that repeated runs are equal to the bit.
@@ -16,6 +16,17 @@ const ROW_QUADS: u32 = NQ * select(1u, WX, ALONG_N == 1u);
 const COL_QUADS: u32 = KQ * select(WX, 1u, ALONG_N == 1u);
 
 var<workgroup> slice_sums: array<vec4<f32>, 4u * SLICES * WX>;
+
+// Adds the sums of the slices of a quad and stores it.
+fn add_slices(part: u32, row: u32, col: u32, lane: vec2<u32>) {
+    var sum = vec4<f32>();
+    for (var s = 0u; s < SLICES; s++) {
+        sum += slice_sums[(lane.y * SLICES + s) * WX + lane.x];
+    }
+    if row < params.n && col < params.k {
+        store_quad(part, row, col, sum);
+    }
+}
 
 fn multiply(lane: vec2<u32>, tile: u32, part: u32) {
     let slice = lane.y;
@@ -39,7 +50,8 @@ fn multiply(lane: vec2<u32>, tile: u32, part: u32) {
                 let col = n0 + p * n_step;
                 grad[a * NQ + p] = vec4<f32>();
                 if row < last && col < params.n {
-                    grad[a * NQ + p] = load_dy4(params.dy_offset + row * params.ld_dy, col, params.n);
+                    let base = params.dy_offset + row * params.ld_dy;
+                    grad[a * NQ + p] = load_dy4(base, col, params.n);
                 }
             }
             //#unroll
@@ -75,14 +87,8 @@ fn multiply(lane: vec2<u32>, tile: u32, part: u32) {
                 slice_sums[(c * SLICES + slice) * WX + lane.x] = acc[(p * 4u + c) * KQ + q];
             }
             workgroupBarrier();
-            let row = n0 + p * n_step + slice;
-            let col = k0 + q * k_step;
-            if slice < 4u && row < params.n && col < params.k {
-                var sum = vec4<f32>();
-                for (var s = 0u; s < SLICES; s++) {
-                    sum += slice_sums[(slice * SLICES + s) * WX + lane.x];
-                }
-                store_quad(part, row, col, sum);
+            if slice < 4u {
+                add_slices(part, n0 + p * n_step + slice, k0 + q * k_step, lane);
             }
         }
     }

@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod cmd;
+mod interop;
 mod models;
 mod quickstart;
 mod shaders;
@@ -25,6 +26,9 @@ cargo xtask COMMAND
                           `cargo test` (`-p NAME` instead of all), TEST: of the test binaries
   test --swiftshader      shaders against references on Chromium's software driver instead
   ci                      what continuous integration runs, in its order
+  interop [peft|gguf [MODEL...]]
+                          what transformers, peft and llama.cpp make of our files, by default of
+                          the demo model's; installs them into target/interop (3 GB)
   tidy                    the checks of the source text alone (they are also part of `test`)
   shaders [--check] [--dump]
                           writes shaders/README.md; --check: only compares it; --dump: also
@@ -44,6 +48,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("quickstart", quickstart::run),
     ("test", test::run),
     ("ci", ci::run),
+    ("interop", interop::run),
     ("tidy", tidy::run),
     ("shaders", shaders::run),
     ("bench", bench::run),

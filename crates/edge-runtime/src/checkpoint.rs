@@ -51,7 +51,7 @@ pub struct TensorView<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// Some rows as a tensor of their own; whole heads, where a file has rows in an order of its own.
+    /// Some rows as a tensor of their own; whole heads, where a file has rows in another order.
     ///
     /// # Panics
     /// When `rows` exceeds the tensor.
