@@ -131,7 +131,7 @@ fn calibration_runs_blocks_one_by_one() {
 }
 
 /// A model folder with the demo's tokenizer.
-fn folder(config: &Value) -> TempDir {
+pub(crate) fn folder(config: &Value) -> TempDir {
     let dir = TempDir::new().expect("a temporary folder");
     let mut config = config.clone();
     config["vocab_size"] = json!(512);

@@ -13,11 +13,12 @@ use edge_runtime::gguf::export;
 use edge_runtime::gguf::types::Type;
 use edge_runtime::session::{Source, Tuned};
 use edge_scheduler::Projection;
-use edge_tests::{cpu, shared};
+use edge_tests::{cpu, shared, tiny};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::commands::{demo, refused, run};
+use crate::families;
 
 const F32: Type = Type::Plain(Dtype::F32);
 const F16: Type = Type::Plain(Dtype::F16);
@@ -78,8 +79,8 @@ fn a_model_comes_back_as_it_was() {
 fn other_shapes_come_back_too() {
     let Some(shared) = shared() else { return };
     let dir = TempDir::new().expect("a folder");
-    // A head of its own, Llama 3's frequencies, heads wider than the model.
-    for name in ["llama-untied", "llama3-rope", "mistral"] {
+    // A head of its own, Llama 3's frequencies, heads wider than the model, biases, norms of heads.
+    for name in ["llama-untied", "llama3-rope", "mistral", "qwen2", "qwen3"] {
         let folder = shared.join("golden").join(name);
         let source = Source::open(&folder).expect("a model");
         let tuned = Tuned::adapter(&folder.join("adapter"), &source.config).expect("an adapter");
@@ -89,6 +90,23 @@ fn other_shapes_come_back_too() {
         assert!(off < 1e-4, "{name}: {off}");
         let moved = furthest(&own, &logits(&source, &Tuned::default()));
         assert!(moved > 0.1, "{name}: the adapter does nothing");
+    }
+}
+
+#[test]
+fn families_come_back_too() {
+    let dir = TempDir::new().expect("a folder");
+    for architecture in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
+        let mut config = tiny::config_of(architecture);
+        // llama.cpp knows no windows of this family.
+        config["use_sliding_window"] = false.into();
+        let model = families::folder(&config);
+        let source = Source::open(model.path()).expect("a model");
+        let own = logits(&source, &Tuned::default());
+        let (_, back) = through(&source, &Tuned::default(), F32, dir.path());
+        assert_eq!(back.config.family.name, source.config.family.name);
+        let off = furthest(&own, &logits(&back, &Tuned::default()));
+        assert!(off < 1e-4, "{architecture}: {off}");
     }
 }
 
