@@ -11,7 +11,6 @@ use serde_json::json;
 
 use super::Usage;
 use super::args::NumberFormat;
-use super::eval::open;
 use super::report::{Progress, print_json};
 use crate::adapter;
 use crate::checkpoint::Dtype;
@@ -21,7 +20,7 @@ use crate::gguf::export as gguf;
 use crate::gguf::types::Type;
 use crate::merge::{Rounding, merge};
 use crate::run_dir::{RunDir, write_atomically};
-use crate::session::{Source, Tuned};
+use crate::session::{Source, Tuned, open_tuned};
 
 /// Options of `export`.
 #[derive(Clone, Debug, Args)]
@@ -137,7 +136,7 @@ fn check(args: &ExportArgs) -> Result<()> {
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
     check(args)?;
     let (source, tuned) =
-        open(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
+        open_tuned(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
     // A model without adapter is worth writing in another format alone.
     ensure!(
         tuned.adapter.is_some() || args.format == Format::Gguf,
