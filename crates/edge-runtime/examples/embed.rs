@@ -1,5 +1,6 @@
 //! Tunes the bundled demo model from inside a program, with a progress callback, and lets the tuned
 //! model write: `cargo run --release -p edge-runtime --example embed`.
+#![allow(clippy::print_stdout, reason = "an example shows its results on stdout")]
 
 use std::path::Path;
 

@@ -87,7 +87,7 @@ fn choices(args: &EvalArgs, source: &Source, tuned: &Tuned, path: &Path) -> Resu
     let choices = Choices::load(path, &source.tokenizer, args.seq_len, args.max_windows)?;
     let (model, bytes) = load(args, source, tuned)?;
     let (vote, votes) = votes(args, tuned, &model)?;
-    let count = choices.stream.eval_windows(args.seq_len).div_ceil(EVAL_BATCH) as u64;
+    let count = choices.stream.eval_batch_count(args.seq_len, EVAL_BATCH, None);
     let mut progress = Progress::new("eval", count, args.quiet);
     let batches = choices.stream.eval_batches(args.seq_len, EVAL_BATCH, None)?;
     let scores = model.score_sequences(batches, &votes, || progress.step(String::new))?;
@@ -128,8 +128,7 @@ fn text(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<()> {
         fit_vote(args, source, tuned, &mut model, &stream)?;
     }
     let (vote, votes) = votes(args, tuned, &model)?;
-    let windows = stream.eval_windows(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
-    let count = windows.div_ceil(EVAL_BATCH) as u64;
+    let count = stream.eval_batch_count(args.seq_len, EVAL_BATCH, args.max_windows);
     let mut progress = Progress::new("eval", count, args.quiet);
     let batches = stream.eval_batches(args.seq_len, EVAL_BATCH, args.max_windows)?;
     let result = model.evaluate_all(batches, &votes, |_| progress.step(String::new))?;

@@ -247,7 +247,7 @@ fn loss(args: &ExportArgs, source: &Source, tuned: &Tuned) -> Result<Option<f64>
     let mut job = source.job(source.formats(None, None)?, batch as u32, seq_len as u32);
     tuned.apply(&mut job);
     let model = tuned.load(&device, source, &job, &mut |_| ())?;
-    let count = stream.eval_windows(seq_len).div_ceil(batch) as u64;
+    let count = stream.eval_batch_count(seq_len, batch, None);
     let mut progress = Progress::new("loss", count, args.quiet);
     let batches = stream.eval_batches(seq_len, batch, None)?;
     let result = model.evaluate_all(batches, &[Vote::Last], |_| progress.step(String::new))?;

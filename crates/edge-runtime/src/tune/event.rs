@@ -50,7 +50,7 @@ pub enum TuneEvent {
         label: &'static str,
         /// Units that are done, from 1.
         done: u64,
-        /// All units; where the run cannot know them, about so many.
+        /// All units, at least `done`; about so many, where the run cannot know.
         len: u64,
     },
     /// The model is on the device.
@@ -150,6 +150,7 @@ impl Work<'_, '_> {
     /// One unit more is done.
     pub fn step(&mut self) {
         self.done += 1;
+        self.len = self.len.max(self.done);
         let Self { label, done, len, .. } = *self;
         self.events.send(&TuneEvent::Work { label, done, len });
     }

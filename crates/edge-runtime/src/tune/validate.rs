@@ -40,7 +40,7 @@ impl Session<'_> {
         let Some(stream) = &self.data.valid else { return Ok(None) };
         let model = &self.trainer.model;
         let sequences = model.job.eval_batch as usize;
-        let count = stream.eval_windows(self.seq_len).div_ceil(sequences) as u64;
+        let count = stream.eval_batch_count(self.seq_len, sequences, None);
         let mut work = self.events.work(label, count);
         let batches = stream.eval_batches(self.seq_len, sequences, None)?;
         let result = model.evaluate(batches, self.options.vote, |_| work.step())?;
