@@ -92,8 +92,8 @@ impl Source {
         })
     }
 
-    /// Configuration and tokenizer as the files of a model folder, by their names there: those of
-    /// [`COMPANIONS`] that there are.
+    /// Configuration, tokenizer and chat template as the files of a model folder, by their names
+    /// there: those that there are.
     ///
     /// # Errors
     /// A file cannot be read.
