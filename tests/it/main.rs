@@ -10,6 +10,7 @@ mod compress;
 mod compressed;
 mod device;
 mod draft;
+mod embed;
 mod examples;
 mod families;
 mod follow;

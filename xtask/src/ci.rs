@@ -70,6 +70,9 @@ fn benches() -> Result<()> {
 
 fn doc() -> Result<()> {
     let args = ["doc", "--release", "--workspace", "--no-deps", "--document-private-items"];
+    cmd::run(cmd::cargo(&args).env("RUSTDOCFLAGS", "-D warnings"))?;
+    // As those who embed the library read it: without private items, links to them lead nowhere.
+    let args = ["doc", "--release", "-p", "edge-runtime", "--no-deps"];
     cmd::run(cmd::cargo(&args).env("RUSTDOCFLAGS", "-D warnings"))
 }
 

@@ -117,13 +117,21 @@ impl Stream {
         if self.examples.is_empty() { self.ids.len() / seq_len } else { self.examples.len() }
     }
 
-    /// Windows that [`Stream::eval_batches`] takes, the last and shorter one included; usable
-    /// examples.
-    pub fn eval_windows(&self, seq_len: usize) -> usize {
-        match self.examples.len() {
-            0 => self.ids.len().div_ceil(seq_len),
-            _ => self.fit(seq_len).usable.len(),
+    /// Batches that [`Stream::eval_batches`] makes.
+    pub fn eval_batch_count(
+        &self,
+        seq_len: usize,
+        sequences: usize,
+        max_windows: Option<usize>,
+    ) -> u64 {
+        let (most, sequences) = (max_windows.unwrap_or(usize::MAX), sequences.max(1));
+        if !self.examples.is_empty() {
+            return self.fit(seq_len).usable.len().min(most).div_ceil(sequences) as u64;
         }
+        let whole = (self.ids.len() / seq_len).min(most);
+        // The last and shorter window is a batch of its own.
+        let last = whole < most && self.ids.len() % seq_len >= 2;
+        (whole.div_ceil(sequences) + usize::from(last)) as u64
     }
 
     /// Which examples have an answer within `seq_len` tokens.
@@ -317,7 +325,9 @@ mod tests {
     #[test]
     fn evaluation_covers_the_stream_in_order() {
         let lens = |len: u32, max: Option<usize>| -> Vec<(usize, usize)> {
-            let batches: Vec<_> = stream(len).eval_batches(4, 2, max).unwrap().collect();
+            let stream = stream(len);
+            let batches: Vec<_> = stream.eval_batches(4, 2, max).unwrap().collect();
+            assert_eq!(stream.eval_batch_count(4, 2, max), batches.len() as u64, "{len} {max:?}");
             let ids: Vec<u32> = batches.iter().flat_map(|batch| batch.ids.clone()).collect();
             assert_eq!(ids, (0..ids.len() as u32).collect::<Vec<_>>());
             batches.iter().map(|batch| (batch.sequences, batch.seq_len)).collect()
@@ -411,6 +421,8 @@ mod tests {
         let shapes: Vec<_> = batches.iter().map(|b| (b.sequences, b.seq_len)).collect();
         assert_eq!(shapes, [(2, 16), (1, 48)]);
         assert_eq!(stream.eval_batches(64, 2, Some(1)).unwrap().count(), 1);
+        let count = |max| stream.eval_batch_count(64, 2, max);
+        assert_eq!((count(None), count(Some(1))), (2, 1));
         assert!(message(Sampler::new(&stream, 1, 0)).contains("raise --seq-len"));
     }
 

@@ -1,5 +1,32 @@
 //! Adapts large language models on the device that holds the data.
 //!
+//! The program is [`cli`]; this crate is what it is made of, for applications that tune and use
+//! models themselves. [`Tuner`] tunes, [`Inference`] generates and evaluates:
+//!
+//! ```no_run
+//! use edge_runtime::{Control, Inference, TuneEvent, Tuner};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let report = Tuner::builder()
+//!     .model("models/SmolLM2-135M") // a Hugging Face folder, or a .gguf file
+//!     .data("notes.txt")
+//!     .steps(200)
+//!     .on_event(|event| match event {
+//!         TuneEvent::Step(row) if row.loss.is_nan() => Control::Stop,
+//!         _ => Control::Continue,
+//!     })
+//!     .build()?
+//!     .run()?;
+//! let mut tuned = Inference::of_run(report.run_dir.as_ref(), "auto")?;
+//! println!("{}", tuned.generate("Once upon a time", 60)?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/embed.rs` is a whole program.
+//!
+//! # Modules
+//!
 //! Input and output: [`config`], [`checkpoint`] and [`tokenizer`] read a Hugging Face folder,
 //! [`gguf`] reads and writes llama.cpp's files, [`family`] has what models of different families
 //! differ in, [`data`] reads texts and [`batch`] cuts them into windows, [`adapter`] and [`exits`]
@@ -9,8 +36,8 @@
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
 //! and [`generate`] use it, [`session`] opens what they need, [`autotune`] tests and measures the
 //! kernels of a device, [`plan`] prices runs and chooses their schedules, [`compress`] makes packed
-//! weights, [`compare`] tunes by several methods. [`cli`] holds flags, commands and reports,
-//! [`demo`] makes the bundled texts.
+//! weights, [`compare`] tunes by several methods. [`tuner`] and [`inference`] put these together.
+//! [`cli`] holds flags, commands and reports, [`demo`] makes the bundled texts.
 
 pub mod adapter;
 pub mod autotune;
@@ -32,6 +59,7 @@ pub mod exits;
 pub mod family;
 pub mod generate;
 pub mod gguf;
+pub mod inference;
 pub mod interrupt;
 pub mod merge;
 pub mod metrics;
@@ -45,7 +73,15 @@ pub mod schedule;
 pub mod session;
 pub mod tokenizer;
 pub mod tune;
+pub mod tuner;
 pub mod vote;
+
+pub use self::cli::args::{Bits, Method};
+pub use self::cli::options::TuneOptions;
+pub use self::cli::report::TuneReport;
+pub use self::inference::Inference;
+pub use self::tune::event::{Control, TuneEvent};
+pub use self::tuner::{Tuner, TunerBuilder};
 
 #[cfg(test)]
 mod testing;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -184,7 +184,7 @@ impl RunDir {
     pub fn create(out: Option<&Path>, method: &str) -> Result<Self> {
         let path = match out {
             Some(path) => path.to_owned(),
-            None => unused(Path::new("runs"), &format!("{}-{method}", utc(SystemTime::now()))),
+            None => claim(Path::new("runs"), &format!("{}-{method}", utc(SystemTime::now())))?,
         };
         Self::check(Some(&path))?;
         fs::create_dir_all(&path).with_context(|| {
@@ -351,9 +351,25 @@ impl ModelCard {
 
 /// `parent/name`, with a number behind it where that exists.
 pub(crate) fn unused(parent: &Path, name: &str) -> PathBuf {
-    let numbered = (2..).map(|number| parent.join(format!("{name}-{number}")));
-    let mut names = std::iter::once(parent.join(name)).chain(numbered);
-    names.find(|path| !path.exists()).expect("an endless iterator")
+    numbered(parent, name).find(|path| !path.exists()).expect("an endless iterator")
+}
+
+/// `name`, `name-2`, `name-3` and so on.
+fn numbered(parent: &Path, name: &str) -> impl Iterator<Item = PathBuf> {
+    let further = (2..).map(move |number| format!("{name}-{number}"));
+    std::iter::once(name.to_owned()).chain(further).map(|name| parent.join(name))
+}
+
+/// Makes the directory `name`, or the first free one numbered after it, for this caller alone: runs
+/// that start in the same second must not meet in one.
+fn claim(parent: &Path, name: &str) -> Result<PathBuf> {
+    let failed = |path: &Path| format!("cannot create {}: give --out a path", path.display());
+    fs::create_dir_all(parent).with_context(|| failed(parent))?;
+    let made = numbered(parent, name).find_map(|path| match fs::create_dir(&path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
+        made => Some(made.with_context(|| failed(&path)).map(|()| path)),
+    });
+    made.expect("an endless iterator")
 }
 
 fn since_epoch(time: SystemTime) -> std::time::Duration {
@@ -403,6 +419,8 @@ mod tests {
         fs::create_dir(dir.path().join("a")).unwrap();
         fs::create_dir(dir.path().join("a-2")).unwrap();
         assert_eq!(unused(dir.path(), "a"), dir.path().join("a-3"));
+        assert_eq!(claim(dir.path(), "a").unwrap(), dir.path().join("a-3"));
+        assert_eq!(claim(&dir.path().join("b"), "a").unwrap(), dir.path().join("b/a"));
     }
 
     #[test]

@@ -1,21 +1,22 @@
-//! What every command opens first: a model folder, and what to run with it.
+//! What every command opens first: a model folder, what to run with it, and where.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use edge_gpu::Device;
+use edge_gpu::{Device, Options};
 use edge_kernels::{Format, Packing};
 use edge_scheduler::search::fit;
 use edge_scheduler::{BlockFormats, Job, Plan, Trained, Window};
 
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
+use crate::autotune;
 use crate::checkpoint::Checkpoint;
 use crate::cli::args::{Bits, ByteSize};
 use crate::cli::options::TuneOptions;
 use crate::cli::{Misfit, Usage};
 use crate::compress::read::is_compressed;
 use crate::config::ModelConfig;
-use crate::exits::Exits;
+use crate::exits::{Exits, Vote};
 use crate::family::names::EMBEDDING;
 use crate::gguf::{self, folder};
 use crate::model::load::dense_format;
@@ -91,8 +92,8 @@ impl Source {
         })
     }
 
-    /// Configuration and tokenizer as the files of a model folder, by their names there: those of
-    /// [`COMPANIONS`] that there are.
+    /// Configuration, tokenizer and chat template as the files of a model folder, by their names
+    /// there: those that there are.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -168,6 +169,49 @@ pub fn refuse_formats(dir: &Path, bits: Option<Bits>, group: Option<usize>) -> R
     ))))
 }
 
+/// Opens a device with the kernels that were chosen for it. The sentence, if there is one, says why
+/// what was chosen is not used.
+///
+/// # Errors
+/// There is no such device.
+pub fn open_device(
+    selector: &str,
+    options: &Options,
+) -> Result<(Device, Option<String>), edge_gpu::Error> {
+    let device = Device::open(selector, options)?;
+    let notice = autotune::apply(&device);
+    Ok((device, notice))
+}
+
+/// A model and what tuning left for it: those of a run directory, a model with or without a PEFT
+/// adapter folder, or by default the bundled demo model.
+///
+/// # Errors
+/// A file is absent or does not belong to the model.
+pub fn open_tuned(
+    model: Option<&Path>,
+    adapter: Option<&Path>,
+    run: Option<&Path>,
+) -> Result<(Source, Tuned)> {
+    let options = run.map(run_options).transpose()?;
+    let full = run.filter(|run| run.join("model.safetensors").exists());
+    let dir = match (model, full, &options) {
+        (Some(dir), ..) => dir.to_path_buf(),
+        (None, Some(run), _) => run.to_path_buf(),
+        (None, None, Some(options)) if options.model.is_some() => {
+            options.model.clone().unwrap_or_default()
+        }
+        _ => demo_dir()?.join("model"),
+    };
+    let source = Source::open(&dir)?;
+    let tuned = match (adapter, run) {
+        (Some(dir), _) => Tuned::adapter(dir, &source.config)?,
+        (None, Some(dir)) => Tuned::run(dir, &source.config)?,
+        (None, None) => Tuned::default(),
+    };
+    Ok((source, tuned))
+}
+
 /// What tuning left behind, to be used with a model.
 #[derive(Default)]
 pub struct Tuned {
@@ -200,6 +244,22 @@ impl Tuned {
         };
         let exits = Exits::load(dir, config)?;
         Ok(Self { adapter, exits, options: Some(options) })
+    }
+
+    /// The formats of the base that a run was made with; the checkpoint's own without a run, or
+    /// where the checkpoint is compressed.
+    ///
+    /// # Errors
+    /// As [`Source::formats`].
+    pub fn formats(&self, source: &Source) -> Result<Formats> {
+        let own = source.checkpoint.compressed().is_some();
+        let options = self.options.as_ref().filter(|_| !own);
+        source.formats(options.and_then(|o| o.bits), options.and_then(|o| o.group_size))
+    }
+
+    /// The run's own rule to combine exits; the last exit's where there are none.
+    pub fn vote(&self) -> Vote {
+        self.exits.as_ref().map_or(Vote::Last, |exits| exits.vote)
     }
 
     /// Adds adapter and exits to a job.

@@ -11,7 +11,7 @@ use edge_gpu::Options;
 use super::Usage;
 use super::args::{Method, TuneFlags};
 use super::report::print_json;
-use super::tune::{with_bits, with_demo};
+use super::tune::with_demo;
 use crate::compare::entry::{Entry, Overrides, load_config, parse_entries, parse_seeds};
 use crate::compare::page;
 use crate::compare::run::{Budgets, Compare, Contender, Seconds, check_data, check_tokenizers};
@@ -184,7 +184,7 @@ fn resolve(args: &CompareArgs) -> Result<Resolved> {
     let contenders = entries.into_iter().map(|entry| {
         let mut own = overrides.of(&entry)?.or(flags.clone());
         own.method = Some(entry.method);
-        with_bits(&mut own).with_context(|| format!("method {}", entry.name))?;
+        own.choose_bits().with_context(|| format!("method {}", entry.name))?;
         Ok((entry, own))
     });
     Ok(Resolved { contenders: contenders.collect::<Result<_>>()?, seeds, budgets, out })

@@ -6,10 +6,10 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::args::DataArgs;
-use super::eval::open;
 use super::report::print_json;
 use crate::batch::{Batch, IGNORE, check_seq_len};
 use crate::data::{DataSpec, Dataset, Stream};
+use crate::session::open_tuned;
 use crate::tokenizer::Tokenizer;
 
 /// `data --json`; the keys in this order.
@@ -69,7 +69,7 @@ const COLOUR: Marks = ["\x1b[32m", "\x1b[0m"];
 
 pub(super) fn run(args: &DataArgs) -> Result<()> {
     ensure!(!args.data.is_empty(), "there is nothing to look at: give --data a file or a folder");
-    let (source, _) = open(args.model.as_deref(), None, None)?;
+    let (source, _) = open_tuned(args.model.as_deref(), None, None)?;
     check_seq_len(args.seq_len, source.config.max_position_embeddings)?;
     let spec = DataSpec {
         data: args.data.clone(),

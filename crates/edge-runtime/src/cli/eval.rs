@@ -14,44 +14,9 @@ use crate::batch::check_seq_len;
 use crate::choices::Choices;
 use crate::data::{Stream, load_eval};
 use crate::exits::{Exits, Vote};
+use crate::inference::{EVAL_BATCH, load_to_evaluate};
 use crate::model::Model;
-use crate::session::{Formats, Source, Tuned, demo_dir, mebibytes, within_budget};
-
-/// Sequences that are evaluated at once.
-const BATCH: u32 = 4;
-
-/// Which model a command runs, and what tuning left for it.
-pub(super) fn open(
-    model: Option<&Path>,
-    adapter: Option<&Path>,
-    run: Option<&Path>,
-) -> Result<(Source, Tuned)> {
-    let options = run.map(crate::session::run_options).transpose()?;
-    let full = run.filter(|run| run.join("model.safetensors").exists());
-    let dir = match (model, full, &options) {
-        (Some(dir), ..) => dir.to_path_buf(),
-        (None, Some(run), _) => run.to_path_buf(),
-        (None, None, Some(options)) if options.model.is_some() => {
-            options.model.clone().unwrap_or_default()
-        }
-        _ => demo_dir()?.join("model"),
-    };
-    let source = Source::open(&dir)?;
-    let tuned = match (adapter, run) {
-        (Some(dir), _) => Tuned::adapter(dir, &source.config)?,
-        (None, Some(dir)) => Tuned::run(dir, &source.config)?,
-        (None, None) => Tuned::default(),
-    };
-    Ok((source, tuned))
-}
-
-/// The formats of the base that a run was made with; the checkpoint's own without a run, or where
-/// the checkpoint is compressed.
-pub(super) fn formats(source: &Source, tuned: &Tuned) -> Result<Formats> {
-    let own = source.checkpoint.compressed().is_some();
-    let options = tuned.options.as_ref().filter(|_| !own);
-    source.formats(options.and_then(|o| o.bits), options.and_then(|o| o.group_size))
-}
+use crate::session::{Source, Tuned, demo_dir, mebibytes, open_tuned};
 
 /// The rule that is asked for, or the run's own; the last exit's where there are no exits.
 pub(super) fn choose_vote(asked: Option<Vote>, tuned: &Tuned, learned: bool) -> Result<Vote> {
@@ -59,7 +24,7 @@ pub(super) fn choose_vote(asked: Option<Vote>, tuned: &Tuned, learned: bool) -> 
         asked != Some(Vote::Learned) || learned,
         "there is no learned vote: fit one with eval --run DIR --data FILE --fit-vote"
     );
-    Ok(asked.or(tuned.exits.as_ref().map(|exits| exits.vote)).unwrap_or(Vote::Last))
+    Ok(asked.unwrap_or_else(|| tuned.vote()))
 }
 
 /// Fits the learned vote on a text and keeps it in the run directory, as the run's rule.
@@ -74,7 +39,7 @@ fn fit_vote(
         bail!("--fit-vote needs the exits of a run with --method edge: give its --run");
     };
     ensure!(exits.after_block.len() > 1, "--fit-vote needs more than one exit");
-    let batches = stream.eval_batches(args.seq_len, BATCH as usize, args.max_windows)?;
+    let batches = stream.eval_batches(args.seq_len, EVAL_BATCH, args.max_windows)?;
     let learned = model.score_exits(batches, || ())?.fit()?;
     model.set_learned(learned.clone())?;
     let exits = Exits { vote: Vote::Learned, learned: Some(learned), ..exits.clone() };
@@ -83,7 +48,7 @@ fn fit_vote(
 
 pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let (source, tuned) =
-        open(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
+        open_tuned(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
     check_seq_len(args.seq_len, source.config.max_position_embeddings)?;
     ensure!(args.seq_len >= 2, "--seq-len is below 2: give at least 2");
     match &args.choices {
@@ -95,15 +60,14 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
 /// Loads the model to evaluate, and says what it takes of the device's memory, bytes.
 fn load(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<(Model, u64)> {
     let device = super::open_device(&args.device, &Options::default())?;
-    let formats = formats(source, tuned)?;
-    let mut job = source.job(formats, BATCH, args.seq_len as u32);
-    tuned.apply(&mut job);
-    let (job, plan) = within_budget(source, job, &device, args.memory_budget)?;
-    let tensors = 7 * job.blocks.len() as u64 + 1;
+    let tensors = 7 * source.config.num_hidden_layers as u64 + 1;
     let mut loading = Progress::new("load", tensors, args.quiet);
-    let model = tuned.load(&device, source, &job, &mut |_| loading.step(String::new))?;
+    let budget = args.memory_budget;
+    let loaded = load_to_evaluate(&device, source, tuned, args.seq_len, budget, &mut |_| {
+        loading.step(String::new);
+    })?;
     loading.finish();
-    Ok((model, plan.bytes()))
+    Ok(loaded)
 }
 
 /// The rule that decides, and all that are reported.
@@ -123,9 +87,9 @@ fn choices(args: &EvalArgs, source: &Source, tuned: &Tuned, path: &Path) -> Resu
     let choices = Choices::load(path, &source.tokenizer, args.seq_len, args.max_windows)?;
     let (model, bytes) = load(args, source, tuned)?;
     let (vote, votes) = votes(args, tuned, &model)?;
-    let count = choices.stream.eval_windows(args.seq_len).div_ceil(BATCH as usize) as u64;
+    let count = choices.stream.eval_batch_count(args.seq_len, EVAL_BATCH, None);
     let mut progress = Progress::new("eval", count, args.quiet);
-    let batches = choices.stream.eval_batches(args.seq_len, BATCH as usize, None)?;
+    let batches = choices.stream.eval_batches(args.seq_len, EVAL_BATCH, None)?;
     let scores = model.score_sequences(batches, &votes, || progress.step(String::new))?;
     progress.finish();
     let (exits, voted) = choices.accuracies(&scores);
@@ -164,10 +128,9 @@ fn text(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<()> {
         fit_vote(args, source, tuned, &mut model, &stream)?;
     }
     let (vote, votes) = votes(args, tuned, &model)?;
-    let windows = stream.eval_windows(args.seq_len).min(args.max_windows.unwrap_or(usize::MAX));
-    let count = windows.div_ceil(BATCH as usize) as u64;
+    let count = stream.eval_batch_count(args.seq_len, EVAL_BATCH, args.max_windows);
     let mut progress = Progress::new("eval", count, args.quiet);
-    let batches = stream.eval_batches(args.seq_len, BATCH as usize, args.max_windows)?;
+    let batches = stream.eval_batches(args.seq_len, EVAL_BATCH, args.max_windows)?;
     let result = model.evaluate_all(batches, &votes, |_| progress.step(String::new))?;
     progress.finish();
     let chosen = result.votes.iter().find(|voted| voted.rule == vote);

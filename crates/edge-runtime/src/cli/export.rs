@@ -11,7 +11,6 @@ use serde_json::json;
 
 use super::Usage;
 use super::args::NumberFormat;
-use super::eval::open;
 use super::report::{Progress, print_json};
 use crate::adapter;
 use crate::checkpoint::Dtype;
@@ -21,7 +20,7 @@ use crate::gguf::export as gguf;
 use crate::gguf::types::Type;
 use crate::merge::{Rounding, merge};
 use crate::run_dir::{RunDir, write_atomically};
-use crate::session::{Source, Tuned};
+use crate::session::{Source, Tuned, open_tuned};
 
 /// Options of `export`.
 #[derive(Clone, Debug, Args)]
@@ -137,7 +136,7 @@ fn check(args: &ExportArgs) -> Result<()> {
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
     check(args)?;
     let (source, tuned) =
-        open(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
+        open_tuned(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
     // A model without adapter is worth writing in another format alone.
     ensure!(
         tuned.adapter.is_some() || args.format == Format::Gguf,
@@ -248,7 +247,7 @@ fn loss(args: &ExportArgs, source: &Source, tuned: &Tuned) -> Result<Option<f64>
     let mut job = source.job(source.formats(None, None)?, batch as u32, seq_len as u32);
     tuned.apply(&mut job);
     let model = tuned.load(&device, source, &job, &mut |_| ())?;
-    let count = stream.eval_windows(seq_len).div_ceil(batch) as u64;
+    let count = stream.eval_batch_count(seq_len, batch, None);
     let mut progress = Progress::new("loss", count, args.quiet);
     let batches = stream.eval_batches(seq_len, batch, None)?;
     let result = model.evaluate_all(batches, &[Vote::Last], |_| progress.step(String::new))?;

@@ -12,6 +12,7 @@ mod eval;
 pub mod export;
 mod generate;
 mod inspect;
+pub mod listen;
 pub mod options;
 mod parts;
 mod plan;
@@ -28,13 +29,13 @@ use edge_gpu::{Device, Options};
 use tracing_subscriber::EnvFilter;
 
 use self::args::{Cli, Command};
-use crate::autotune;
 use crate::interrupt::{EXIT_INTERRUPTED, Interrupted};
+use crate::session;
 
 /// Opens the device that a command runs on, with the kernels that were chosen for it.
 fn open_device(selector: &str, options: &Options) -> Result<Device, edge_gpu::Error> {
-    let device = Device::open(selector, options)?;
-    if let Some(notice) = autotune::apply(&device) {
+    let (device, notice) = session::open_device(selector, options)?;
+    if let Some(notice) = notice {
         eprintln!("{notice}");
     }
     Ok(device)

@@ -11,8 +11,10 @@ use super::args::{
 };
 use super::schema::explain;
 use crate::adapter::Targets;
+use crate::compress::read::is_compressed;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
+use crate::session::refuse_formats;
 use crate::tune::course::Budget;
 
 /// All options of a run. Written to `config.resolved.yaml`, which `--config` reads again.
@@ -194,6 +196,25 @@ impl TuneFlags {
         }
     }
 
+    /// Fills in the bits that a method's base has where none are given.
+    ///
+    /// # Errors
+    /// Bits are given for a compressed model, which has formats of its own.
+    pub fn choose_bits(&mut self) -> Result<()> {
+        let compressed = self.model.as_deref().filter(|model| is_compressed(model));
+        if let Some(model) = compressed {
+            refuse_formats(model, self.bits, self.group_size)?;
+        } else if self.bits.is_none() {
+            self.bits = match self.method.unwrap_or_default() {
+                Method::Full | Method::Lora => None,
+                Method::Qlora => Some(Bits::Four),
+                // The method's point is a packed base; 8 bit costs nearly nothing in loss.
+                Method::Edge | Method::Partial => Some(Bits::Eight),
+            };
+        }
+        Ok(())
+    }
+
     /// Whether it is said what ends the run.
     pub fn is_counted(&self) -> bool {
         self.steps.is_some()
@@ -317,7 +338,11 @@ impl TuneOptions {
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks that values make sense and go together.
+    ///
+    /// # Errors
+    /// They do not; the flag is named.
+    pub fn check(&self) -> Result<()> {
         let TuneOptions { batch_size, micro_batch, rank, windows, .. } = *self;
         let group_size = self.group_size.unwrap_or(32);
         let counts = [

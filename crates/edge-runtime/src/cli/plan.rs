@@ -16,13 +16,15 @@ use serde_json::{Map, Value, json};
 
 use super::EXIT_MISFIT;
 use super::args::{Goal, PlanArgs, PlanParts, TuneFlags};
+use super::listen::Terminal;
 use super::options::TuneOptions;
 use super::report::print_json;
-use super::tune::{with_bits, with_demo};
+use super::tune::with_demo;
 use crate::batch::check_seq_len;
 use crate::model::device_facts;
 use crate::plan::choose::{Chosen, Machine, count, describe, find, remedy, turns};
 use crate::session::{Source, mebibytes};
+use crate::tune::event::{Events, TuneEvent};
 use crate::tune::job;
 
 pub(super) fn run(args: PlanArgs) -> Result<u8> {
@@ -45,7 +47,11 @@ pub(super) fn run(args: PlanArgs) -> Result<u8> {
     let job = job(&options, &source, seq_len)?;
     let machine = match profile {
         Some(profile) => Machine::profile(profile),
-        None => Machine::of(&device, &source, &job, args.quiet)?,
+        None => {
+            let mut terminal = Terminal::new(args.quiet);
+            let mut listener = |event: &TuneEvent| terminal.hear(event);
+            Machine::of(&device, &source, &job, &mut Events::new(&mut listener))?
+        }
     };
     let turns = turns(&options, &job, None);
     let search = |options: &TuneOptions| {
@@ -97,7 +103,7 @@ fn options(args: &PlanArgs) -> Result<(TuneOptions, Source)> {
     if let Some(path) = &args.config {
         flags = flags.or(TuneFlags::load(path)?);
     }
-    with_bits(&mut flags)?;
+    flags.choose_bits()?;
     let (flags, _) = with_demo(flags)?;
     let options = TuneOptions { auto_micro_batch: flags.micro_batch.is_none(), ..flags.resolve()? };
     let source = Source::open(options.model.as_deref().context("a model folder")?)?;

@@ -97,6 +97,9 @@ pub struct TuneReport {
     /// Whether `--early-stopping` ended the run.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stopped_early: bool,
+    /// Whether Ctrl-C, or the listener of an application, ended the run.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
     /// What the cache of hidden states did, where there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trunk_cache: Option<CacheReport>,

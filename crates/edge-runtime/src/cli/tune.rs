@@ -2,21 +2,19 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use edge_gpu::{Device, Options};
+use anyhow::Result;
+use edge_gpu::Device;
 
-use super::args::{Bits, Method, TuneArgs, TuneFlags};
-use super::generate::{Request, continue_text};
+use super::args::{TuneArgs, TuneFlags};
+use super::listen::Terminal;
 use super::options::TuneOptions;
 use super::report::{TuneReport, print_json};
-use crate::compress::read::is_compressed;
-use crate::exits::Vote;
-use crate::generate::Sampling;
+use crate::inference::Inference;
 use crate::interrupt;
 use crate::report::next_command;
-use crate::run_dir::RunDir;
-use crate::session::{Source, Tuned, demo_dir, mebibytes, refuse_formats};
+use crate::session::{Source, Tuned, demo_dir, mebibytes, open_tuned};
 use crate::tune::validate::BEST;
+use crate::tuner::Tuner;
 
 /// What the demo's samples start with: both styles can go on from it.
 const DEMO_PROMPT: &str = "The ";
@@ -48,99 +46,59 @@ pub(super) fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
     Ok((flags, !own_data))
 }
 
-/// Fills in the bits that a method's base has where none are given.
-pub(super) fn with_bits(flags: &mut TuneFlags) -> Result<()> {
-    let compressed = flags.model.as_deref().filter(|model| is_compressed(model));
-    if let Some(model) = compressed {
-        refuse_formats(model, flags.bits, flags.group_size)?;
-    } else if flags.bits.is_none() {
-        flags.bits = match flags.method.unwrap_or_default() {
-            Method::Full | Method::Lora => None,
-            Method::Qlora => Some(Bits::Four),
-            // The method's point is a packed base; 8 bit costs nearly nothing in loss.
-            Method::Edge | Method::Partial => Some(Bits::Eight),
-        };
-    }
-    Ok(())
-}
-
 pub(super) fn run(args: TuneArgs) -> Result<u8> {
     let mut flags = args.flags;
     if let Some(path) = &args.config {
         flags = flags.or(TuneFlags::load(path)?);
     }
-    with_bits(&mut flags)?;
+    flags.choose_bits()?;
     if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
         eprintln!("no --model given: tuning the bundled demo model on your data");
     }
     let named = flags.model.is_some();
     let (flags, demo) = with_demo(flags)?;
     let options = TuneOptions { trace: args.trace, ..flags.resolve()? };
-    anyhow::ensure!(
-        !options.data.is_empty(),
-        "there is nothing to learn from: give --data a text, a .jsonl file or a folder"
-    );
     interrupt::install()?;
-    let model = options.model.clone().context("a model folder")?;
-    let source = Source::open(&model)?;
-    let device = super::open_device(
-        &options.device,
-        &Options { profile: options.profile, ..Options::default() },
-    )?;
-    RunDir::check(options.out.as_deref())?;
+    let mut terminal = Terminal::new(args.quiet);
+    let mut tuner = Tuner::open(options)?.on_event(|event| terminal.hear(event));
     if args.dry_run {
-        let header = crate::tune::run::dry_run(&options, &source, &device, args.quiet)?;
+        let header = tuner.plan()?;
         if args.json {
             print_json(&header)?;
         }
         return Ok(0);
     }
-    if demo && !named && !args.quiet {
-        eprintln!("sample before: {}", sample(&device, &source, &Tuned::default())?);
+    let device = tuner.device().clone();
+    let shows_samples = demo && !named && !args.quiet;
+    if shows_samples {
+        let model = tuner.options().model.as_deref();
+        eprintln!("sample before: {}", sample(&device, open_tuned(model, None, None)?)?);
     }
-    let outcome = crate::tune::run::run(&options, &source, &device, args.quiet)?;
-    if let Some(profile) = outcome.report.profile.as_ref().filter(|_| !args.quiet) {
+    let report = tuner.run()?;
+    if let Some(profile) = report.profile.as_ref().filter(|_| !args.quiet) {
         eprintln!("{profile}");
     }
+    if shows_samples && !report.interrupted {
+        let run = Path::new(&report.run_dir);
+        eprintln!("sample after:  {}", sample(&device, open_tuned(None, None, Some(run))?)?);
+    }
     if !args.quiet {
-        if demo && !named && !outcome.interrupted {
-            let dir = Path::new(&outcome.report.run_dir);
-            let tuned = Tuned::run(dir, &source.config)?;
-            if options.method == Method::Full {
-                let tuned_source = Source::open(dir)?;
-                eprintln!("sample after:  {}", sample(&device, &tuned_source, &tuned)?);
-            } else {
-                eprintln!("sample after:  {}", sample(&device, &source, &tuned)?);
-            }
-        }
-        summarise(&outcome.report, &options, outcome.interrupted);
+        summarise(&report, tuner.options());
     }
     if args.json {
-        print_json(&outcome.report)?;
+        print_json(&report)?;
     }
-    Ok(if outcome.interrupted { interrupt::EXIT_INTERRUPTED as u8 } else { 0 })
+    Ok(if report.interrupted { interrupt::EXIT_INTERRUPTED as u8 } else { 0 })
 }
 
-fn sample(device: &Device, source: &Source, tuned: &Tuned) -> Result<String> {
-    let vote = tuned.exits.as_ref().map_or(Vote::Last, |exits| exits.vote);
-    let request = Request {
-        prompt: DEMO_PROMPT,
-        max_new_tokens: SAMPLE_TOKENS,
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0, vote },
-        drafting: None,
-        compare_plain: false,
-        memory_budget: None,
-    };
-    let mut text = DEMO_PROMPT.to_string();
-    continue_text(device, source, tuned, &request, |piece| {
-        text.push_str(piece);
-        Ok(())
-    })?;
+fn sample(device: &Device, (source, tuned): (Source, Tuned)) -> Result<String> {
+    let mut model = Inference::new(device.clone(), source, tuned);
+    let text = format!("{DEMO_PROMPT}{}", model.generate(DEMO_PROMPT, SAMPLE_TOKENS)?);
     Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-fn summarise(report: &TuneReport, options: &TuneOptions, interrupted: bool) {
-    if interrupted {
+fn summarise(report: &TuneReport, options: &TuneOptions) {
+    if report.interrupted {
         eprintln!("interrupted after {} steps; what was learned so far is kept", report.steps);
     }
     if let (Some(before), Some(after)) = (report.val_loss_before, report.val_loss) {

@@ -9,6 +9,7 @@ use edge_gpu::{Device, DeviceKind};
 use super::page;
 use super::summary::{BudgetKind, CompareReport, Run, median};
 use crate::cli::args::{TrunkCache, WindowOrder};
+use crate::cli::listen::Terminal;
 use crate::cli::options::TuneOptions;
 use crate::cli::report::{Progress, reset_peak_host};
 use crate::data::Dataset;
@@ -182,10 +183,12 @@ impl Course<'_> {
         match self.tune(contender, &options, self.compare.data, self.compare.quiet) {
             Ok(outcome) => finished(run, outcome, resets),
             Err(error) => {
+                let interrupted = error.is::<interrupt::Interrupted>();
                 let error = format!("{error:#}");
                 self.say(&format!("{name}, seed {seed}, {shown} failed: {error}"));
                 let run_dir = dir.exists().then(|| dir.display().to_string());
-                Run { error: Some(error), run_dir: run_dir.unwrap_or_default(), ..run }
+                let run_dir = run_dir.unwrap_or_default();
+                Run { error: Some(error), interrupted, run_dir, ..run }
             }
         }
     }
@@ -199,10 +202,8 @@ impl Course<'_> {
     ) -> Result<Outcome> {
         let device = self.compare.device;
         let source = &self.compare.sources[contender.source];
-        let result = run_on(data, options, source, device, quiet);
-        // A run that fails on its way leaves the device sealed.
-        device.unseal();
-        result
+        let mut terminal = Terminal::new(quiet);
+        run_on(data, options, source, device, &mut |event| terminal.hear(event))
     }
 
     /// A step of each window, so that no run's clock has the compilation of kernels. If it fails,
@@ -260,7 +261,7 @@ fn named(contender: &Contender, seed: u64) -> Run {
 
 /// What a run came to. `resets`: the process's peak was reset before it.
 fn finished(run: Run, outcome: Outcome, resets: bool) -> Run {
-    let Outcome { report, interrupted, seconds, curve } = outcome;
+    let Outcome { report, seconds, curve } = outcome;
     let last = curve.last();
     Run {
         seconds,
@@ -281,7 +282,7 @@ fn finished(run: Run, outcome: Outcome, resets: bool) -> Run {
         votes: report.votes,
         curve,
         run_dir: report.run_dir,
-        interrupted,
+        interrupted: report.interrupted,
         ..run
     }
 }

@@ -8,7 +8,7 @@
 //! A file is taken as the model folder that it was made of: [`config`] makes `config.json` of its
 //! metadata and [`tokenizer`] makes `tokenizer.json`, so that everything behind them is the same
 //! code for both; [`names`] says which tensor is which, and `coding` what has to be done to its
-//! rows. [`vocab`] is the way back, [`write`] lays out files, [`export`] makes them of a model.
+//! rows. [`vocab`] is the way back, [`mod@write`] lays out files, [`export`] makes them of a model.
 
 use std::fs::File;
 use std::io::Cursor;

@@ -17,13 +17,13 @@ use super::measure::{formats_of, measure};
 use super::price::{Pricer, Speed};
 use crate::cli::args::{Method, PlanParts};
 use crate::cli::options::TuneOptions;
-use crate::cli::report::Progress;
 use crate::cli::{Misfit, Usage};
 use crate::model::device_facts;
 use crate::model::load::dense_format;
 use crate::readahead::available_bytes;
 use crate::session::{Source, mebibytes};
 use crate::tune::course::{Budget, shares};
+use crate::tune::event::Events;
 
 /// How fast the device of a plan is, and how weights come to it.
 pub struct Machine {
@@ -39,24 +39,28 @@ impl Machine {
     /// What is known of a device, measured now where it was not before.
     ///
     /// # Errors
-    /// The device fails; or Ctrl-C.
-    pub fn of(device: &Device, source: &Source, job: &Job, quiet: bool) -> Result<Self> {
+    /// The device fails; or the listener stops it.
+    pub fn of(
+        device: &Device,
+        source: &Source,
+        job: &Job,
+        events: &mut Events<'_>,
+    ) -> Result<Self> {
         let info = device.info();
-        let say = |text: String| Progress::new("", 0, quiet).say(&text);
         let known = match Facts::load(info) {
             Ok(known) => known,
             Err(error) => {
-                say(format!("{error:#}"));
+                events.notice(format!("{error:#}"));
                 None
             }
         };
         let mut facts = known.unwrap_or_else(|| Facts::new(info));
         let [blocks, tables] = formats_of(job);
         if !facts.missing(&[&blocks[..], &tables].concat()).is_empty() {
-            measure(device, &mut facts, &blocks, &tables, quiet)?;
+            measure(device, &mut facts, &blocks, &tables, events)?;
             // Without a cache folder it is measured each time.
             if let Err(error) = facts.save(info) {
-                say(format!("{error:#}"));
+                events.notice(format!("{error:#}"));
             }
         }
         Ok(Self::from_facts(&facts, device, source))
@@ -264,7 +268,7 @@ pub fn choose(
     device: &Device,
     job: Job,
     (sequences, counted): (usize, f64),
-    quiet: bool,
+    events: &mut Events<'_>,
 ) -> Result<(Job, Option<Chosen>)> {
     if options.memory_budget.is_none() && options.plan.is_none() {
         return Ok((job, None));
@@ -276,7 +280,7 @@ pub fn choose(
     let any =
         Machine { staged: device.stages_uploads(), ..Machine::profile(&DeviceProfile::ALL[0]) };
     let fits = find(options, source, device, &job, &any, from, Objective::Time)?.is_ok();
-    let machine = if fits { Machine::of(device, source, &job, quiet)? } else { any };
+    let machine = if fits { Machine::of(device, source, &job, events)? } else { any };
     match find(options, source, device, &job, &machine, from, Objective::Time)? {
         Ok(found) => {
             let schedule = found.best;

@@ -17,11 +17,10 @@ use serde_json::json;
 
 use super::facts::{Facts, Sample};
 use super::price::{Pricer, cost, sample};
-use crate::cli::report::Progress;
 use crate::config::ModelConfig;
-use crate::interrupt;
 use crate::model::Model;
 use crate::readahead::forget;
+use crate::tune::event::Events;
 use crate::tune::trainer::{AdamW, Trainer};
 
 /// A made-up model: width, width of the MLP, heads, key-value heads, vocabulary; rank; sequences
@@ -89,22 +88,22 @@ const TOP: Turns = Turns { window: 1, share: 1.0, cached: false };
 /// it to the facts.
 ///
 /// # Errors
-/// The device fails; or Ctrl-C.
+/// The device fails; or the listener stops it.
 pub fn measure(
     device: &Device,
     facts: &mut Facts,
     formats: &[Format],
     tables: &[Format],
-    quiet: bool,
+    events: &mut Events<'_>,
 ) -> Result<()> {
     if facts.samples.is_empty() {
         facts.floor_s = floor(device)?;
     }
     let calls = calls(device, formats, tables)?;
     let have: HashSet<(String, String, String)> = facts.samples.iter().map(key).collect();
-    let mut progress = Progress::new("measure kernels", calls.len() as u64, quiet);
+    let mut work = events.work("measure kernels", calls.len() as u64);
     for call in &calls {
-        interrupt::check()?;
+        work.check()?;
         let cost = cost(call);
         let mut found = Sample {
             op: cost.kind.0,
@@ -118,12 +117,11 @@ pub fn measure(
             found.seconds = seconds(device, call)?;
             facts.samples.push(found);
         }
-        progress.step(|| call.0.name().to_owned());
+        work.step();
     }
-    progress.finish();
     facts.formats.extend(formats.iter().chain(tables).map(|format| format.name().to_owned()));
     transfers(device, facts)?;
-    together(device, facts, formats, tables[0])
+    together(device, facts, formats, tables[0], events)
 }
 
 fn key(sample: &Sample) -> (String, String, String) {
@@ -187,11 +185,18 @@ fn floor(device: &Device) -> Result<f64> {
 
 /// Measures whole steps and fits what dispatches take together: `scale` times their sum, and
 /// `between_s`.
-fn together(device: &Device, facts: &mut Facts, formats: &[Format], table: Format) -> Result<()> {
+fn together(
+    device: &Device,
+    facts: &mut Facts,
+    formats: &[Format],
+    table: Format,
+    events: &mut Events<'_>,
+) -> Result<()> {
     (facts.scale, facts.between_s) = (1.0, 0.0);
     let mut points = Vec::new();
+    let mut work = events.work("measure steps", SHAPES[STEPS].len() as u64);
     for shape in &SHAPES[STEPS] {
-        interrupt::check()?;
+        work.check()?;
         let job = shape.job(formats, table);
         let config = shape.config(job.blocks.len())?;
         let speed = facts.speed();
@@ -214,6 +219,7 @@ fn together(device: &Device, facts: &mut Facts, formats: &[Format], table: Forma
         }
         taken.sort_by(f64::total_cmp);
         points.push((predicted, taken[STEP_SAMPLES / 2]));
+        work.step();
     }
     (facts.scale, facts.between_s) = fit(&points);
     Ok(())

@@ -3,6 +3,7 @@
 pub mod best;
 pub mod cache;
 pub mod course;
+pub mod event;
 pub mod header;
 mod pass;
 pub mod run;

@@ -5,12 +5,13 @@ use edge_gpu::Device;
 use edge_scheduler::{Job, Plan};
 use serde::Serialize;
 
+use super::event::{Events, Listener, TuneEvent};
 use super::header::{Header, Parts};
 use super::session::Session;
 use super::{cache, job};
 use crate::batch::{Sampler, check_seq_len};
 use crate::cli::options::TuneOptions;
-use crate::cli::report::{Progress, TuneReport};
+use crate::cli::report::TuneReport;
 use crate::data::{DataSpec, Dataset};
 use crate::model::{LoraInit, Model, device_facts};
 use crate::plan::choose::{Chosen, choose, predict};
@@ -21,8 +22,6 @@ use crate::session::Source;
 pub struct Outcome {
     /// The report of `--json`.
     pub report: TuneReport,
-    /// Whether Ctrl-C ended it.
-    pub interrupted: bool,
     /// Seconds of training; validation does not count.
     pub seconds: f64,
     /// Validations before, during and after training.
@@ -45,7 +44,7 @@ pub struct CurvePoint {
     pub val_vote: f64,
 }
 
-/// Runs `tune` with resolved options; `say` is for a person.
+/// Runs `tune` with resolved options.
 ///
 /// # Errors
 /// One sentence that names the file, tensor or option.
@@ -53,9 +52,9 @@ pub fn run(
     options: &TuneOptions,
     source: &Source,
     device: &Device,
-    quiet: bool,
+    listener: Listener<'_>,
 ) -> Result<Outcome> {
-    run_on(&load_data(options, source)?, options, source, device, quiet)
+    run_on(&load_data(options, source)?, options, source, device, listener)
 }
 
 /// Runs `tune` on data that are read already, as [`load_data`] reads them.
@@ -67,17 +66,35 @@ pub fn run_on(
     options: &TuneOptions,
     source: &Source,
     device: &Device,
-    quiet: bool,
+    listener: Listener<'_>,
 ) -> Result<Outcome> {
-    let prepared = prepare(data, options, source, device, quiet)?;
-    announce(data, source, &prepared, quiet);
+    let mut events = Events::new(listener);
+    let prepared = prepare(data, options, source, device, &mut events)?;
+    announce(data, source, &prepared, &mut events);
+    events.check()?;
     device.reset_peak();
-    let model = load(options, source, device, &prepared.job, quiet)?;
+    let model = load(options, source, device, &prepared.job, &mut events)?;
+    events.send(&TuneEvent::Loaded);
+    events.check()?;
     device.seal();
+    let outcome = train(data, options, source, model, prepared, events);
+    // A run that fails on its way leaves the device sealed.
+    device.unseal();
+    outcome
+}
+
+fn train<'a>(
+    data: &'a Dataset,
+    options: &'a TuneOptions,
+    source: &'a Source,
+    model: Model,
+    prepared: Prepared,
+    events: Events<'a>,
+) -> Result<Outcome> {
     cache::prepare(options)?;
     // Only now is everything checked: a run that cannot start leaves nothing behind.
     let run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
-    let mut session = Session::new(data, options, source, model, run_dir, &prepared, quiet)?;
+    let mut session = Session::new(data, options, source, model, run_dir, &prepared, events)?;
     let outcome = session.run(prepared);
     session.end(outcome)
 }
@@ -90,11 +107,12 @@ pub fn dry_run(
     options: &TuneOptions,
     source: &Source,
     device: &Device,
-    quiet: bool,
+    listener: Listener<'_>,
 ) -> Result<Header> {
+    let mut events = Events::new(listener);
     let data = load_data(options, source)?;
-    let prepared = prepare(&data, options, source, device, quiet)?;
-    announce(&data, source, &prepared, quiet);
+    let prepared = prepare(&data, options, source, device, &mut events)?;
+    announce(&data, source, &prepared, &mut events);
     Ok(prepared.header)
 }
 
@@ -112,7 +130,7 @@ fn prepare(
     options: &TuneOptions,
     source: &Source,
     device: &Device,
-    quiet: bool,
+    events: &mut Events<'_>,
 ) -> Result<Prepared> {
     let seq_len = options.seq_len_for(source.config.max_position_embeddings);
     check_seq_len(seq_len, source.config.max_position_embeddings)?;
@@ -120,7 +138,7 @@ fn prepare(
     let sampler = Sampler::new(&data.train, seq_len, options.seed)?;
     let job = job(options, source, seq_len)?;
     let about = (sampler.windows(), counted_share(data, seq_len, options.seed)?);
-    let (job, chosen) = choose(options, source, device, job, about, quiet)?;
+    let (job, chosen) = choose(options, source, device, job, about, events)?;
     let plan = Plan::new(&source.config.shape(), &job, device_facts(device));
     let step_s = match &chosen {
         Some(chosen) => Some(chosen.schedule.step_s),
@@ -150,11 +168,10 @@ fn check_early_stopping(data: &Dataset, options: &TuneOptions) -> Result<()> {
 }
 
 /// Says what a run will be, and what of its data it leaves out.
-fn announce(data: &Dataset, source: &Source, prepared: &Prepared, quiet: bool) {
-    let say = |text: &str| Progress::new("", 0, quiet).say(text);
+fn announce(data: &Dataset, source: &Source, prepared: &Prepared, events: &mut Events<'_>) {
     let fit = data.train.fit(prepared.seq_len);
     if fit.cut + fit.skipped > 0 {
-        say(&format!(
+        events.notice(format!(
             "{} of {} examples are cut at {} tokens (--seq-len), {} are left out because their \
              answer begins behind that",
             fit.cut,
@@ -164,9 +181,9 @@ fn announce(data: &Dataset, source: &Source, prepared: &Prepared, quiet: bool) {
         ));
     }
     if data.train.chats && !source.tokenizer.has_chat_template() {
-        say("the model has no chat template: roles are written as ### User: and so on");
+        events.notice("the model has no chat template: roles are written as ### User: and so on");
     }
-    say(&prepared.header.text());
+    events.send(&TuneEvent::Planned(Box::new(prepared.header.clone())));
 }
 
 fn load(
@@ -174,18 +191,13 @@ fn load(
     source: &Source,
     device: &Device,
     job: &Job,
-    quiet: bool,
+    events: &mut Events<'_>,
 ) -> Result<Model> {
-    let tensors = 7 * job.blocks.len() as u64 + 1;
-    let mut loading = Progress::new("load", tensors, quiet);
+    let mut loading = events.work("load", 7 * job.blocks.len() as u64 + 1);
     let scale = options.alpha / options.rank as f64;
     let init = LoraInit { scale: scale as f32, seed: options.seed };
     let (checkpoint, config) = (&source.checkpoint, &source.config);
-    let model = Model::load(device, checkpoint, config, job, init, &mut |_| {
-        loading.step(String::new);
-    })?;
-    loading.finish();
-    Ok(model)
+    Model::load(device, checkpoint, config, job, init, &mut |_| loading.step())
 }
 
 /// The options' data, or the bundled text.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::best::Best;
 use super::cache;
 use super::course::{Budget, Course, Spent, Turn};
+use super::event::{Ended, Events, TuneEvent};
 use super::header::{self, Header};
 use super::run::{CurvePoint, Outcome, Prepared};
 use super::save;
@@ -19,30 +20,18 @@ use super::validate::Refresh;
 use crate::batch::{Batch, Sampler};
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
-use crate::cli::report::{BestReport, ExitLoss, Progress, TuneReport, VoteLoss, peak_host_bytes};
+use crate::cli::report::{BestReport, ExitLoss, TuneReport, VoteLoss, peak_host_bytes};
 use crate::data::{Dataset, Stream};
 use crate::evaluate::Evaluation;
-use crate::interrupt;
 use crate::metrics::{MetricsLog, Row, StepRow};
 use crate::model::Model;
 use crate::plan::choose::Chosen;
 use crate::profile::ProfileReport;
 use crate::run_dir::{RunDir, write_config};
-use crate::session::{Source, mebibytes};
+use crate::session::Source;
 
 /// The step whose timeline is written with `--trace`, from 0.
 const TRACED_STEP: u64 = 2;
-
-/// How the steps of a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// The budget is used.
-    Whole,
-    /// Validation losses improved no more.
-    Early,
-    /// Ctrl-C.
-    Interrupted,
-}
 
 /// A run that goes on.
 pub(super) struct Session<'a> {
@@ -52,7 +41,7 @@ pub(super) struct Session<'a> {
     pub(super) trainer: Trainer,
     pub(super) run_dir: RunDir,
     pub(super) log: MetricsLog,
-    pub(super) quiet: bool,
+    pub(super) events: Events<'a>,
     pub(super) seq_len: usize,
     pub(super) budget: Budget,
     outcomes: Vec<StepOutcome>,
@@ -73,7 +62,7 @@ impl<'a> Session<'a> {
         model: Model,
         run_dir: RunDir,
         prepared: &Prepared,
-        quiet: bool,
+        events: Events<'a>,
     ) -> Result<Self> {
         // With the micro-batch that the schedule chose.
         let micro_batch = model.job.batch as usize;
@@ -91,7 +80,7 @@ impl<'a> Session<'a> {
             trainer: Trainer::new(model, optimizer),
             run_dir,
             log,
-            quiet,
+            events,
             seq_len: prepared.seq_len,
             budget: options.budget(prepared.sampler.windows()),
             outcomes: Vec::new(),
@@ -139,9 +128,8 @@ impl<'a> Session<'a> {
         }
         let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
         self.run_dir.write("result.json", text.as_bytes())?;
-        let interrupted = ended == Ended::Interrupted;
         let curve = std::mem::take(&mut self.curve);
-        Ok(Outcome { report, interrupted, seconds: self.spent.seconds, curve })
+        Ok(Outcome { report, seconds: self.spent.seconds, curve })
     }
 
     fn add_predictions(&self, report: &mut TuneReport, header: &Header) {
@@ -155,7 +143,7 @@ impl<'a> Session<'a> {
     /// That of the run, or the disk is full.
     pub(super) fn end(mut self, outcome: Result<Outcome>) -> Result<Outcome> {
         let details = match &outcome {
-            Ok(outcome) if outcome.interrupted => json!({"status": "interrupted"}),
+            Ok(outcome) if outcome.report.interrupted => json!({"status": "interrupted"}),
             Ok(_) => json!({"status": "finished"}),
             Err(error) => json!({"status": "failed", "error": format!("{error:#}")}),
         };
@@ -164,6 +152,7 @@ impl<'a> Session<'a> {
         // The run's own error says more.
         let outcome = outcome?;
         flushed?;
+        self.events.send(&TuneEvent::Saved(self.run_dir.path().to_owned()));
         Ok(outcome)
     }
 
@@ -177,27 +166,24 @@ impl<'a> Session<'a> {
         self.run_dir.write("timeline.json", trace(&timelines).as_bytes())
     }
 
-    pub(super) fn say(&self, text: &str) {
-        Progress::new("", 0, self.quiet).say(text);
-    }
-
-    /// Trains until the budget is used, validations improve no more, or Ctrl-C.
+    /// Trains until the budget is used, validations improve no more, or the listener stops it.
     fn train(&mut self, sampler: &mut Sampler) -> Result<Ended> {
         let options = self.options;
         let mut course = Course::new(options, self.trainer.windows(), self.budget);
-        let (len, _) = self.budget.progress(self.spent);
-        let mut progress = Progress::new("tune", len, self.quiet);
+        self.events.send(&TuneEvent::Started(self.budget));
         let mut phase = None;
         let mut evals = 1;
         let mut ended = Ended::Whole;
         while let Some(turn) = course.next(self.spent) {
-            if interrupt::requested() {
+            if self.events.stopped() {
                 ended = Ended::Interrupted;
                 break;
             }
             let started = Instant::now();
             if phase.replace(turn.phase) != Some(turn.phase) {
                 self.trainer.begin(turn.window)?;
+                let (phase, window) = (turn.phase as u64 + 1, turn.window as u64 + 1);
+                self.events.send(&TuneEvent::Phase { phase, window });
             }
             let batches = self.batches(&self.data.train, sampler);
             // A step whose kernels are compiled and whose slots are as a step leaves them.
@@ -208,16 +194,6 @@ impl<'a> Session<'a> {
             let ms = started.elapsed().as_secs_f64() * 1e3;
             let tokens: usize = batches.iter().map(|batch| batch.tokens).sum();
             let row = self.record(turn, ms, tokens, outcome)?;
-            let (_, position) = self.budget.progress(self.spent);
-            progress.reach(position, || {
-                format!(
-                    "loss {:.4}, lr {:.2e}, {:.0} tokens/s, peak {}",
-                    row.loss,
-                    turn.lr,
-                    row.tokens_per_s,
-                    mebibytes(row.device_bytes)
-                )
-            });
             let due = options.eval_every > 0 && row.step.is_multiple_of(options.eval_every);
             // The last of `evals` validations is the one after training.
             let due = due || options.evals > 0 && row.done * options.evals as f64 >= evals as f64;
@@ -229,7 +205,7 @@ impl<'a> Session<'a> {
                 }
             }
         }
-        progress.finish();
+        self.events.send(&TuneEvent::Trained(ended));
         Ok(ended)
     }
 
@@ -268,6 +244,7 @@ impl<'a> Session<'a> {
             done: self.budget.done(self.spent),
         };
         self.log.push(&Row::Step(row.clone()))?;
+        self.events.send(&TuneEvent::Step(row.clone()));
         Ok(row)
     }
 
@@ -318,6 +295,7 @@ impl<'a> Session<'a> {
             votes: Vec::new(),
             best: self.best.found.map(|(step, val_loss)| BestReport { step, val_loss }),
             stopped_early: ended == Ended::Early,
+            interrupted: ended == Ended::Interrupted,
             predicted_peak_device_bytes: None,
             predicted_step_ms: None,
             streaming: None,

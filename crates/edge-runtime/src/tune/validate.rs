@@ -6,11 +6,11 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::best::Verdict;
+use super::event::TuneEvent;
 use super::run::CurvePoint;
 use super::save;
 use super::session::Session;
 use crate::cli::options::TuneOptions;
-use crate::cli::report::Progress;
 use crate::evaluate::Evaluation;
 use crate::exits::Vote;
 use crate::metrics::{Row, ValidationRow};
@@ -40,22 +40,12 @@ impl Session<'_> {
         let Some(stream) = &self.data.valid else { return Ok(None) };
         let model = &self.trainer.model;
         let sequences = model.job.eval_batch as usize;
-        let count = stream.eval_windows(self.seq_len).div_ceil(sequences) as u64;
-        let mut progress = Progress::new(label, count, self.quiet);
+        let count = stream.eval_batch_count(self.seq_len, sequences, None);
+        let mut work = self.events.work(label, count);
         let batches = stream.eval_batches(self.seq_len, sequences, None)?;
-        let result = model.evaluate(batches, self.options.vote, |_| progress.step(String::new))?;
-        progress.finish();
-        let exits: Vec<String> = result.exits.iter().map(|loss| format!("{loss:.4}")).collect();
-        let vote = match model.exits.len() {
-            1 => String::new(),
-            _ => format!(", vote {} {:.4}", self.options.vote.name(), result.vote),
-        };
-        let tokens = result.tokens;
-        self.say(&format!(
-            "{label}: loss {} at the exits{vote} ({tokens} tokens)",
-            exits.join(" / ")
-        ));
-        self.log.push(&Row::Validation(ValidationRow {
+        let result = model.evaluate(batches, self.options.vote, |_| work.step())?;
+        let vote = (model.exits.len() > 1).then_some(self.options.vote);
+        let row = ValidationRow {
             step: self.spent.steps,
             tokens: self.spent.tokens,
             seconds: self.spent.seconds,
@@ -63,7 +53,9 @@ impl Session<'_> {
             val_loss: self.judged(&result),
             val_vote: result.vote,
             val_exits: result.exits.clone(),
-        }))?;
+        };
+        self.log.push(&Row::Validation(row.clone()))?;
+        self.events.send(&TuneEvent::Validated { label, row, tokens: result.tokens, vote });
         self.curve.push(CurvePoint {
             seconds: self.spent.seconds,
             tokens: self.spent.tokens,
@@ -109,7 +101,7 @@ impl Session<'_> {
             "stopped early at step {step}: the validation loss {best}, {since} validations without \
              improvement (--early-stopping)"
         );
-        self.say(&text);
+        self.events.notice(text.as_str());
         self.run_dir.event("early-stop", json!({"step": step, "reason": text}))?;
         Ok(true)
     }
@@ -136,7 +128,9 @@ impl Session<'_> {
         let micro_batch = model.job.batch as usize;
         write_config(&next, &TuneOptions { micro_batch, ..self.options.clone() })?;
         replace_dir(&next, &best)?;
-        self.run_dir.event("best", json!({"step": step, "val_loss": loss}))
+        self.run_dir.event("best", json!({"step": step, "val_loss": loss}))?;
+        self.events.send(&TuneEvent::Best { step, val_loss: loss });
+        Ok(())
     }
 
     /// Writes the page, if it is time.
@@ -151,7 +145,7 @@ impl Session<'_> {
         let started = Instant::now();
         let written = self.log.flush().and_then(|()| report::write(self.run_dir.path()));
         if let Err(error) = written {
-            self.say(&format!("the report is not written: {error:#}"));
+            self.events.notice(format!("the report is not written: {error:#}"));
         }
         self.page.last = Some((Instant::now(), started.elapsed()));
     }
@@ -167,22 +161,20 @@ impl Session<'_> {
         let mut batches: Vec<_> = stream.eval_batches(self.seq_len, sequences, None)?.collect();
         let held_out = batches.split_off(batches.len() / 2);
         if batches.is_empty() {
-            self.say("the validation data are too short to fit a vote on: the last exit speaks");
+            self.events
+                .notice("the validation data are too short to fit a vote on: the last exit speaks");
             return Ok(None);
         }
         let count = (batches.len() + held_out.len()) as u64;
-        let mut progress = Progress::new("fit the vote", count, self.quiet);
-        let scores = model.score_exits(batches.into_iter(), || progress.step(String::new))?;
+        let mut work = self.events.work("fit the vote", count);
+        let scores = model.score_exits(batches.into_iter(), || work.step())?;
         let learned = scores.fit()?;
         model.set_learned(learned.clone())?;
-        let judged = model.evaluate_all(held_out.into_iter(), &Vote::ALL, |_| {
-            progress.step(String::new);
-        })?;
-        progress.finish();
+        let judged = model.evaluate_all(held_out.into_iter(), &Vote::ALL, |_| work.step())?;
         let shown = |values: &[f32]| {
             values.iter().map(|x| format!("{x:.2}")).collect::<Vec<_>>().join(" / ")
         };
-        self.say(&format!(
+        self.events.notice(format!(
             "vote learned on the first half of the validation data: weights {}, temperatures {}",
             shown(&learned.weights),
             shown(&learned.temperatures)
@@ -194,7 +186,7 @@ impl Session<'_> {
             })
             .collect();
         let exits: Vec<String> = judged.exits.iter().map(|loss| format!("{loss:.4}")).collect();
-        self.say(&format!(
+        self.events.notice(format!(
             "on the second half: loss {} at the exits, {}",
             exits.join(" / "),
             votes.join(", ")
