@@ -122,6 +122,10 @@ pub struct EvalReport {
     pub perplexity: f64,
     /// Predicted tokens.
     pub tokens: u64,
+    /// Examples that lost their end; `--max-windows` may have left some of them out.
+    pub cut: u64,
+    /// Examples left out, since no answer begins within a sequence.
+    pub skipped: u64,
     /// Each exit's loss; empty without exits.
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
@@ -347,11 +351,11 @@ mod tests {
             ..EvalReport::default()
         };
         let text = json_line(&report).unwrap();
-        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote");
+        assert_eq!(keys(&text).join(" "), "loss perplexity tokens cut skipped exits vote");
         assert!(text.contains(r#""exits":[{"exit":1,"val_loss":2.0}]"#));
         assert!(text.contains(r#""vote":{"rule":"mean","val_loss":1.5}"#));
         let text = json_line(&report).unwrap();
-        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote");
+        assert_eq!(keys(&text).join(" "), "loss perplexity tokens cut skipped exits vote");
     }
 
     #[test]

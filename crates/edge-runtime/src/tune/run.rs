@@ -55,7 +55,7 @@ pub fn run(
     device: &Device,
     quiet: bool,
 ) -> Result<Outcome> {
-    run_on(&load_data(options, source)?, options, source, device, quiet)
+    run_on(&load_data(options, source, quiet)?, options, source, device, quiet)
 }
 
 /// Runs `tune` on data that are read already, as [`load_data`] reads them.
@@ -92,7 +92,7 @@ pub fn dry_run(
     device: &Device,
     quiet: bool,
 ) -> Result<Header> {
-    let data = load_data(options, source)?;
+    let data = load_data(options, source, quiet)?;
     let prepared = prepare(&data, options, source, device, quiet)?;
     announce(&data, source, &prepared, quiet);
     Ok(prepared.header)
@@ -149,20 +149,9 @@ fn check_early_stopping(data: &Dataset, options: &TuneOptions) -> Result<()> {
     Ok(())
 }
 
-/// Says what a run will be, and what of its data it leaves out.
+/// Says what a run will be.
 fn announce(data: &Dataset, source: &Source, prepared: &Prepared, quiet: bool) {
     let say = |text: &str| Progress::new("", 0, quiet).say(text);
-    let fit = data.train.fit(prepared.seq_len);
-    if fit.cut + fit.skipped > 0 {
-        say(&format!(
-            "{} of {} examples are cut at {} tokens (--seq-len), {} are left out because their \
-             answer begins behind that",
-            fit.cut,
-            data.train.examples.len(),
-            prepared.seq_len,
-            fit.skipped
-        ));
-    }
     if data.train.chats && !source.tokenizer.has_chat_template() {
         say("the model has no chat template: roles are written as ### User: and so on");
     }
@@ -192,13 +181,15 @@ fn load(
 ///
 /// # Errors
 /// As [`Dataset::load`].
-pub fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
+pub fn load_data(options: &TuneOptions, source: &Source, quiet: bool) -> Result<Dataset> {
     let spec = DataSpec {
         data: options.data.clone(),
         valid: options.valid.clone(),
         val_fraction: options.val_fraction,
         val_items: options.val_items,
         train_on_prompt: options.train_on_prompt,
+        columns: options.columns.clone(),
+        quiet,
     };
     Dataset::load(&spec, &source.tokenizer)
 }
