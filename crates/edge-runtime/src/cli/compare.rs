@@ -278,6 +278,9 @@ fn print_tables(report: &CompareReport) {
         eprintln!("\n{}", page::comparisons(report).text());
     }
     eprintln!();
+    for note in &report.cut {
+        eprintln!("{note}");
+    }
     let failed = report.methods.iter().filter_map(|run| Some((run, run.error.as_ref()?)));
     for (run, error) in failed {
         eprintln!("failed: {}, seed {}: {error}", run.method, run.seed);

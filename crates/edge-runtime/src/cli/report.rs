@@ -240,6 +240,16 @@ impl Progress {
         Self { label, len, position: 0, style }
     }
 
+    /// The same of work that began earlier.
+    pub fn since(mut self, started: Instant) -> Self {
+        match &mut self.style {
+            Style::Lines { start, .. } => *start = started,
+            Style::Bar(bar) => *bar = bar.clone().with_elapsed(started.elapsed()),
+            Style::Quiet | Style::Following { .. } => {}
+        }
+        self
+    }
+
     /// Progress of work that another process does; [`Progress::share`] says how far it is.
     pub fn following() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {

@@ -460,9 +460,9 @@ impl Meter {
     fn reach(&mut self, at: u64) -> f64 {
         let done = self.before + at;
         if self.shown.is_none() && self.started.elapsed() > SHOWN_AFTER {
-            self.shown = Some(Progress::new("MiB read", self.total >> 20, self.quiet));
+            let progress = Progress::new("MiB read", self.total >> 20, self.quiet);
+            self.shown = Some(progress.since(self.started));
         }
-        // Time is looked at for each, which is too much for each line.
         if let Some(progress) = self.shown.as_mut().filter(|_| done >> 20 > self.at >> 20) {
             self.at = done;
             progress.reach(done >> 20, String::new);
