@@ -198,8 +198,9 @@ fn columns_are_named() {
     };
     std::fs::write(&path, (0..10).map(line).collect::<String>()).expect("a file");
     let (data, model) = (path.display().to_string(), demo("model"));
-    let columns = ["--columns", "prompt=query,completion=reply"];
-    let with = |more: &[&str]| [more, &columns].concat();
+    fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [more, &["--columns", "prompt=query,completion=reply"]].concat()
+    }
     let look = ["data", "--model", &model, "--data", &data, "--seq-len", "32", "--json"];
     let (shown, _) = report(&with(&look));
     assert_eq!(shown["kind"], "examples");
@@ -225,7 +226,8 @@ fn columns_are_named() {
     assert!(cut.starts_with("validation: 1 of 2 examples are cut") && text.contains(cut), "{seen}");
     let own = ["compress", "--model", &model, "--calibration", &data, "--policy", "uniform"];
     let more = ["--sequences", "4", "--probe-sequences", "2", "--seq-len", "16", "--fast"];
-    let own = [&own[..], &more, &["--device", "cpu", "--json", "--out", &out("small")]].concat();
+    let small = out("small");
+    let own = [&own[..], &more, &["--device", "cpu", "--json", "--out", &small]].concat();
     assert!(report(&with(&own)).0["bytes"].as_u64().expect("bytes") > 0);
 
     for (columns, code, part) in [

@@ -144,8 +144,8 @@ impl Stream {
         let fit = self.fit(seq_len);
         (fit.cut + fit.skipped > 0).then(|| {
             format!(
-                "{} of {} examples are cut at {seq_len} tokens (--seq-len), {} are left out because \
-                 their answer begins behind that",
+                "{} of {} examples are cut at {seq_len} tokens (--seq-len), {} are left out \
+                 because their answer begins behind that",
                 fit.cut,
                 self.examples.len(),
                 fit.skipped

@@ -439,7 +439,8 @@ mod tests {
     #[test]
     fn resolved_options_can_be_read_as_a_file() {
         let eight = "--optimizer adamw-8bit";
-        let full = "--columns prompt=q,completion=a --method full --epochs 1.5 --bits 8 --memory-budget 3MiB --valid v";
+        let full = "--columns prompt=q,completion=a --method full --epochs 1.5 \
+                    --bits 8 --memory-budget 3MiB --valid v";
         for line in ["", eight, full] {
             let options = flags(line).resolve().unwrap();
             let text = serde_norway::to_string(&options).unwrap();

@@ -4,8 +4,8 @@
 //! in one stream, each with the special tokens that the tokenizer puts around a text and an
 //! end-of-sequence token between them; [`crate::batch`] cuts streams into windows.
 //!
-//! Files are read in pieces and many ids lie in a temporary file that is mapped ([`store`]), so that
-//! the size of the data is not bounded by memory.
+//! Files are read in pieces and many ids lie in a temporary file that is mapped (`store.rs`), so
+//! that the size of the data is not bounded by memory.
 //!
 //! An example is a prompt and its answer, or a conversation with several, a sequence of its own of
 //! which the answers alone are trained.
@@ -16,7 +16,7 @@ mod files;
 mod seam;
 mod store;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use bytemuck::{Pod, Zeroable};
@@ -197,7 +197,7 @@ enum Split {
 }
 
 impl Source {
-    fn of(path: &PathBuf, spec: &DataSpec) -> Result<Self> {
+    fn of(path: &Path, spec: &DataSpec) -> Result<Self> {
         let held_out = if path.is_dir() { part_file(path, "valid")? } else { None };
         let split = match (&held_out, &spec.valid, spec.val_items) {
             (None, None, Some(items)) => Split::Items(items),
