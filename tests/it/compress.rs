@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use edge_kernels::Category;
 use edge_runtime::compress::policy_file;
-use edge_runtime::data::load_eval;
+use edge_runtime::data::{DataSpec, load_eval};
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::session::Source;
 use edge_scheduler::Policy;
@@ -66,7 +66,8 @@ fn what_is_written_is_what_is_reported() {
     let valid = folder.path("valid.txt");
     std::fs::write(&valid, text.split_at(500).0).expect("a text");
     let original = Source::open(Path::new(&demo("model"))).expect("the demo model");
-    let stream = load_eval(&[PathBuf::from(&valid)], &original.tokenizer).expect("tokens");
+    let spec = DataSpec { data: vec![PathBuf::from(&valid)], ..DataSpec::default() };
+    let stream = load_eval(&spec, &original.tokenizer).expect("tokens");
     // All of them, as there are no more than sequences of calibration.
     let windows = stream.windows(48);
     assert!((2..=6).contains(&windows), "{windows}");

@@ -155,6 +155,11 @@ fn conversations_are_shown_tuned_and_evaluated() {
     let sample = shown["sample"].as_str().expect("a sample");
     assert!(sample.contains("### Assistant:\n[The fox is at the mill."), "{sample}");
     assert!(text.contains("no chat template") && text.contains("[The fox"), "{text}");
+    let histogram = shown["histogram"].as_array().expect("buckets");
+    let counts: Vec<u64> = histogram.iter().filter_map(|bucket| bucket["count"].as_u64()).collect();
+    assert_eq!((counts[0], counts.iter().sum::<u64>()), (9, 10), "{histogram:?}");
+    let bar = format!("{} ", 9) + &"#".repeat(40);
+    assert!(text.contains(&bar) && text.contains("left out, since no answer"), "{text}");
     let trained = shown["trained_tokens"].as_u64().expect("a number");
     let whole = report(&[&look[..], &["--train-on-prompt"]].concat()).0;
     assert!(whole["trained_tokens"].as_u64().expect("a number") > 2 * trained, "{whole}");
@@ -165,16 +170,74 @@ fn conversations_are_shown_tuned_and_evaluated() {
     let flags = ["--val-items", "3", "--method", "lora", "--json", "--out", &out];
     let (tuned, text) = report(&[&tune[..], &more, &flags].concat());
     assert!(text.contains("no chat template"), "{text}");
+    // The last three, of which one is too long, are validated on.
+    let left_out = "0 of 3 examples are cut at 64 tokens (--seq-len), 1 are left out";
+    assert!(text.contains(&format!("validated  {left_out}")), "{text}");
     assert_eq!(tuned["peak_device_bytes"], tuned["predicted_peak_device_bytes"], "{tuned}");
     let loss = |key: &str| tuned[key].as_f64().expect("a loss");
     assert!(loss("val_loss") < loss("val_loss_before") - 0.5, "{tuned}");
     // 32 sequences, all with the same answer.
     assert_eq!(tuned["trained_tokens"].as_u64(), Some(32 * trained / 9));
     let eval = ["eval", "--run", &out, "--data", &data, "--seq-len", "64", "--device", "cpu"];
-    let (seen, _) = report(&[&eval[..], &["--json"]].concat());
+    let (seen, text) = report(&[&eval[..], &["--json"]].concat());
+    assert_eq!((&seen["cut"], &seen["skipped"]), (&json!(0), &json!(1)));
+    assert!(text.contains("0 of 10 examples are cut at 64 tokens (--seq-len), 1 are"), "{text}");
     assert_eq!(seen["tokens"].as_u64(), Some(trained));
     let seen = seen["loss"].as_f64().expect("a loss");
     assert!((seen - loss("val_loss")).abs() < 1e-3, "{seen} {tuned}");
+}
+
+/// Columns of other names, in every command that reads such data.
+#[test]
+fn columns_are_named() {
+    let dir = TempDir::new().expect("a folder");
+    let path = dir.path().join("a.jsonl");
+    let line = |at: usize| {
+        let (query, said) = (format!("Where is fox {at}?"), "At the mill.".repeat(1 + at / 9 * 8));
+        json!({"query": query, "reply": said, "text": "no"}).to_string() + "\n"
+    };
+    std::fs::write(&path, (0..10).map(line).collect::<String>()).expect("a file");
+    let (data, model) = (path.display().to_string(), demo("model"));
+    fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [more, &["--columns", "prompt=query,completion=reply"]].concat()
+    }
+    let look = ["data", "--model", &model, "--data", &data, "--seq-len", "32", "--json"];
+    let (shown, _) = report(&with(&look));
+    assert_eq!(shown["kind"], "examples");
+    assert!(shown["sample"].as_str().expect("a sample").contains("fox 0?[At the mill."), "{shown}");
+    assert_eq!(report(&look).0["kind"], "text");
+
+    let out = |name: &str| dir.path().join(name).display().to_string();
+    let (run_dir, config) = (out("run"), out("tune.yaml"));
+    std::fs::write(&config, "columns: prompt=query,completion=reply\nsteps: 2\n").expect("a file");
+    let common = ["--model", &model, "--data", &data, "--seq-len", "32", "--device", "cpu"];
+    let own = ["tune", "--config", &config, "--val-items", "2", "--method", "lora", "--json"];
+    let (_, text) = report(&[&own[..], &["--out", &run_dir], &common].concat());
+    assert!(text.contains("validated  1 of 2 examples are cut at 32 tokens"), "{text}");
+    let resolved = std::fs::read_to_string(dir.path().join("run/config.resolved.yaml"));
+    assert!(resolved.expect("options").contains("columns: prompt=query,completion=reply"));
+    let eval = ["eval", "--run", &run_dir, "--data", &data, "--seq-len", "32", "--device", "cpu"];
+    let (seen, _) = report(&with(&[&eval[..], &["--json"]].concat()));
+    assert_eq!((&seen["cut"], &seen["skipped"]), (&json!(1), &json!(0)));
+    let own = ["compare", "--methods", "lora", "--seeds", "0", "--budget", "tokens", "--json"];
+    let more = ["--max-tokens", "128", "--evals", "1", "--val-items", "2"];
+    let (seen, text) = report(&with(&[&own[..], &more, &common, &["--out", &out("c")]].concat()));
+    let cut = seen["cut"][0].as_str().expect("a sentence");
+    assert!(cut.starts_with("validation: 1 of 2 examples are cut") && text.contains(cut), "{seen}");
+    let own = ["compress", "--model", &model, "--calibration", &data, "--policy", "uniform"];
+    let more = ["--sequences", "4", "--probe-sequences", "2", "--seq-len", "16", "--fast"];
+    let small = out("small");
+    let own = [&own[..], &more, &["--device", "cpu", "--json", "--out", &small]].concat();
+    assert!(report(&with(&own)).0["bytes"].as_u64().expect("bytes") > 0);
+
+    for (columns, code, part) in [
+        ("prompt=qurey,completion=reply", 1, "did you mean \"query\"?"),
+        ("promt=query,completion=reply", 2, "did you mean \"prompt\"?"),
+        ("prompt=query,prompt=reply", 2, "\"prompt\" is given twice"),
+    ] {
+        let text = refused(&["data", "--data", &data, "--columns", columns], code);
+        assert!(text.contains(part), "{text}");
+    }
 }
 
 #[test]

@@ -258,10 +258,10 @@ fn a_step_changes_its_window_and_nothing_else() {
 fn padding_behind_examples_changes_nothing() {
     let tiny = tiny();
     let mut stream = Stream::text(ids(2), "a.txt".to_owned());
-    for (start, len, prompt) in [(0, 19, 4), (20, 9, 7)] {
-        stream.examples.push(Example { start, len, prompt });
-    }
-    stream.answers = (0..stream.ids.len()).map(|at| (4..19).contains(&at) || at >= 27).collect();
+    let example = |(start, len, prompt)| Example { start, len, prompt };
+    stream.examples = [(0, 19, 4), (20, 9, 7)].map(example).to_vec().into();
+    let answer = |at| u8::from((4..19).contains(&at) || at >= 27);
+    stream.answers = (0..stream.ids.len()).map(answer).collect();
     let batches = |sequences| stream.eval_batches(SEQ_LEN, sequences, None).expect("batches");
     for device in devices() {
         let gradients = |batches: Vec<Batch>| {

@@ -5,12 +5,12 @@
 //! answer is predicted; those of a batch are padded on the right, which causal attention does not
 //! see, to the longest of them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use edge_kernels::util::SeededRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::data::Stream;
+use crate::data::{Example, Stream};
 
 /// A target that does not count: the loss kernels skip it.
 pub const IGNORE: u32 = u32::MAX;
@@ -73,7 +73,7 @@ impl Batch {
             let ids = example.start..example.start + example.len.min(seq_len);
             (&stream.ids[ids.clone()], &stream.answers[ids])
         };
-        let examples: Vec<(&[u32], &[bool])> = indices.iter().map(cut).collect();
+        let examples: Vec<(&[u32], &[u8])> = indices.iter().map(cut).collect();
         let longest = examples.iter().map(|(ids, _)| ids.len()).max().unwrap_or(1);
         let padded = longest.next_multiple_of(PADDED_TO).min(seq_len);
         let mut batch = Self {
@@ -89,9 +89,9 @@ impl Batch {
             batch.ids.extend(ids);
             batch.ids.resize(batch.ids.len() + padded - ids.len(), 0);
             let next = ids.iter().zip(answers).skip(1);
-            batch.targets.extend(next.map(|(&id, &answer)| if answer { id } else { IGNORE }));
+            batch.targets.extend(next.map(|(&id, &answer)| if answer > 0 { id } else { IGNORE }));
             batch.targets.resize(batch.ids.len(), IGNORE);
-            batch.trained_tokens += answers.iter().skip(1).filter(|answer| **answer).count();
+            batch.trained_tokens += answers.iter().skip(1).filter(|answer| **answer > 0).count();
         }
         batch
     }
@@ -134,6 +134,33 @@ impl Stream {
         (whole.div_ceil(sequences) + usize::from(last)) as u64
     }
 
+    /// Tokens that count in the loss of an epoch with sequences of `seq_len` tokens.
+    pub fn trained_tokens(&self, seq_len: usize) -> usize {
+        if self.examples.is_empty() {
+            return self.windows(seq_len) * seq_len.saturating_sub(1);
+        }
+        let trained = |index: u32| {
+            let Example { start, len, .. } = self.examples[index as usize];
+            let answers = &self.answers[start..start + len.min(seq_len)];
+            answers.iter().skip(1).filter(|answer| **answer > 0).count()
+        };
+        self.fit(seq_len).usable.into_iter().map(trained).sum()
+    }
+
+    /// What of the examples `seq_len` tokens do not hold, for people; `None` where they hold all.
+    pub fn cut_note(&self, seq_len: usize) -> Option<String> {
+        let fit = self.fit(seq_len);
+        (fit.cut + fit.skipped > 0).then(|| {
+            format!(
+                "{} of {} examples are cut at {seq_len} tokens (--seq-len), {} are left out \
+                 because their answer begins behind that",
+                fit.cut,
+                self.examples.len(),
+                fit.skipped
+            )
+        })
+    }
+
     /// Which examples have an answer within `seq_len` tokens.
     pub fn fit(&self, seq_len: usize) -> Fit {
         let mut fit = Fit::default();
@@ -155,11 +182,15 @@ impl Stream {
     fn numbers(&self, seq_len: usize) -> Result<Vec<u32>> {
         if !self.examples.is_empty() {
             let fit = self.fit(seq_len);
-            ensure!(
-                !fit.usable.is_empty(),
-                "{} has no example whose answer begins within {seq_len} tokens: raise --seq-len",
-                self.source
-            );
+            let nearest = self.examples.iter().zip(1..).min_by_key(|(example, _)| example.prompt);
+            if let (true, Some((example, number))) = (fit.usable.is_empty(), nearest) {
+                bail!(
+                    "{} has no example whose answer begins within {seq_len} tokens, the nearest \
+                     one, number {number}, begins behind {}: raise --seq-len",
+                    self.source,
+                    example.prompt
+                );
+            }
             return Ok(fit.usable);
         }
         let windows = self.windows(seq_len);
@@ -323,6 +354,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_counted_is_what_batches_have() {
+        let mut trained = Vec::new();
+        for (stream, seq_len) in [(stream(41), 4), (examples(), 5), (examples(), 64)] {
+            let batches = stream.eval_batches(seq_len, 2, Some(stream.windows(seq_len))).unwrap();
+            let found: usize = batches.map(|batch| batch.trained_tokens).sum();
+            assert_eq!(found, stream.trained_tokens(seq_len));
+            trained.push(found);
+        }
+        assert_eq!(trained, [30, 6, 41]);
+    }
+
+    #[test]
     fn evaluation_covers_the_stream_in_order() {
         let lens = |len: u32, max: Option<usize>| -> Vec<(usize, usize)> {
             let stream = stream(len);
@@ -379,14 +422,14 @@ mod tests {
 
     /// Prompts of 2, 5 and 1 ids; sequences of 4, 6 and 40.
     fn examples() -> Stream {
-        let mut stream = stream(50);
-        for (start, len, prompt) in [(0, 4, 2), (4, 6, 5), (10, 40, 1)] {
-            stream.examples.push(crate::data::Example { start, len, prompt });
-            stream.answers.extend((0..len).map(|index| index >= prompt));
-        }
+        let all = [(0, 4, 2), (4, 6, 5), (10, 40, 1)];
+        let example = |(start, len, prompt)| Example { start, len, prompt };
+        let answers =
+            all.iter().flat_map(|(_, len, prompt)| (0..*len).map(move |at| at >= *prompt));
         // Another question between two answers.
-        stream.answers[20] = false;
-        stream
+        let answers = answers.enumerate().map(|(at, answer)| u8::from(answer && at != 20));
+        let answers = answers.collect();
+        Stream { examples: all.into_iter().map(example).collect(), answers, ..stream(50) }
     }
 
     #[test]
@@ -423,7 +466,15 @@ mod tests {
         assert_eq!(stream.eval_batches(64, 2, Some(1)).unwrap().count(), 1);
         let count = |max| stream.eval_batch_count(64, 2, max);
         assert_eq!((count(None), count(Some(1))), (2, 1));
-        assert!(message(Sampler::new(&stream, 1, 0)).contains("raise --seq-len"));
+        let error = message(Sampler::new(&stream, 1, 0));
+        assert!(error.contains("number 3, begins behind 1: raise --seq-len"), "{error}");
+        assert_eq!((stream.trained_tokens(5), stream.trained_tokens(64)), (2 + 4, 2 + 1 + 38));
+        let note = stream.cut_note(5).unwrap();
+        assert!(
+            note.starts_with("1 of 3 examples are cut at 5 tokens (--seq-len), 1 are"),
+            "{note}"
+        );
+        assert_eq!(stream.cut_note(40), None);
     }
 
     #[test]

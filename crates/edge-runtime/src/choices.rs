@@ -114,7 +114,7 @@ impl Choices {
         let shown = path.display();
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read {shown}: give --choices a JSONL file"))?;
-        let mut stream = Stream::text(Vec::new(), shown.to_string());
+        let mut sequences = Sequences::default();
         let (mut items, mut cut) = (Vec::new(), 0);
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         for (index, line) in lines.take(limit.unwrap_or(usize::MAX)) {
@@ -122,15 +122,22 @@ impl Choices {
             let value = serde_json::from_str(line)
                 .with_context(|| format!("{place} is no JSON: mend or remove it"))?;
             let item = Item::read(&value, &place)?;
-            items.push((stream.examples.len(), item.choices.len(), item.answer));
+            items.push((sequences.examples.len(), item.choices.len(), item.answer));
             let mut any_cut = false;
             for choice in &item.choices {
-                any_cut |= push(&mut stream, &item.question, choice, tokenizer, seq_len)
+                any_cut |= sequences
+                    .push(&item.question, choice, tokenizer, seq_len)
                     .with_context(|| format!("{place} cannot be used"))?;
             }
             cut += usize::from(any_cut);
         }
         ensure!(!items.is_empty(), "{shown} has no questions: give --choices another file");
+        let Sequences { ids, answers, examples } = sequences;
+        let stream = Stream {
+            examples: examples.into(),
+            answers: answers.into(),
+            ..Stream::text(ids, shown.to_string())
+        };
         Ok(Self { stream, cut, items })
     }
 
@@ -168,32 +175,42 @@ impl Choices {
     }
 }
 
-/// Adds a question with a choice behind it, cut from the left to `seq_len` tokens; returns whether
-/// it was cut.
-fn push(
-    stream: &mut Stream,
-    question: &str,
-    choice: &str,
-    tokenizer: &Tokenizer,
-    seq_len: usize,
-) -> Result<bool> {
-    let gap = if question.ends_with(char::is_whitespace) { "" } else { " " };
-    let text = format!("{question}{gap}{choice}");
-    let (ids, spans) = tokenizer.encode_spans(&text)?;
-    // The space belongs to the choice, as in the tokens of most tokenizers.
-    let answer = spans.iter().position(|span| span.end > question.len());
-    let answer = answer.context("a choice has no tokens: leave it out")?;
-    ensure!(
-        answer > 0 && ids.len() - answer < seq_len,
-        "a choice has {} tokens and a sequence {seq_len}: raise --seq-len",
-        ids.len() - answer
-    );
-    let left_out = ids.len().saturating_sub(seq_len);
-    let (start, prompt) = (stream.ids.len(), answer - left_out);
-    stream.ids.extend(&ids[left_out..]);
-    stream.answers.extend((left_out..ids.len()).map(|index| index >= answer));
-    stream.examples.push(Example { start, len: ids.len() - left_out, prompt });
-    Ok(left_out > 0)
+/// The sequences of questions while they are read.
+#[derive(Default)]
+struct Sequences {
+    ids: Vec<u32>,
+    answers: Vec<u8>,
+    examples: Vec<Example>,
+}
+
+impl Sequences {
+    /// Adds a question with a choice behind it, cut from the left to `seq_len` tokens; returns
+    /// whether it was cut.
+    fn push(
+        &mut self,
+        question: &str,
+        choice: &str,
+        tokenizer: &Tokenizer,
+        seq_len: usize,
+    ) -> Result<bool> {
+        let gap = if question.ends_with(char::is_whitespace) { "" } else { " " };
+        let text = format!("{question}{gap}{choice}");
+        let (ids, spans) = tokenizer.encode_spans(&text)?;
+        // The space belongs to the choice, as in the tokens of most tokenizers.
+        let answer = spans.iter().position(|span| span.end > question.len());
+        let answer = answer.context("a choice has no tokens: leave it out")?;
+        ensure!(
+            answer > 0 && ids.len() - answer < seq_len,
+            "a choice has {} tokens and a sequence {seq_len}: raise --seq-len",
+            ids.len() - answer
+        );
+        let left_out = ids.len().saturating_sub(seq_len);
+        let (start, prompt) = (self.ids.len(), answer - left_out);
+        self.ids.extend(&ids[left_out..]);
+        self.answers.extend((left_out..ids.len()).map(|index| u8::from(index >= answer)));
+        self.examples.push(Example { start, len: ids.len() - left_out, prompt });
+        Ok(left_out > 0)
+    }
 }
 
 #[cfg(test)]

@@ -59,11 +59,6 @@ impl Document {
         };
         Ok(Self::Example { prompt, answer: filled(string(key)?, key, place)?.to_owned() })
     }
-
-    /// Whether there is nothing in it.
-    pub(crate) fn is_empty(&self) -> bool {
-        matches!(self, Self::Text(text) if text.is_empty())
-    }
 }
 
 /// A conversation under the key `all`, each message with a role and a content under these keys.

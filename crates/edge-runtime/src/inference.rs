@@ -8,7 +8,7 @@ use edge_gpu::{Device, Options};
 
 use crate::batch::check_seq_len;
 use crate::cli::args::ByteSize;
-use crate::data::load_eval;
+use crate::data::{DataSpec, load_eval};
 use crate::draft::{DraftCounts, Drafting};
 use crate::evaluate::Evaluation;
 use crate::generate::{PREFILL_TOKENS, Sampling};
@@ -175,7 +175,8 @@ impl Inference {
         self.loaded = None;
         let Self { device, source, tuned, .. } = &*self;
         check_seq_len(seq_len, source.config.max_position_embeddings)?;
-        let texts = load_eval(data, &source.tokenizer)?;
+        let spec = DataSpec { data: data.to_vec(), quiet: true, ..DataSpec::default() };
+        let texts = load_eval(&spec, &source.tokenizer)?;
         let batches = texts.eval_batches(seq_len, EVAL_BATCH, None)?;
         let budget = self.memory_budget;
         let (model, _) = load_to_evaluate(device, source, tuned, seq_len, budget, &mut |_| ())?;

@@ -167,6 +167,16 @@ impl Tokenizer {
         Ok(([prefix, encoding.get_ids()].concat(), spans))
     }
 
+    /// Special tokens put before and after a text.
+    pub(crate) fn around(&self) -> (&[u32], &[u32]) {
+        (&self.prefix, &self.suffix)
+    }
+
+    /// What does the work.
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// The model's chat template.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use edge_gpu::{Device, Options};
 use crate::cli::args::{Bits, ByteSize, Method, TuneFlags};
 use crate::cli::options::TuneOptions;
 use crate::cli::report::TuneReport;
+use crate::data::Dataset;
 use crate::run_dir::RunDir;
 use crate::session::{Source, open_device};
 use crate::tune::event::{Control, TuneEvent};
@@ -53,6 +54,7 @@ pub struct Tuner<'a> {
     device: Device,
     /// Why kernels that were chosen for the device are not used.
     notice: Option<String>,
+    shows_reading: bool,
     callback: Callback<'a>,
 }
 
@@ -82,7 +84,7 @@ impl<'a> Tuner<'a> {
         let (device, notice) = open_device(&options.device, &profile)?;
         RunDir::check(options.out.as_deref())?;
         let callback = Box::new(|_: &TuneEvent| Control::Continue);
-        Ok(Self { options, source, device, notice, callback })
+        Ok(Self { options, source, device, notice, callback, shows_reading: false })
     }
 
     /// Calls this with each event of a run, on the thread that runs it, which waits meanwhile.
@@ -109,7 +111,8 @@ impl<'a> Tuner<'a> {
     /// As [`Tuner::run`].
     pub fn plan(&mut self) -> Result<Header> {
         self.say_notice();
-        run::dry_run(&self.options, &self.source, &self.device, &mut self.callback)
+        let data = self.load_data()?;
+        run::dry_run(&data, &self.options, &self.source, &self.device, &mut self.callback)
     }
 
     /// Tunes, and writes the run directory.
@@ -119,8 +122,19 @@ impl<'a> Tuner<'a> {
     /// the callback answers [`Control::Stop`] before the run has a directory.
     pub fn run(&mut self) -> Result<TuneReport> {
         self.say_notice();
-        let outcome = run::run(&self.options, &self.source, &self.device, &mut self.callback)?;
-        Ok(outcome.report)
+        let data = self.load_data()?;
+        let Self { options, source, device, callback, .. } = self;
+        Ok(run::run_on(&data, options, source, device, callback)?.report)
+    }
+
+    /// Says on stderr how far long files are read; else nothing is written there.
+    pub(crate) fn show_reading(mut self, shown: bool) -> Self {
+        self.shows_reading = shown;
+        self
+    }
+
+    fn load_data(&self) -> Result<Dataset> {
+        run::load_data(&self.options, &self.source, !self.shows_reading)
     }
 
     fn say_notice(&mut self) {

@@ -16,6 +16,7 @@ pub use super::values::*;
 pub use super::watch::{ReportArgs, WatchArgs};
 
 use crate::adapter::Targets;
+use crate::data::Columns;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
 
@@ -141,6 +142,9 @@ pub struct TuneFlags {
     /// Train on all tokens of examples instead of their answers
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub train_on_prompt: Option<bool>,
+    /// Names of JSON columns, ours=theirs, such as prompt=question,completion=answer
+    #[arg(long, value_name = "OURS=THEIRS,...")]
+    pub columns: Option<Columns>,
     /// Run directory [default: runs/TIME-METHOD]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -273,6 +277,9 @@ pub struct EvalArgs {
     /// Text, JSONL, or a directory with test.* or valid.*; may be repeated
     #[arg(long, value_name = "PATH")]
     pub data: Vec<PathBuf>,
+    /// Names of JSON columns, ours=theirs, such as prompt=question,completion=answer
+    #[arg(long, value_name = "OURS=THEIRS,...", conflicts_with = "choices")]
+    pub columns: Option<Columns>,
     /// JSONL of questions to choose an answer of, {question, choices, answer} or {input, output}:
     /// prints the share of right ones instead of a loss
     #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "fit_vote"])]
@@ -370,6 +377,9 @@ pub struct DataArgs {
     /// Train on all tokens of examples instead of their answers
     #[arg(long)]
     pub train_on_prompt: bool,
+    /// Names of JSON columns, ours=theirs, such as prompt=question,completion=answer
+    #[arg(long, value_name = "OURS=THEIRS,...")]
+    pub columns: Option<Columns>,
     /// Which of the sequences that are used is shown, from 1
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub sample: usize,
@@ -481,6 +491,9 @@ mod tests {
             ("tune --steps 1 --epochs 1", ErrorKind::ArgumentConflict),
             ("tune --learning-rate 1", ErrorKind::UnknownArgument),
             ("eval --run a --adapter b", ErrorKind::ArgumentConflict),
+            ("tune --columns promt=q", ErrorKind::ValueValidation),
+            ("data --columns prompt=q,prompt=r", ErrorKind::ValueValidation),
+            ("eval --choices a --columns prompt=q", ErrorKind::ArgumentConflict),
             ("fly", ErrorKind::InvalidSubcommand),
         ] {
             let error = parse(line).unwrap_err();

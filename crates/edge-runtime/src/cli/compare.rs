@@ -238,7 +238,7 @@ pub(super) fn run(args: CompareArgs) -> Result<u8> {
         !first.data.is_empty(),
         "there is nothing to learn from: give --data a text, a .jsonl file or a folder"
     );
-    let data = load_data(first, &sources[contenders[0].source])?;
+    let data = load_data(first, &sources[contenders[0].source], args.quiet)?;
     check_data(&data)?;
     interrupt::install()?;
     let device = super::open_device(
@@ -278,6 +278,9 @@ fn print_tables(report: &CompareReport) {
         eprintln!("\n{}", page::comparisons(report).text());
     }
     eprintln!();
+    for note in &report.cut {
+        eprintln!("{note}");
+    }
     let failed = report.methods.iter().filter_map(|run| Some((run, run.error.as_ref()?)));
     for (run, error) in failed {
         eprintln!("failed: {}, seed {}: {error}", run.method, run.seed);

@@ -20,6 +20,7 @@ use crate::compress::method::Method;
 use crate::compress::options::{Aim, Elsewhere, Measured, Options, Wanted};
 use crate::compress::policy_file::sparsity_name;
 use crate::compress::run::{Compressed, Outcome, mean_error, run as compress};
+use crate::data::Columns;
 use crate::interrupt;
 use crate::session::{Source, demo_dir, mebibytes};
 
@@ -32,6 +33,9 @@ pub struct CompressArgs {
     /// Text to calibrate on: a file, or a directory with train.*; may be repeated
     #[arg(long, value_name = "PATH")]
     pub calibration: Vec<PathBuf>,
+    /// Names of JSON columns, ours=theirs, such as prompt=question,completion=answer
+    #[arg(long, value_name = "OURS=THEIRS,...")]
+    pub columns: Option<Columns>,
     /// Held-out text for perplexity [default: the last tenth of the calibration text]
     #[arg(long, value_name = "PATH")]
     pub valid: Option<PathBuf>,
@@ -279,6 +283,7 @@ impl CompressArgs {
             measured: self.measure,
             refine: self.refine,
             calibration,
+            columns: self.columns.clone(),
             valid,
             sequences: self.sequences,
             probes: self.probe_sequences,

@@ -1,5 +1,6 @@
 //! `data`: what a data set is made of, before a run spends time on it.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use anyhow::{Result, ensure};
@@ -31,6 +32,8 @@ pub(super) struct DataReport {
     pub trained_tokens: usize,
     /// Lengths of the examples, uncut, tokens; none of text.
     pub lengths: Option<Lengths>,
+    /// How many examples have which length; none of text.
+    pub histogram: Vec<Bucket>,
     /// One sequence, its trained tokens in brackets.
     pub sample: String,
 }
@@ -50,12 +53,64 @@ pub(super) struct Lengths {
 
 impl Lengths {
     /// By nearest rank.
-    fn of(stream: &Stream) -> Option<Self> {
-        let mut lengths: Vec<usize> = stream.examples.iter().map(|example| example.len).collect();
-        lengths.sort_unstable();
-        let rank = |share: usize| lengths.get((lengths.len() * share).div_ceil(100).max(1) - 1);
-        let at = |share| rank(share).copied();
+    fn of(counts: &BTreeMap<usize, usize>) -> Option<Self> {
+        let total: usize = counts.values().sum();
+        let at = |share: usize| {
+            let rank = (total * share).div_ceil(100).max(1);
+            let mut before = 0;
+            let mut lengths = counts.iter();
+            let found = lengths.find(|(_, count)| {
+                before += **count;
+                before >= rank
+            });
+            found.map(|(length, _)| *length)
+        };
         Some(Self { min: at(0)?, median: at(50)?, p95: at(95)?, max: at(100)? })
+    }
+}
+
+/// Examples of about the same length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Bucket {
+    /// Least tokens.
+    pub from: usize,
+    /// Most tokens.
+    pub to: usize,
+    /// Examples.
+    pub count: usize,
+}
+
+/// Lines of a histogram at most.
+const BUCKETS: usize = 12;
+
+/// Widest bar of a histogram, characters.
+const BAR: usize = 40;
+
+impl Bucket {
+    /// Buckets of equal width, a power of two, from the shortest to the longest.
+    fn all(counts: &BTreeMap<usize, usize>) -> Vec<Self> {
+        let (Some((&min, _)), Some((&max, _))) =
+            (counts.first_key_value(), counts.last_key_value())
+        else {
+            return Vec::new();
+        };
+        let buckets = |width: usize| max / width - min / width + 1;
+        let mut width = 1;
+        while buckets(width) > BUCKETS {
+            width *= 2;
+        }
+        let bucket = |index: usize| {
+            let (from, end) = (index * width, (index + 1) * width);
+            Self { from, to: end - 1, count: counts.range(from..end).map(|(_, count)| count).sum() }
+        };
+        (min / width..=max / width).map(bucket).collect()
+    }
+
+    /// A line for people, its bar as long as the count beside the largest.
+    fn line(&self, most: usize, width: usize) -> String {
+        let bar = "#".repeat((self.count * BAR).div_ceil(most.max(1)));
+        let line = format!("{:>width$}-{:<width$} {:>8} {bar}", self.from, self.to, self.count);
+        line.trim_end().to_owned()
     }
 }
 
@@ -74,6 +129,7 @@ pub(super) fn run(args: &DataArgs) -> Result<()> {
     let spec = DataSpec {
         data: args.data.clone(),
         train_on_prompt: args.train_on_prompt,
+        columns: args.columns.clone(),
         ..DataSpec::default()
     };
     let stream = Dataset::load(&spec, &source.tokenizer)?.train;
@@ -109,10 +165,11 @@ fn report(
     tokenizer: &Tokenizer,
 ) -> Result<DataReport> {
     let fit = stream.fit(seq_len);
-    let batches = stream.eval_batches(seq_len, 1, None)?;
     let text = stream.examples.is_empty();
-    // Training leaves out a last, shorter window.
-    let whole = batches.filter(|batch| !text || batch.seq_len == seq_len);
+    let mut counts = BTreeMap::new();
+    for example in stream.examples.iter() {
+        *counts.entry(example.len).or_default() += 1;
+    }
     Ok(DataReport {
         kind: if text { "text" } else { "examples" },
         tokens: stream.ids.len(),
@@ -120,8 +177,9 @@ fn report(
         sequences: stream.windows(seq_len),
         skipped: fit.skipped,
         cut: fit.cut,
-        trained_tokens: whole.map(|batch| batch.trained_tokens).sum(),
-        lengths: Lengths::of(stream),
+        trained_tokens: stream.trained_tokens(seq_len),
+        lengths: Lengths::of(&counts),
+        histogram: Bucket::all(&counts),
         sample: rendered(sample, tokenizer, BRACKETS)?,
     })
 }
@@ -156,6 +214,10 @@ fn show(report: &DataReport, stream: &Stream, template: bool) {
     if let Some(Lengths { min, median, p95, max }) = report.lengths {
         eprintln!("{}: {sequences} examples, {tokens} tokens", stream.source);
         eprintln!("lengths: {min} at least, {median} median, {p95} at 95 %, {max} at most");
+        let most = report.histogram.iter().map(|bucket| bucket.count).max().unwrap_or(0);
+        for bucket in &report.histogram {
+            eprintln!("  {}", bucket.line(most, max.to_string().len()));
+        }
         eprintln!("cut at {seq_len} tokens (--seq-len): {}", report.cut);
         eprintln!("left out, since no answer begins before that: {}", report.skipped);
     } else {
@@ -195,10 +257,27 @@ mod tests {
         assert_eq!((report.cut, report.skipped, report.trained_tokens), (1, 1, 3 + 5));
         let lengths = Lengths { min: 6, median: 11, p95: 11, max: 11 };
         assert_eq!(report.lengths, Some(lengths));
+        let counted = |length: usize| usize::from(length == 6) + 2 * usize::from(length == 11);
+        let bucket = |length| Bucket { from: length, to: length, count: counted(length) };
+        assert_eq!(report.histogram, (6..=11).map(bucket).collect::<Vec<_>>());
         // The second that is used, cut at 8 tokens.
         assert_eq!(look("a.jsonl", &text, 8, 2).unwrap().sample, "<s>é[é123]");
         assert!(message(look("a.jsonl", &text, 8, 3)).contains("--sample is 3 and"));
         assert!(message(look("a.jsonl", &text, 8, 0)).contains("has 2: give 1 or more"));
+    }
+
+    #[test]
+    fn a_histogram_has_few_lines_of_equal_width() {
+        let counts = BTreeMap::from([(5, 2), (60, 40), (63, 1), (64, 7), (700, 1)]);
+        let buckets = Bucket::all(&counts);
+        assert_eq!(buckets.len(), 11);
+        assert_eq!(buckets[0], Bucket { from: 0, to: 63, count: 43 });
+        assert_eq!(buckets[1], Bucket { from: 64, to: 127, count: 7 });
+        assert_eq!(buckets[10], Bucket { from: 640, to: 703, count: 1 });
+        assert_eq!(buckets[0].line(43, 3), format!("  0-63        43 {}", "#".repeat(40)));
+        assert_eq!(buckets[2].line(43, 3), "128-191        0");
+        assert_eq!(buckets[10].line(43, 3), "640-703        1 #");
+        assert_eq!(Bucket::all(&BTreeMap::new()), []);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::report::{
 };
 use crate::batch::check_seq_len;
 use crate::choices::Choices;
-use crate::data::{Stream, load_eval};
+use crate::data::{DataSpec, Stream, load_eval};
 use crate::exits::{Exits, Vote};
 use crate::inference::{EVAL_BATCH, load_to_evaluate};
 use crate::model::Model;
@@ -122,7 +122,13 @@ fn text(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<()> {
         (data, _) => data.to_vec(),
     };
     ensure!(!data.is_empty(), "there is nothing to evaluate: give --data a file or folder");
-    let stream = load_eval(&data, &source.tokenizer)?;
+    let spec =
+        DataSpec { data, columns: args.columns.clone(), quiet: args.quiet, ..DataSpec::default() };
+    let stream = load_eval(&spec, &source.tokenizer)?;
+    let fit = stream.fit(args.seq_len);
+    if let Some(note) = stream.cut_note(args.seq_len).filter(|_| !args.quiet) {
+        eprintln!("{note}");
+    }
     let (mut model, bytes) = load(args, source, tuned)?;
     if args.fit_vote {
         fit_vote(args, source, tuned, &mut model, &stream)?;
@@ -140,6 +146,8 @@ fn text(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<()> {
         loss,
         perplexity: loss.exp(),
         tokens: result.tokens,
+        cut: fit.cut as u64,
+        skipped: fit.skipped as u64,
         exits: ExitLoss::all(&result.exits),
         vote: many.then(|| VoteLoss { rule: vote.name().into(), val_loss: loss }),
         votes: if args.all_votes { result.votes.clone() } else { Vec::new() },

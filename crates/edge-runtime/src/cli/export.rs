@@ -14,7 +14,7 @@ use super::args::NumberFormat;
 use super::report::{Progress, print_json};
 use crate::adapter;
 use crate::checkpoint::Dtype;
-use crate::data::load_eval;
+use crate::data::{Columns, DataSpec, load_eval};
 use crate::exits::{Exits, Vote};
 use crate::gguf::export as gguf;
 use crate::gguf::types::Type;
@@ -49,6 +49,9 @@ pub struct ExportArgs {
     /// Text to measure the loss on, of base and adapter and of what was written; may be repeated
     #[arg(long, value_name = "PATH")]
     pub data: Vec<PathBuf>,
+    /// Names of its JSON columns, ours=theirs, such as prompt=question,completion=answer
+    #[arg(long, value_name = "OURS=THEIRS,...", requires = "data")]
+    pub columns: Option<Columns>,
     /// Device to measure on: auto, cpu, an index or a part of a device's name
     #[arg(long, default_value = "auto", requires = "data")]
     pub device: String,
@@ -242,7 +245,16 @@ fn loss(args: &ExportArgs, source: &Source, tuned: &Tuned) -> Result<Option<f64>
     }
     let (batch, seq_len) = EVAL;
     let seq_len = seq_len.min(source.config.max_position_embeddings);
-    let stream = load_eval(&args.data, &source.tokenizer)?;
+    let spec = DataSpec {
+        data: args.data.clone(),
+        columns: args.columns.clone(),
+        quiet: args.quiet,
+        ..DataSpec::default()
+    };
+    let stream = load_eval(&spec, &source.tokenizer)?;
+    if let Some(note) = stream.cut_note(seq_len).filter(|_| !args.quiet) {
+        eprintln!("{note}");
+    }
     let device = super::open_device(&args.device, &Options::default())?;
     let mut job = source.job(source.formats(None, None)?, batch as u32, seq_len as u32);
     tuned.apply(&mut job);

@@ -12,6 +12,7 @@ use super::args::{
 use super::schema::explain;
 use crate::adapter::Targets;
 use crate::compress::read::is_compressed;
+use crate::data::Columns;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
 use crate::session::refuse_formats;
@@ -35,6 +36,9 @@ pub struct TuneOptions {
     /// Whether prompts of examples are trained as well.
     #[serde(default)]
     pub train_on_prompt: bool,
+    /// Which columns of JSON data stand for which names of ours.
+    #[serde(default)]
+    pub columns: Option<Columns>,
     /// Run directory; `None`: a new one below `runs/`.
     pub out: Option<PathBuf>,
     /// Device selector.
@@ -158,6 +162,7 @@ impl TuneFlags {
             val_fraction: if validated { self.val_fraction } else { file.val_fraction },
             val_items: if validated { self.val_items } else { file.val_items },
             train_on_prompt: self.train_on_prompt.or(file.train_on_prompt),
+            columns: self.columns.or(file.columns),
             out: self.out.or(file.out),
             device: self.device.or(file.device),
             memory_budget: self.memory_budget.or(file.memory_budget),
@@ -244,6 +249,7 @@ impl TuneFlags {
             }),
             val_items: self.val_items,
             train_on_prompt: self.train_on_prompt.unwrap_or(false),
+            columns: self.columns,
             valid: self.valid,
             out: self.out,
             device: self.device.unwrap_or_else(|| "auto".to_owned()),
@@ -458,7 +464,8 @@ mod tests {
     #[test]
     fn resolved_options_can_be_read_as_a_file() {
         let eight = "--optimizer adamw-8bit";
-        let full = "--method full --epochs 1.5 --bits 8 --memory-budget 3MiB --valid v";
+        let full = "--columns prompt=q,completion=a --method full --epochs 1.5 \
+                    --bits 8 --memory-budget 3MiB --valid v";
         for line in ["", eight, full] {
             let options = flags(line).resolve().unwrap();
             let text = serde_norway::to_string(&options).unwrap();
@@ -479,6 +486,8 @@ mod tests {
         let error = message(file("rank: 4\nlr: fast\n"));
         assert!(error.contains("lr") && error.contains("line 2"), "{error}");
         assert!(message(file("bits: 5\n")).contains("use 2, 3, 4, 8 or 16"));
+        let error = message(file("rank: 4\ncolumns: promt=q\n"));
+        assert!(error.contains("columns: there is no \"promt\" to fill, did you"), "{error}");
         assert!(message(file("targets: lm_head\n")).contains("all-linear"));
         assert!(message(file("method: [\n")).contains("line"));
         assert!(message(TuneFlags::load("absent.yaml".as_ref())).contains("--config"));

@@ -125,6 +125,10 @@ pub struct EvalReport {
     pub perplexity: f64,
     /// Predicted tokens.
     pub tokens: u64,
+    /// Examples that lost their end; `--max-windows` may have left some of them out.
+    pub cut: u64,
+    /// Examples left out, since no answer begins within a sequence.
+    pub skipped: u64,
     /// Each exit's loss; empty without exits.
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
@@ -239,6 +243,16 @@ impl Progress {
         Self { label, len, position: 0, style }
     }
 
+    /// The same of work that began earlier.
+    pub fn since(mut self, started: Instant) -> Self {
+        match &mut self.style {
+            Style::Lines { start, .. } => *start = started,
+            Style::Bar(bar) => *bar = bar.clone().with_elapsed(started.elapsed()),
+            Style::Quiet | Style::Following { .. } => {}
+        }
+        self
+    }
+
     /// Progress of work that another process does; [`Progress::share`] says how far it is.
     pub fn following() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
@@ -350,11 +364,11 @@ mod tests {
             ..EvalReport::default()
         };
         let text = json_line(&report).unwrap();
-        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote");
+        assert_eq!(keys(&text).join(" "), "loss perplexity tokens cut skipped exits vote");
         assert!(text.contains(r#""exits":[{"exit":1,"val_loss":2.0}]"#));
         assert!(text.contains(r#""vote":{"rule":"mean","val_loss":1.5}"#));
         let text = json_line(&report).unwrap();
-        assert_eq!(keys(&text).join(" "), "loss perplexity tokens exits vote");
+        assert_eq!(keys(&text).join(" "), "loss perplexity tokens cut skipped exits vote");
     }
 
     #[test]

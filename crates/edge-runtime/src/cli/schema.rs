@@ -136,6 +136,7 @@ mod tests {
         }
         match (name, schema["type"][0].as_str().unwrap()) {
             ("targets", _) => json!("q_proj,v_proj"),
+            ("columns", _) => json!("prompt=q"),
             ("window-shares", _) => json!("1,2"),
             ("plan", _) => json!("path=rows"),
             (_, "array") => json!(["a.txt"]),

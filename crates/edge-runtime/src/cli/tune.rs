@@ -60,7 +60,8 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     let options = TuneOptions { trace: args.trace, ..flags.resolve()? };
     interrupt::install()?;
     let mut terminal = Terminal::new(args.quiet);
-    let mut tuner = Tuner::open(options)?.on_event(|event| terminal.hear(event));
+    let tuner = Tuner::open(options)?.show_reading(!args.quiet);
+    let mut tuner = tuner.on_event(|event| terminal.hear(event));
     if args.dry_run {
         let header = tuner.plan()?;
         if args.json {

@@ -129,11 +129,14 @@ pub fn render(report: &CompareReport, names: &[String]) -> String {
     })
 }
 
-/// What a reader must know first: runs that failed or are missing.
+/// What a reader must know first: examples that are cut, runs that failed or are missing.
 fn notes(report: &CompareReport) -> String {
     let mut html = String::new();
     if report.interrupted {
         html.push_str("<p class=\"failed\">Interrupted: runs are missing.</p>");
+    }
+    for note in &report.cut {
+        html.push_str(&format!("<p>{}.</p>", escape(note)));
     }
     for run in &report.methods {
         let Some(error) = &run.error else { continue };

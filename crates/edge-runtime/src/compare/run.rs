@@ -1,5 +1,6 @@
 //! The runs of a comparison, one after the other in this process.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -89,6 +90,21 @@ impl Compare<'_> {
         self.contenders.iter().map(|contender| contender.name.clone()).collect()
     }
 
+    /// What of the examples the methods' sequences do not hold.
+    fn cut_notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for Contender { options, source, .. } in self.contenders {
+            let config = &self.sources[*source].config;
+            let seq_len = options.seq_len_for(config.max_position_embeddings);
+            let train = self.data.train.cut_note(seq_len).map(|note| format!("training: {note}"));
+            let valid = self.data.valid.as_ref().and_then(|stream| stream.cut_note(seq_len));
+            notes.extend(train.into_iter().chain(valid.map(|note| format!("validation: {note}"))));
+        }
+        let mut seen = HashSet::new();
+        notes.retain(|note| seen.insert(note.clone()));
+        notes
+    }
+
     /// Runs everything. A run that fails is recorded with its sentence, and the others go on.
     ///
     /// # Errors
@@ -103,6 +119,7 @@ impl Compare<'_> {
             device: self.device.info().name.clone(),
             model: self.sources[0].dir.display().to_string(),
             data: self.data.train.source.clone(),
+            cut: self.cut_notes(),
             max_tokens: self.budgets.tokens,
             seeds: self.seeds.to_vec(),
             out: self.out.display().to_string(),

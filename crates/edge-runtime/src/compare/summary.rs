@@ -288,6 +288,8 @@ pub struct CompareReport {
     pub model: String,
     /// Data.
     pub data: String,
+    /// What of the examples is cut or left out; empty where nothing is.
+    pub cut: Vec<String>,
     /// The budget in tokens.
     pub max_tokens: Option<u64>,
     /// The budget in seconds.

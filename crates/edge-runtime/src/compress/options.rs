@@ -12,6 +12,7 @@ use edge_scheduler::profiles::DeviceProfile;
 use super::calibrate::Granularity;
 use super::method::Method;
 use crate::cli::Usage;
+use crate::data::Columns;
 
 /// Policies that have a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -119,6 +120,8 @@ pub struct Options {
     pub refine: Option<usize>,
     /// Calibration texts.
     pub calibration: Vec<PathBuf>,
+    /// Which columns of JSON data stand for which names of ours.
+    pub columns: Option<Columns>,
     /// Held-out text; `None`: the last part of the calibration texts.
     pub valid: Option<PathBuf>,
     /// Sequences of calibration.
@@ -214,6 +217,7 @@ mod tests {
             measured: None,
             refine: None,
             calibration: Vec::new(),
+            columns: None,
             valid: None,
             sequences: 4,
             probes: 4,

@@ -79,6 +79,8 @@ impl Texts {
         let spec = DataSpec {
             data: options.calibration.clone(),
             val_fraction: if options.valid.is_none() { HELD_OUT } else { 0.0 },
+            columns: options.columns.clone(),
+            quiet: options.quiet,
             ..DataSpec::default()
         };
         let mut data = Dataset::load(&spec, &source.tokenizer)?;
@@ -86,7 +88,8 @@ impl Texts {
         data.train = data.train.into_text();
         let valid = match &options.valid {
             Some(path) => {
-                Some(load_eval(std::slice::from_ref(path), &source.tokenizer)?.into_text())
+                let spec = DataSpec { data: vec![path.clone()], ..spec };
+                Some(load_eval(&spec, &source.tokenizer)?.into_text())
             }
             None => data.valid.map(Stream::into_text),
         };

@@ -57,8 +57,8 @@ pub fn open(
     key.text(&format!("{:?} {:?}", job.blocks, job.embedding)).text(&model.device.info().name);
     // What adapters are multiplied by.
     key.number((options.alpha / options.rank as f64).to_bits());
-    key.bytes(bytemuck::cast_slice(&data.train.ids));
-    for example in &data.train.examples {
+    key.bytes(bytemuck::cast_slice(&data.train.ids[..]));
+    for example in data.train.examples.iter() {
         key.number(example.start as u64);
     }
     let sizes = Sizes {

@@ -78,6 +78,10 @@ pub struct Header {
     pub train_tokens: usize,
     /// Its sequences.
     pub train_sequences: usize,
+    /// What of its examples is cut or left out; `None` where nothing is.
+    pub train_cut: Option<String>,
+    /// The same of what is validated on.
+    pub valid_cut: Option<String>,
     /// Tokens to validate on; `None`: there are no validation data.
     pub valid_tokens: Option<usize>,
     /// What is planned to be in use at once, bytes.
@@ -154,6 +158,12 @@ impl Header {
             data: train.source.clone(),
             train_tokens: train.ids.len(),
             train_sequences: parts.sequences,
+            train_cut: train.cut_note(job.seq_len as usize),
+            valid_cut: parts
+                .data
+                .valid
+                .as_ref()
+                .and_then(|stream| stream.cut_note(job.seq_len as usize)),
             valid_tokens: parts.data.valid.as_ref().map(|stream| stream.ids.len()),
             planned_bytes: plan.bytes(),
             planned_bytes_by_category: Category::ALL
@@ -226,6 +236,12 @@ impl Header {
                 self.data, self.train_tokens, self.train_sequences
             ),
         ));
+        if let Some(note) = &self.train_cut {
+            facts.push(("training", note.clone()));
+        }
+        if let Some(note) = &self.valid_cut {
+            facts.push(("validated", note.clone()));
+        }
         let micro = match self.micro_batch {
             micro if micro == self.batch_size => String::new(),
             micro => format!(" in micro-batches of {micro}"),
@@ -338,8 +354,11 @@ mod tests {
         header.budget_bytes = Some(4 << 20);
         header.windows.pop();
         header.turns.clear();
+        header.train_cut = Some("2 of 9 examples are cut".into());
+        header.valid_cut = Some("1 of 4 examples are cut".into());
         let text = header.text();
         assert!(text.contains("3.0 MiB of device memory of 4.0 MiB allowed; 400 ms"), "{text}");
+        assert!(text.contains("training   2 of 9") && text.contains("validated  1 of 4"), "{text}");
         assert!(text.contains("2000 tokens/s") && !text.contains("windows"), "{text}");
         let dir = tempfile::tempdir().unwrap();
         assert!(crate::testing::message(Header::read(dir.path())).contains(FILE));

@@ -44,23 +44,10 @@ pub struct CurvePoint {
     pub val_vote: f64,
 }
 
-/// Runs `tune` with resolved options.
+/// Runs `tune` with resolved options, on data as [`load_data`] reads them.
 ///
 /// # Errors
 /// One sentence that names the file, tensor or option.
-pub fn run(
-    options: &TuneOptions,
-    source: &Source,
-    device: &Device,
-    listener: Listener<'_>,
-) -> Result<Outcome> {
-    run_on(&load_data(options, source)?, options, source, device, listener)
-}
-
-/// Runs `tune` on data that are read already, as [`load_data`] reads them.
-///
-/// # Errors
-/// As [`run`].
 pub fn run_on(
     data: &Dataset,
     options: &TuneOptions,
@@ -102,17 +89,17 @@ fn train<'a>(
 /// What a run with these options would be: nothing is run and no directory made.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run_on`].
 pub fn dry_run(
+    data: &Dataset,
     options: &TuneOptions,
     source: &Source,
     device: &Device,
     listener: Listener<'_>,
 ) -> Result<Header> {
     let mut events = Events::new(listener);
-    let data = load_data(options, source)?;
-    let prepared = prepare(&data, options, source, device, &mut events)?;
-    announce(&data, source, &prepared, &mut events);
+    let prepared = prepare(data, options, source, device, &mut events)?;
+    announce(data, source, &prepared, &mut events);
     Ok(prepared.header)
 }
 
@@ -167,19 +154,8 @@ fn check_early_stopping(data: &Dataset, options: &TuneOptions) -> Result<()> {
     Ok(())
 }
 
-/// Says what a run will be, and what of its data it leaves out.
+/// Says what a run will be.
 fn announce(data: &Dataset, source: &Source, prepared: &Prepared, events: &mut Events<'_>) {
-    let fit = data.train.fit(prepared.seq_len);
-    if fit.cut + fit.skipped > 0 {
-        events.notice(format!(
-            "{} of {} examples are cut at {} tokens (--seq-len), {} are left out because their \
-             answer begins behind that",
-            fit.cut,
-            data.train.examples.len(),
-            prepared.seq_len,
-            fit.skipped
-        ));
-    }
     if data.train.chats && !source.tokenizer.has_chat_template() {
         events.notice("the model has no chat template: roles are written as ### User: and so on");
     }
@@ -200,17 +176,19 @@ fn load(
     Model::load(device, checkpoint, config, job, init, &mut |_| loading.step())
 }
 
-/// The options' data, or the bundled text.
+/// The options' data, or the bundled text; not `quiet`, with progress on stderr.
 ///
 /// # Errors
 /// As [`Dataset::load`].
-pub fn load_data(options: &TuneOptions, source: &Source) -> Result<Dataset> {
+pub fn load_data(options: &TuneOptions, source: &Source, quiet: bool) -> Result<Dataset> {
     let spec = DataSpec {
         data: options.data.clone(),
         valid: options.valid.clone(),
         val_fraction: options.val_fraction,
         val_items: options.val_items,
         train_on_prompt: options.train_on_prompt,
+        columns: options.columns.clone(),
+        quiet,
     };
     Dataset::load(&spec, &source.tokenizer)
 }
