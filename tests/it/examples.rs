@@ -251,7 +251,7 @@ fn what_is_no_conversation_is_named() {
         refused(&[&["data", "--data", &data][..], flags].concat(), 1)
     };
     for (line, named) in [
-        ("{\"messages\": [{\"role\": \"tool\", \"content\": \"a\"}]}", "role \"tool\""),
+        ("{\"messages\": [{\"role\": \"bard\", \"content\": \"a\"}]}", "role \"bard\""),
         ("{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}", "has no answer"),
         ("{\"prompt\": \"a\", \"completion\": \"\"}", "empty \"completion\""),
         ("{\"prompt\": \"a\", ", "is no JSON"),
