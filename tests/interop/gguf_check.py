@@ -50,6 +50,7 @@ class Llama:
         params.model.path = str(model)
         params.n_ctx, params.n_parallel, params.n_gpu_layers = 256, 1, 0
         params.warmup = False
+        params.verbosity = 0
         params.cpuparams.n_threads = 2
         if adapter:
             params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
