@@ -117,6 +117,13 @@ impl Stream {
         if self.examples.is_empty() { self.ids.len() / seq_len } else { self.examples.len() }
     }
 
+    /// Tokens of a sequence in a batch of its own.
+    pub fn padded_len(&self, index: usize, seq_len: u32) -> u32 {
+        let padded = |example: &Example| example.len.next_multiple_of(PADDED_TO);
+        let len = self.examples.get(index).map_or(seq_len as usize, padded);
+        len.min(seq_len as usize) as u32
+    }
+
     /// Batches that [`Stream::eval_batches`] makes.
     pub fn eval_batch_count(
         &self,
@@ -437,6 +444,8 @@ mod tests {
         let stream = examples();
         let batch = Batch::of_examples(&stream, 64, &[1, 0]);
         assert_eq!((batch.sequences, batch.seq_len), (2, 16));
+        let own = [(0, 64), (2, 64), (2, 20)].map(|(index, len)| stream.padded_len(index, len));
+        assert_eq!(own, [16, 48, 20]);
         assert_eq!((batch.tokens, batch.trained_tokens), (10, 3));
         assert_eq!(batch.ids[..7], [4, 5, 6, 7, 8, 9, 0]);
         let trained = |from: usize| -> Vec<(usize, u32)> {

@@ -1,6 +1,7 @@
 //! The directory that a run writes, and nothing outside it.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -91,8 +92,17 @@ pub struct RunDir {
 /// File that a run holds a lock on.
 const LOCK: &str = "run.lock";
 
+/// File with the options of a run.
+pub const CONFIG: &str = "config.resolved.yaml";
+
 /// File with what happened when.
 pub const EVENTS: &str = "events.jsonl";
+
+/// The event of a run that goes on.
+const RESUME: &str = "resume";
+
+/// Files that a run has before its options are written: one that ends there has left nothing.
+const FIRST: [&str; 3] = [LOCK, EVENTS, "config.resolved.yaml.tmp"];
 
 /// How a run stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +127,9 @@ impl RunState {
     pub fn of(dir: &Path) -> Result<Self> {
         // Asked for before the events are read: a run that ends in between has written its end.
         let running = is_locked(dir);
-        let end = events(dir)?.into_iter().rev().find(|event| event["event"] == "end");
+        // What came before a resumption is no end.
+        let mut since = events(dir)?.into_iter().rev().take_while(|event| event["event"] != RESUME);
+        let end = since.find(|event| event["event"] == "end");
         Ok(match end {
             None if running => Self::Running,
             None => Self::Died,
@@ -166,9 +178,17 @@ impl RunDir {
         let Some(path) = out else { return Ok(()) };
         let shown = path.display();
         match fs::read_dir(path) {
-            Ok(mut files) => {
-                if files.next().is_some() {
-                    bail!("{shown} has files already: give --out a new or empty directory");
+            Ok(files) => {
+                let first = |name: &OsStr| FIRST.iter().any(|first| *first == name);
+                let mut names = files.flatten().map(|file| file.file_name());
+                if let Some(name) = names.find(|name| !first(name)) {
+                    let run = path.join(CONFIG).exists();
+                    let resume = if run { ", or resume its run with --resume" } else { "" };
+                    bail!(
+                        "{shown} has files already, such as {}: give --out a new or empty \
+                         directory{resume}",
+                        name.display()
+                    );
                 }
             }
             Err(_) if path.exists() => bail!("{shown} is no directory: give --out another path"),
@@ -190,6 +210,20 @@ impl RunDir {
         fs::create_dir_all(&path).with_context(|| {
             format!("cannot create {}: give --out another path", path.display())
         })?;
+        Self::open(path)
+    }
+
+    /// Opens the directory of a run that is to go on.
+    ///
+    /// # Errors
+    /// Another process runs it, or it cannot be written.
+    pub fn resume(path: &Path, step: u64) -> Result<Self> {
+        let mut run = Self::open(path.to_owned())?;
+        run.event(RESUME, json!({"step": step}))?;
+        Ok(run)
+    }
+
+    fn open(path: PathBuf) -> Result<Self> {
         let log = |name: &str| {
             let path = path.join(name);
             let open = File::options().create(true).append(true).open(&path);
@@ -197,10 +231,18 @@ impl RunDir {
                 format!("cannot write {}: give --out another path", path.display())
             })
         };
-        let (lock, events) = (log(LOCK)?, log(EVENTS)?);
-        // Without locks nobody can see whether the run goes on, which is no reason not to start.
-        let locked = lock.try_lock();
-        tracing::debug!(ok = locked.is_ok(), "the run's lock");
+        let lock = log(LOCK)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "{} is in use by another process: wait for it, or give --out another path",
+                path.display()
+            ),
+            // Without locks nobody can see whether the run goes on, which is no reason not to
+            // start.
+            Err(TryLockError::Error(error)) => tracing::debug!(%error, "the run's lock"),
+        }
+        let events = log(EVENTS)?;
         Ok(Self { path, events, _lock: lock })
     }
 
@@ -266,7 +308,7 @@ pub struct ModelCard {
 /// As [`write_atomically`].
 pub fn write_config(dir: &Path, options: &impl Serialize) -> Result<()> {
     let text = serde_norway::to_string(options).context("cannot lay out the options")?;
-    write_atomically(&dir.join("config.resolved.yaml"), text.as_bytes())
+    write_atomically(&dir.join(CONFIG), text.as_bytes())
 }
 
 /// Puts the directory `from` in the place of `to`, which at any moment is whole, the old or the new
@@ -288,6 +330,18 @@ pub(crate) fn replace_dir(from: &Path, to: &Path) -> Result<()> {
     };
     replace()
         .with_context(|| format!("cannot write {}: check free space and permissions", to.display()))
+}
+
+/// Removes a directory, if there is one.
+///
+/// # Errors
+/// It cannot be removed.
+pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
+            .with_context(|| format!("cannot remove {}: check permissions", dir.display())),
+        _ => Ok(()),
+    }
 }
 
 /// Exchanges two names at once, if the system can.

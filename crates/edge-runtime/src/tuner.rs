@@ -1,6 +1,6 @@
 //! Tuning for applications: options, a run, and a callback for what happens in it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Options};
@@ -10,9 +10,10 @@ use crate::cli::options::TuneOptions;
 use crate::cli::report::TuneReport;
 use crate::data::Dataset;
 use crate::run_dir::RunDir;
-use crate::session::{Source, open_device};
+use crate::session::{Source, open_device, run_options};
 use crate::tune::event::{Control, TuneEvent};
 use crate::tune::header::Header;
+use crate::tune::resume::Resume;
 use crate::tune::run;
 
 type Callback<'a> = Box<dyn FnMut(&TuneEvent) -> Control + Send + 'a>;
@@ -56,6 +57,8 @@ pub struct Tuner<'a> {
     notice: Option<String>,
     shows_reading: bool,
     callback: Callback<'a>,
+    /// The run that goes on.
+    resume: Option<Resume>,
 }
 
 impl<'a> Tuner<'a> {
@@ -71,6 +74,39 @@ impl<'a> Tuner<'a> {
     /// An option makes no sense, model or device cannot be used, or the directory for results has
     /// files already: one sentence, which calls options by their flags.
     pub fn open(options: TuneOptions) -> Result<Self> {
+        RunDir::check(options.out.as_deref())?;
+        Self::of(options, None)
+    }
+
+    /// A run that was interrupted, failed or was killed, and goes on from its newest checkpoint
+    /// that is whole, or from the one whose folder `path` is, to where it would have ended.
+    ///
+    /// ```no_run
+    /// # fn main() -> anyhow::Result<()> {
+    /// let report = edge_runtime::Tuner::resume("runs/notes")?.run()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// There is no such run, it is finished, another process has it, or its options, model or
+    /// device cannot be used.
+    pub fn resume(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let resume = Resume::find(path)?.with_context(|| {
+            format!("{} is finished: start a new run to go further", path.display())
+        })?;
+        Self::go_on(run_options(resume.run())?, resume)
+    }
+
+    /// A run that goes on with these options.
+    pub(crate) fn go_on(options: TuneOptions, resume: Resume) -> Result<Self> {
+        // The directory may have been moved.
+        let out = Some(resume.run().to_owned());
+        Self::of(TuneOptions { out, ..options }, Some(resume))
+    }
+
+    fn of(options: TuneOptions, resume: Option<Resume>) -> Result<Self> {
         options.check()?;
         let model = options.model.as_deref().context(
             "there is no model to tune: give --model a Hugging Face model folder or a .gguf file",
@@ -82,9 +118,8 @@ impl<'a> Tuner<'a> {
         let source = Source::open(model)?;
         let profile = Options { profile: options.profile, ..Options::default() };
         let (device, notice) = open_device(&options.device, &profile)?;
-        RunDir::check(options.out.as_deref())?;
         let callback = Box::new(|_: &TuneEvent| Control::Continue);
-        Ok(Self { options, source, device, notice, callback, shows_reading: false })
+        Ok(Self { options, source, device, notice, callback, shows_reading: false, resume })
     }
 
     /// Calls this with each event of a run, on the thread that runs it, which waits meanwhile.
@@ -123,8 +158,8 @@ impl<'a> Tuner<'a> {
     pub fn run(&mut self) -> Result<TuneReport> {
         self.say_notice();
         let data = self.load_data()?;
-        let Self { options, source, device, callback, .. } = self;
-        Ok(run::run_on(&data, options, source, device, callback)?.report)
+        let Self { options, source, device, callback, resume, .. } = self;
+        Ok(run::run_on(&data, options, source, device, callback, resume.as_ref())?.report)
     }
 
     /// Says on stderr how far long files are read; else nothing is written there.
@@ -307,6 +342,13 @@ impl<'a> TunerBuilder<'a> {
     #[must_use]
     pub fn early_stopping(mut self, validations: u64) -> Self {
         self.flags.early_stopping = Some(validations);
+        self
+    }
+
+    /// Steps between checkpoints; 0: only where the run is interrupted.
+    #[must_use]
+    pub fn checkpoint_every(mut self, steps: u64) -> Self {
+        self.flags.checkpoint_every = Some(steps);
         self
     }
 

@@ -83,6 +83,11 @@ pub struct TuneArgs {
     /// is one, for Perfetto or chrome://tracing
     #[arg(long)]
     pub trace: bool,
+    /// Go on with a run that was interrupted, failed or was killed: its directory, or a checkpoint
+    /// in it. auto: the run in --out, or the newest one below runs/, if there is one that is not
+    /// finished, else a new run
+    #[arg(long, value_name = "auto|DIR", conflicts_with = "dry_run")]
+    pub resume: Option<String>,
     /// The options of the run.
     #[command(flatten)]
     pub flags: TuneFlags,
@@ -250,6 +255,13 @@ pub struct TuneFlags {
     /// windows count while the top window is trained
     #[arg(long, value_name = "N")]
     pub early_stopping: Option<u64>,
+    /// Steps between checkpoints, from which a run can go on; 0: only where it is interrupted
+    /// [default: 50]
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<u64>,
+    /// Checkpoints that are kept, the newest ones [default: 2]
+    #[arg(long, value_name = "N")]
+    pub keep_checkpoints: Option<usize>,
     /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
     /// memory, more time
     #[arg(long, num_args = 0, default_missing_value = "true")]

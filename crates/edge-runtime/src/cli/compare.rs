@@ -180,6 +180,8 @@ fn resolve(args: &CompareArgs) -> Result<Resolved> {
     let (mut flags, _) = with_demo(flags)?;
     flags.steps = None;
     flags.evals = flags.evals.or(Some(6));
+    // Seconds of training are compared, and comparisons do not go on.
+    flags.checkpoint_every = Some(0);
     let out = flags.out.take();
     let contenders = entries.into_iter().map(|entry| {
         let mut own = overrides.of(&entry)?.or(flags.clone());

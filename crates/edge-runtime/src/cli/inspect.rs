@@ -19,6 +19,7 @@ use crate::config::ModelConfig;
 use crate::family::{self, Fused};
 use crate::gguf::{self, Gguf};
 use crate::session::{mebibytes, run_options};
+use crate::tune::session::RESULT;
 
 /// What is printed about a path: lines for people, an object for programs.
 struct Found {
@@ -310,7 +311,7 @@ fn run_dir(path: &Path) -> Result<Found> {
         vec![format!("run {}: method {} on {model}", path.display(), options.method.name())];
     let mut value = Map::new();
     value.insert("options".to_owned(), serde_json::to_value(&options)?);
-    let result = json_file(&path.join("result.json"))?;
+    let result = json_file(&path.join(RESULT))?;
     match &result {
         Some(result) => lines.push(format!(
             "{} steps, validation loss {} -> {}, {} tokens/s",

@@ -60,6 +60,7 @@ impl Terminal {
             | TuneEvent::Loaded
             | TuneEvent::Phase { .. }
             | TuneEvent::Best { .. }
+            | TuneEvent::Checkpointed { .. }
             | TuneEvent::Saved(_) => {}
         }
     }

@@ -17,6 +17,7 @@ pub mod options;
 mod parts;
 mod plan;
 pub mod report;
+mod resume;
 pub mod schema;
 mod tune;
 mod values;

@@ -122,6 +122,12 @@ pub struct TuneOptions {
     /// Validations without improvement behind which the run ends; `None`: any number.
     #[serde(default)]
     pub early_stopping: Option<u64>,
+    /// Steps between checkpoints; 0: only where the run is interrupted.
+    #[serde(default = "checkpoint_every")]
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    #[serde(default = "keep_checkpoints")]
+    pub keep_checkpoints: usize,
     /// Time each kernel.
     pub profile: bool,
     /// Write the timeline of a step.
@@ -131,6 +137,16 @@ pub struct TuneOptions {
 
 /// Tokens of a sequence where neither flag nor file says.
 const SEQ_LEN: usize = 256;
+
+/// Steps between checkpoints where neither flag nor file says.
+const fn checkpoint_every() -> u64 {
+    50
+}
+
+/// The newest, and the one before it in case that it is damaged.
+const fn keep_checkpoints() -> usize {
+    2
+}
 
 impl TuneFlags {
     /// Reads a YAML file of options.
@@ -197,6 +213,8 @@ impl TuneFlags {
             evals: self.evals.or(file.evals),
             early_stopping: self.early_stopping.or(file.early_stopping),
             recompute: self.recompute.or(file.recompute),
+            checkpoint_every: self.checkpoint_every.or(file.checkpoint_every),
+            keep_checkpoints: self.keep_checkpoints.or(file.keep_checkpoints),
             profile: self.profile.or(file.profile),
         }
     }
@@ -290,6 +308,8 @@ impl TuneFlags {
             evals: self.evals.unwrap_or(0),
             early_stopping: self.early_stopping,
             recompute: self.recompute.unwrap_or(false),
+            checkpoint_every: self.checkpoint_every.unwrap_or(checkpoint_every()),
+            keep_checkpoints: self.keep_checkpoints.unwrap_or(keep_checkpoints()),
             profile: self.profile.unwrap_or(false),
             trace: false,
         };
@@ -383,6 +403,7 @@ impl TuneOptions {
             ("--micro-batch", micro_batch, 1 << 20),
             ("--rank", rank, 4096),
             ("--windows", windows, 1024),
+            ("--keep-checkpoints", self.keep_checkpoints, 1 << 20),
         ] {
             ensure!((1..=most).contains(&value), "{flag} is {value}: give a number in 1..={most}");
         }

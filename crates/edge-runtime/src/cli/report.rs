@@ -62,6 +62,8 @@ pub struct TuneReport {
     pub tokens: u64,
     /// Predicted tokens that counted in the training loss.
     pub trained_tokens: u64,
+    /// Steps that were left out, because loss or gradient was no number.
+    pub skipped_steps: u64,
     /// `tokens` over the time of the steps.
     pub tokens_per_second: f64,
     /// Median time of a step, ms.
@@ -348,8 +350,8 @@ mod tests {
     fn keys_of_tune_are_stable() {
         let text = json_line(&TuneReport { train_loss: f64::NAN, ..TuneReport::default() });
         let text = text.unwrap();
-        let expected = "method device steps tokens trained_tokens tokens_per_second step_ms_median \
-                        train_loss val_loss_before val_loss val_perplexity exits vote \
+        let expected = "method device steps tokens trained_tokens skipped_steps \
+                        tokens_per_second step_ms_median train_loss val_loss_before val_loss val_perplexity exits vote \
                         peak_device_bytes peak_device_bytes_by_category peak_host_bytes \
                         predicted_peak_device_bytes predicted_step_ms profile run_dir";
         assert_eq!(keys(&text).join(" "), expected);

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use edge_gpu::Device;
+use serde_json::Value;
 
 use super::args::{TuneArgs, TuneFlags};
 use super::listen::Terminal;
 use super::options::TuneOptions;
 use super::report::{TuneReport, print_json};
+use super::resume::{self, Begin};
 use crate::inference::Inference;
 use crate::interrupt;
 use crate::report::next_command;
 use crate::session::{Source, Tuned, demo_dir, mebibytes, open_tuned};
+use crate::tune::session::RESULT;
 use crate::tune::validate::BEST;
 use crate::tuner::Tuner;
 
@@ -46,11 +49,44 @@ pub(super) fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
     Ok((flags, !own_data))
 }
 
-pub(super) fn run(args: TuneArgs) -> Result<u8> {
-    let mut flags = args.flags;
+pub(super) fn run(mut args: TuneArgs) -> Result<u8> {
+    let mut flags = std::mem::take(&mut args.flags);
     if let Some(path) = &args.config {
         flags = flags.or(TuneFlags::load(path)?);
     }
+    let begin = match &args.resume {
+        Some(whence) => resume::begin(whence, flags)?,
+        None => Begin::New(flags),
+    };
+    match begin {
+        Begin::New(flags) => start(&args, flags),
+        Begin::GoOn(options, resume) => {
+            interrupt::install()?;
+            let options = TuneOptions { trace: args.trace, ..*options };
+            follow(&args, Tuner::go_on(options, resume)?, false)
+        }
+        Begin::Finished(run) => {
+            if !args.quiet {
+                eprintln!("{} is finished: there is nothing to resume", run.display());
+            }
+            if args.json {
+                print_json(&result(&run)?)?;
+            }
+            Ok(0)
+        }
+    }
+}
+
+/// What a finished run found.
+fn result(run: &Path) -> Result<Value> {
+    let path = run.join(RESULT);
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}: start a new run", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+}
+
+/// A new run.
+fn start(args: &TuneArgs, mut flags: TuneFlags) -> Result<u8> {
     flags.choose_bits()?;
     if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
         eprintln!("no --model given: tuning the bundled demo model on your data");
@@ -59,9 +95,13 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
     let (flags, demo) = with_demo(flags)?;
     let options = TuneOptions { trace: args.trace, ..flags.resolve()? };
     interrupt::install()?;
+    follow(args, Tuner::open(options)?, demo && !named)
+}
+
+/// Runs it, and shows how it goes.
+fn follow(args: &TuneArgs, tuner: Tuner<'_>, demo: bool) -> Result<u8> {
     let mut terminal = Terminal::new(args.quiet);
-    let tuner = Tuner::open(options)?.show_reading(!args.quiet);
-    let mut tuner = tuner.on_event(|event| terminal.hear(event));
+    let mut tuner = tuner.show_reading(!args.quiet).on_event(|event| terminal.hear(event));
     if args.dry_run {
         let header = tuner.plan()?;
         if args.json {
@@ -70,7 +110,7 @@ pub(super) fn run(args: TuneArgs) -> Result<u8> {
         return Ok(0);
     }
     let device = tuner.device().clone();
-    let shows_samples = demo && !named && !args.quiet;
+    let shows_samples = demo && !args.quiet;
     if shows_samples {
         let model = tuner.options().model.as_deref();
         eprintln!("sample before: {}", sample(&device, open_tuned(model, None, None)?)?);
@@ -100,7 +140,9 @@ fn sample(device: &Device, (source, tuned): (Source, Tuned)) -> Result<String> {
 
 fn summarise(report: &TuneReport, options: &TuneOptions) {
     if report.interrupted {
-        eprintln!("interrupted after {} steps; what was learned so far is kept", report.steps);
+        let (steps, run) = (report.steps, &report.run_dir);
+        eprintln!("interrupted after {steps} steps; what was learned so far is kept");
+        eprintln!("to go on: cargo run --release -p edge-runtime -- tune --resume {run}");
     }
     if let (Some(before), Some(after)) = (report.val_loss_before, report.val_loss) {
         eprintln!(

@@ -220,7 +220,7 @@ impl Course<'_> {
         let device = self.compare.device;
         let source = &self.compare.sources[contender.source];
         let mut terminal = Terminal::new(quiet);
-        run_on(data, options, source, device, &mut |event| terminal.hear(event))
+        run_on(data, options, source, device, &mut |event| terminal.hear(event), None)
     }
 
     /// A step of each window, so that no run's clock has the compilation of kernels. If it fails,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{CSV, JSONL, Row, TfEvents, columns};
+use super::{CSV, JSONL, Logs, Row, TfEvents, columns};
 
 /// Longest that a row waits, as long as rows come.
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
@@ -30,6 +30,13 @@ impl Lines {
         Ok(Self { file, path, waiting: String::new() })
     }
 
+    /// The file of a run that goes on, without what lies behind its first `bytes`.
+    fn resume(dir: &Path, name: &str, bytes: u64) -> Result<Self> {
+        let lines = Self::create(dir, name)?;
+        cut(&lines.file, bytes).with_context(|| shorten(&lines.path))?;
+        Ok(lines)
+    }
+
     fn push(&mut self, line: &str) {
         self.waiting.push_str(line);
         self.waiting.push('\n');
@@ -41,6 +48,19 @@ impl Lines {
         self.waiting.clear();
         written.with_context(|| format!("cannot write {}: check free space", self.path.display()))
     }
+}
+
+/// Drops what a file has behind its first `bytes`.
+pub(super) fn cut(file: &File, bytes: u64) -> std::io::Result<()> {
+    // A shorter file lost rows that were not flushed to the disk; there is nothing to drop.
+    if file.metadata()?.len() > bytes {
+        file.set_len(bytes)?;
+    }
+    Ok(())
+}
+
+pub(super) fn shorten(path: &Path) -> String {
+    format!("cannot write {}: check its permissions", path.display())
 }
 
 /// `metrics.jsonl`, `metrics.csv` and the event file of a run.
@@ -63,6 +83,35 @@ impl MetricsLog {
         csv.push(&columns(exits).join(","));
         let (jsonl, events) = (Lines::create(dir, JSONL)?, TfEvents::create(dir)?);
         Ok(Self { jsonl, csv, events, exits, flushed: Instant::now() })
+    }
+
+    /// The files of a run that goes on, as they were when they had `logs` bytes.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub(crate) fn resume(dir: &Path, exits: usize, logs: &Logs) -> Result<Self> {
+        let jsonl = Lines::resume(dir, JSONL, logs.jsonl)?;
+        let mut csv = Lines::resume(dir, CSV, logs.csv)?;
+        if logs.csv == 0 {
+            csv.push(&columns(exits).join(","));
+        }
+        let events = TfEvents::resume(dir, &logs.events)?;
+        Ok(Self { jsonl, csv, events, exits, flushed: Instant::now() })
+    }
+
+    /// Bytes of the files, once they are on the disk.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub(crate) fn logs(&mut self) -> Result<Logs> {
+        self.flush()?;
+        let len = |lines: &Lines| -> Result<u64> {
+            let len = lines.file.sync_data().and_then(|()| lines.file.metadata());
+            let len = len.with_context(|| format!("cannot write {}", lines.path.display()))?;
+            Ok(len.len())
+        };
+        let (jsonl, csv) = (len(&self.jsonl)?, len(&self.csv)?);
+        Ok(Logs { jsonl, csv, events: self.events.len()? })
     }
 
     /// Adds a row.

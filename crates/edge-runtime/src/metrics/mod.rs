@@ -89,12 +89,23 @@ pub enum Row {
     Validation(ValidationRow),
 }
 
+/// Bytes of the files that grow with each step, at some step: what lies behind is of later ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Logs {
+    /// `metrics.jsonl`.
+    pub(crate) jsonl: u64,
+    /// `metrics.csv`.
+    pub(crate) csv: u64,
+    /// Name and bytes of the event file.
+    pub(crate) events: (String, u64),
+}
+
 /// JSON has no NaN: null stands for numbers that are none.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
+pub(crate) fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f64>, D::Error> {
     let values: Vec<Option<f64>> = Vec::deserialize(deserializer)?;
     Ok(values.into_iter().map(|value| value.unwrap_or(f64::NAN)).collect())
 }

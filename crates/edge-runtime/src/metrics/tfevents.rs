@@ -8,6 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
+use super::log::{cut, shorten};
+
 /// Remainders of CRC32C (Castagnoli, reflected) by byte. crc32fast has the other polynomial.
 const TABLE: [u32; 256] = {
     let mut table = [0; 256];
@@ -81,6 +83,12 @@ fn record(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(masked_crc32c(bytes).to_le_bytes());
 }
 
+/// Beginning of an event file's name, which TensorBoard looks for.
+const PREFIX: &str = "events.out.tfevents.";
+
+/// End of it.
+const SUFFIX: &str = ".edge-llm";
+
 /// An event file that is written.
 #[derive(Debug)]
 pub struct TfEvents {
@@ -96,7 +104,7 @@ impl TfEvents {
     /// The file cannot be written.
     pub fn create(dir: &Path) -> Result<Self> {
         let now = wall_time();
-        let path = dir.join(format!("events.out.tfevents.{:010}.edge-llm", now as u64));
+        let path = dir.join(format!("{PREFIX}{:010}{SUFFIX}", now as u64));
         let file =
             File::options().create(true).append(true).open(&path).with_context(|| {
                 format!("cannot write {}: give --out another path", path.display())
@@ -106,6 +114,42 @@ impl TfEvents {
         let mut events = Self { file, path, waiting: Vec::new() };
         record(&mut events.waiting, &version);
         Ok(events)
+    }
+
+    /// The file of a run that goes on, without what lies behind its first bytes; those after it are
+    /// removed. A new one where it is not there.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub(super) fn resume(dir: &Path, (name, bytes): &(String, u64)) -> Result<Self> {
+        let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        for file in files {
+            let found = file.file_name().to_string_lossy().into_owned();
+            // Names hold the time, so that later files have greater ones.
+            if found.starts_with(PREFIX) && found.ends_with(SUFFIX) && found > *name {
+                std::fs::remove_file(file.path()).with_context(|| shorten(&file.path()))?;
+            }
+        }
+        let plain = name.starts_with(PREFIX) && !name.contains(['/', '\\']);
+        let path = dir.join(name);
+        if !plain || !path.exists() {
+            return Self::create(dir);
+        }
+        let open = File::options().append(true).open(&path);
+        let file = open.with_context(|| shorten(&path))?;
+        cut(&file, *bytes).with_context(|| shorten(&path))?;
+        Ok(Self { file, path, waiting: Vec::new() })
+    }
+
+    /// Name and bytes of the file, without what waits.
+    ///
+    /// # Errors
+    /// The file is gone.
+    pub(super) fn len(&self) -> Result<(String, u64)> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let metadata = self.file.metadata();
+        let metadata = metadata.with_context(|| format!("cannot read {}", self.path.display()))?;
+        Ok((name, metadata.len()))
     }
 
     /// Adds scalars of a step; [`TfEvents::flush`] writes them.

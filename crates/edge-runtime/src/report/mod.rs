@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::run_dir::{RunState, events, write_atomically};
 use crate::session::run_options;
 use crate::tune::header::Header;
+use crate::tune::session::RESULT;
 use crate::tune::validate::BEST;
 
 /// File name in a run directory.
@@ -79,7 +80,7 @@ impl Report {
 
 /// `result.json`, or null where the run has none yet.
 fn result(dir: &Path) -> Result<Value> {
-    let path = dir.join("result.json");
+    let path = dir.join(RESULT);
     if !path.exists() {
         return Ok(Value::Null);
     }

@@ -66,5 +66,6 @@ pub fn open(
         seq_len: job.seq_len.into(),
         hidden_size: model.shape.hidden_size.into(),
     };
-    Ok(Some(TrunkCache::new(&dir, keep, key.hex(), sizes)?))
+    let lens = (0..sequences as usize).map(|index| data.train.padded_len(index, job.seq_len));
+    Ok(Some(TrunkCache::new(&dir, keep, key.hex(), sizes, lens.collect())?))
 }

@@ -2,6 +2,7 @@
 
 use edge_kernels::util::SeededRng;
 use rand::{RngExt, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use crate::cli::args::WindowOrder;
 use crate::cli::options::TuneOptions;
@@ -19,7 +20,7 @@ pub enum Budget {
 }
 
 /// What a run has used so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spent {
     /// Optimiser steps.
     pub steps: u64,
@@ -136,6 +137,26 @@ impl Course {
         }
     }
 
+    /// The same course behind so many steps.
+    #[must_use]
+    pub fn behind(mut self, steps: u64) -> Self {
+        if self.draws() {
+            for _ in 0..steps {
+                self.draw();
+            }
+        }
+        self
+    }
+
+    /// Whether chance says which window a step trains.
+    fn draws(&self) -> bool {
+        self.ends.len() == 1 && self.order == WindowOrder::Random
+    }
+
+    fn draw(&mut self) -> usize {
+        self.rng.random_range(0..self.windows as u64) as usize
+    }
+
     /// What ends the run.
     pub fn budget(&self) -> Budget {
         self.budget
@@ -162,7 +183,7 @@ impl Course {
         let window = match (self.ends.len() > 1, self.order) {
             (true, _) => phase,
             (_, WindowOrder::RoundRobin) => (spent.steps % windows) as usize,
-            (_, WindowOrder::Random) => self.rng.random_range(0..windows) as usize,
+            (_, WindowOrder::Random) => self.draw(),
             (_, WindowOrder::Sequential) => {
                 ((done + 1e-9) * windows as f64).min(windows as f64 - 1.0) as usize
             }
@@ -213,6 +234,11 @@ mod tests {
         let random = of(WindowOrder::Random, 60);
         assert!((0..3).all(|w| random.iter().filter(|&&x| x == w).count() > 5), "{random:?}");
         assert_eq!(random, of(WindowOrder::Random, 60));
+        for step in [0, 1, 37] {
+            let course = Course::new(&order(WindowOrder::Random), 3, Budget::Steps(60));
+            let turn = course.behind(step).next(Spent { steps: step, ..Spent::default() });
+            assert_eq!(turn.expect("a turn").window, random[step as usize]);
+        }
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub enum Ended {
 /// What happens in a run. In this order: `Planned`, `Loaded`, `Started`, then `Phase` before the
 /// first `Step` of each part of the run, `Trained` and `Saved`; a `Validated` before `Started`, as
 /// many as were asked for between steps, and one behind `Trained`, where there are validation data.
-/// `Work` and `Notice` come in between.
+/// `Work`, `Notice` and `Checkpointed` come in between. A run that goes on has no `Validated`
+/// before `Started`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum TuneEvent {
@@ -83,6 +84,13 @@ pub enum TuneEvent {
         step: u64,
         /// Its loss, nats.
         val_loss: f64,
+    },
+    /// A checkpoint is written, from which the run can go on.
+    Checkpointed {
+        /// Optimiser steps so far.
+        step: u64,
+        /// Its folder.
+        path: PathBuf,
     },
     /// The steps are over.
     Trained(Ended),

@@ -2,13 +2,16 @@
 
 pub mod best;
 pub mod cache;
+pub mod checkpoints;
 pub mod course;
+mod disk;
 pub mod event;
 pub mod header;
 mod pass;
+pub mod resume;
 pub mod run;
 pub mod save;
-mod session;
+pub mod session;
 pub mod trainer;
 pub mod trunk_cache;
 pub mod validate;

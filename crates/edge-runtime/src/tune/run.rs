@@ -3,16 +3,18 @@
 use anyhow::{Result, ensure};
 use edge_gpu::Device;
 use edge_scheduler::{Job, Plan};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::event::{Events, Listener, TuneEvent};
 use super::header::{Header, Parts};
+use super::resume::Resume;
 use super::session::Session;
-use super::{cache, job};
+use super::{cache, disk, job};
 use crate::batch::{Sampler, check_seq_len};
 use crate::cli::options::TuneOptions;
 use crate::cli::report::TuneReport;
 use crate::data::{DataSpec, Dataset};
+use crate::metrics::{number, numbers};
 use crate::model::{LoraInit, Model, device_facts};
 use crate::plan::choose::{Chosen, choose, predict};
 use crate::run_dir::RunDir;
@@ -29,22 +31,26 @@ pub struct Outcome {
 }
 
 /// A validation, and what had been spent by then.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
     /// Seconds of training.
     pub seconds: f64,
     /// Tokens that went through the model in training.
     pub tokens: u64,
     /// Least loss among the exits, nats.
+    #[serde(deserialize_with = "number")]
     pub val_loss: f64,
     /// Loss at each exit, from the bottom up, nats.
+    #[serde(deserialize_with = "numbers")]
     pub val_exits: Vec<f64>,
     /// Loss of the vote, nats; of the only exit where there is one. A learned vote is fitted after
     /// training; before that the last exit speaks.
+    #[serde(deserialize_with = "number")]
     pub val_vote: f64,
 }
 
-/// Runs `tune` with resolved options, on data as [`load_data`] reads them.
+/// Runs `tune` with resolved options, on data as [`load_data`] reads them; `resume`: a run that
+/// goes on.
 ///
 /// # Errors
 /// One sentence that names the file, tensor or option.
@@ -54,9 +60,10 @@ pub fn run_on(
     source: &Source,
     device: &Device,
     listener: Listener<'_>,
+    resume: Option<&Resume>,
 ) -> Result<Outcome> {
     let mut events = Events::new(listener);
-    let prepared = prepare(data, options, source, device, &mut events)?;
+    let prepared = prepare(data, options, source, device, resume, &mut events)?;
     announce(data, source, &prepared, &mut events);
     events.check()?;
     device.reset_peak();
@@ -64,7 +71,7 @@ pub fn run_on(
     events.send(&TuneEvent::Loaded);
     events.check()?;
     device.seal();
-    let outcome = train(data, options, source, model, prepared, events);
+    let outcome = train(data, options, source, model, prepared, events, resume);
     // A run that fails on its way leaves the device sealed.
     device.unseal();
     outcome
@@ -77,12 +84,19 @@ fn train<'a>(
     model: Model,
     prepared: Prepared,
     events: Events<'a>,
+    resume: Option<&Resume>,
 ) -> Result<Outcome> {
     cache::prepare(options)?;
+    disk::check(options, &model)?;
     // Only now is everything checked: a run that cannot start leaves nothing behind.
-    let run_dir = RunDir::create(options.out.as_deref(), options.method.name())?;
-    let mut session = Session::new(data, options, source, model, run_dir, &prepared, events)?;
-    let outcome = session.run(prepared);
+    let run_dir = match resume {
+        None => RunDir::create(options.out.as_deref(), options.method.name())?,
+        Some(resume) => RunDir::resume(resume.run(), resume.step())?,
+    };
+    let logs = resume.map(|resume| resume.state().map(|s| s.logs.clone()).unwrap_or_default());
+    let parts = (model, run_dir, logs);
+    let mut session = Session::new(data, options, source, parts, &prepared, events)?;
+    let outcome = session.run(prepared, resume);
     session.end(outcome)
 }
 
@@ -98,7 +112,7 @@ pub fn dry_run(
     listener: Listener<'_>,
 ) -> Result<Header> {
     let mut events = Events::new(listener);
-    let prepared = prepare(data, options, source, device, &mut events)?;
+    let prepared = prepare(data, options, source, device, None, &mut events)?;
     announce(data, source, &prepared, &mut events);
     Ok(prepared.header)
 }
@@ -117,15 +131,25 @@ fn prepare(
     options: &TuneOptions,
     source: &Source,
     device: &Device,
+    resume: Option<&Resume>,
     events: &mut Events<'_>,
 ) -> Result<Prepared> {
     let seq_len = options.seq_len_for(source.config.max_position_embeddings);
     check_seq_len(seq_len, source.config.max_position_embeddings)?;
     check_early_stopping(data, options)?;
-    let sampler = Sampler::new(&data.train, seq_len, options.seed)?;
-    let job = job(options, source, seq_len)?;
+    let state = resume.and_then(Resume::state);
+    let position = state.map(|state| state.position).unwrap_or_default();
+    let sampler = Sampler::resume(&data.train, seq_len, options.seed, position)?;
+    let mut job = job(options, source, seq_len)?;
     let about = (sampler.windows(), counted_share(data, seq_len, options.seed)?);
-    let (job, chosen) = choose(options, source, device, job, about, events)?;
+    let (job, chosen) = match (resume, state) {
+        (Some(resume), Some(state)) => {
+            resume.check(source, data)?;
+            state.order.apply(&mut job, device.stages_uploads())?;
+            (job, None)
+        }
+        _ => choose(options, source, device, job, about, events)?,
+    };
     let plan = Plan::new(&source.config.shape(), &job, device_facts(device));
     let step_s = match &chosen {
         Some(chosen) => Some(chosen.schedule.step_s),

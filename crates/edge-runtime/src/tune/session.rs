@@ -2,17 +2,20 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use edge_gpu::OpTime;
 use edge_kernels::Category;
 use edge_scheduler::trace::trace;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::best::Best;
 use super::cache;
+use super::checkpoints::State;
 use super::course::{Budget, Course, Spent, Turn};
 use super::event::{Ended, Events, TuneEvent};
 use super::header::{self, Header};
+use super::resume::Resume;
 use super::run::{CurvePoint, Outcome, Prepared};
 use super::save;
 use super::trainer::{AdamW, StepOutcome, Trainer};
@@ -23,7 +26,7 @@ use crate::cli::options::TuneOptions;
 use crate::cli::report::{BestReport, ExitLoss, TuneReport, VoteLoss, peak_host_bytes};
 use crate::data::{Dataset, Stream};
 use crate::evaluate::Evaluation;
-use crate::metrics::{MetricsLog, Row, StepRow};
+use crate::metrics::{Logs, Metrics, MetricsLog, Row, StepRow};
 use crate::model::Model;
 use crate::plan::choose::Chosen;
 use crate::profile::ProfileReport;
@@ -32,6 +35,21 @@ use crate::session::Source;
 
 /// The step whose timeline is written with `--trace`, from 0.
 const TRACED_STEP: u64 = 2;
+
+/// File with the report of a run that came to its end.
+pub const RESULT: &str = "result.json";
+
+/// Steps without an update one after the other behind which a run ends.
+const SKIPPED_MAX: u64 = 8;
+
+/// Steps whose loss or gradient was no number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// In all.
+    pub all: u64,
+    /// Up to the last step.
+    pub row: u64,
+}
 
 /// A run that goes on.
 pub(super) struct Session<'a> {
@@ -44,8 +62,18 @@ pub(super) struct Session<'a> {
     pub(super) events: Events<'a>,
     pub(super) seq_len: usize,
     pub(super) budget: Budget,
-    outcomes: Vec<StepOutcome>,
+    /// Of each step.
+    losses: Vec<f64>,
     step_ms: Vec<f64>,
+    pub(super) trained_tokens: u64,
+    pub(super) val_loss_before: Option<f64>,
+    pub(super) skipped: Skipped,
+    /// The options as they are written: with the micro-batch that the schedule chose.
+    pub(super) written: TuneOptions,
+    /// The step of the last checkpoint.
+    pub(super) checkpointed: Option<u64>,
+    /// What model and data are, once a checkpoint says so.
+    pub(super) hashes: Option<(String, String)>,
     pub(super) spent: Spent,
     /// Times of the ops in training, with `--profile`.
     pub(super) times: Vec<OpTime>,
@@ -59,17 +87,18 @@ impl<'a> Session<'a> {
         data: &'a Dataset,
         options: &'a TuneOptions,
         source: &'a Source,
-        model: Model,
-        run_dir: RunDir,
+        (model, run_dir, logs): (Model, RunDir, Option<Logs>),
         prepared: &Prepared,
         events: Events<'a>,
     ) -> Result<Self> {
-        // With the micro-batch that the schedule chose.
-        let micro_batch = model.job.batch as usize;
-        write_config(run_dir.path(), &TuneOptions { micro_batch, ..options.clone() })?;
+        let written = TuneOptions { micro_batch: model.job.batch as usize, ..options.clone() };
+        write_config(run_dir.path(), &written)?;
         let text = serde_json::to_string_pretty(&prepared.header)?;
         run_dir.write(header::FILE, text.as_bytes())?;
-        let log = MetricsLog::create(run_dir.path(), model.exits.len())?;
+        let log = match &logs {
+            None => MetricsLog::create(run_dir.path(), model.exits.len())?,
+            Some(logs) => MetricsLog::resume(run_dir.path(), model.exits.len(), logs)?,
+        };
         model.keep_adapters_in(run_dir.path().to_owned());
         let optimizer =
             AdamW { weight_decay: options.weight_decay, clip: options.clip, ..AdamW::default() };
@@ -83,8 +112,14 @@ impl<'a> Session<'a> {
             events,
             seq_len: prepared.seq_len,
             budget: options.budget(prepared.sampler.windows()),
-            outcomes: Vec::new(),
+            losses: Vec::new(),
             step_ms: Vec::new(),
+            trained_tokens: 0,
+            val_loss_before: None,
+            skipped: Skipped::default(),
+            written,
+            checkpointed: None,
+            hashes: None,
             spent: Spent::default(),
             times: Vec::new(),
             curve: Vec::new(),
@@ -97,20 +132,28 @@ impl<'a> Session<'a> {
     ///
     /// # Errors
     /// The device fails or the disk is full.
-    pub(super) fn run(&mut self, prepared: Prepared) -> Result<Outcome> {
+    pub(super) fn run(&mut self, prepared: Prepared, resume: Option<&Resume>) -> Result<Outcome> {
         let Prepared { mut sampler, chosen, header, .. } = prepared;
         let chosen = chosen.as_ref();
-        self.run_dir.event("start", Value::Null)?;
+        match resume {
+            None => self.run_dir.event("start", Value::Null)?,
+            Some(resume) => self.go_on(resume)?,
+        }
         let sequences = self.data.train.windows(self.seq_len) as u64;
         let model = &self.trainer.model;
         self.trainer.cache =
             cache::open(self.options, self.source, model, self.data, sequences, &self.run_dir)?;
-        let before = self.validate("validate before")?;
+        let state = resume.and_then(Resume::state);
+        if state.is_none() {
+            let before = self.validate("validate before")?;
+            let many = self.trainer.windows() > 1;
+            self.val_loss_before = before.map(|r| if many { r.vote } else { r.last() });
+        }
         self.refresh_page();
         let device = self.trainer.model.device.clone();
         device.take_profile();
         self.trainer.model.take_stream_report();
-        let ended = self.train(&mut sampler)?;
+        let ended = self.train(&mut sampler, state)?;
         let streaming = self.trainer.model.take_stream_report();
         self.times.extend(device.take_profile());
         self.write_trace(chosen)?;
@@ -119,7 +162,7 @@ impl<'a> Session<'a> {
         save::results(self.options, self.source, &self.trainer.model, self.run_dir.path())?;
         self.judge_last(after.as_ref())?;
         device.unseal();
-        let mut report = self.report(before.as_ref(), after.as_ref(), ended);
+        let mut report = self.report(after.as_ref(), ended);
         self.add_predictions(&mut report, &header);
         report.streaming = streaming;
         if let Some(judged) = judged {
@@ -127,7 +170,7 @@ impl<'a> Session<'a> {
             report.votes = judged.votes;
         }
         let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
-        self.run_dir.write("result.json", text.as_bytes())?;
+        self.run_dir.write(RESULT, text.as_bytes())?;
         let curve = std::mem::take(&mut self.curve);
         Ok(Outcome { report, seconds: self.spent.seconds, curve })
     }
@@ -142,6 +185,11 @@ impl<'a> Session<'a> {
     /// # Errors
     /// That of the run, or the disk is full.
     pub(super) fn end(mut self, outcome: Result<Outcome>) -> Result<Outcome> {
+        let whole = outcome.as_ref().is_ok_and(|outcome| !outcome.report.interrupted);
+        if let Some(cache) = self.trainer.cache.as_mut().filter(|_| !whole) {
+            // The run may go on.
+            cache.keep_files();
+        }
         let details = match &outcome {
             Ok(outcome) if outcome.report.interrupted => json!({"status": "interrupted"}),
             Ok(_) => json!({"status": "finished"}),
@@ -167,23 +215,33 @@ impl<'a> Session<'a> {
     }
 
     /// Trains until the budget is used, validations improve no more, or the listener stops it.
-    fn train(&mut self, sampler: &mut Sampler) -> Result<Ended> {
+    fn train(&mut self, sampler: &mut Sampler, state: Option<&State>) -> Result<Ended> {
         let options = self.options;
-        let mut course = Course::new(options, self.trainer.windows(), self.budget);
+        let course = Course::new(options, self.trainer.windows(), self.budget);
+        let mut course = course.behind(self.spent.steps);
         self.events.send(&TuneEvent::Started(self.budget));
-        let mut phase = None;
-        let mut evals = 1;
+        let mut last = state.map(|state| {
+            // The learning rate is that of the next step.
+            Turn { phase: state.phase, window: state.window, lr: 0.0 }
+        });
+        let mut evals = state.map_or(1u64, |state| state.evals);
         let mut ended = Ended::Whole;
+        if let Some(turn) = last {
+            self.trainer.open_trunk(turn.window)?;
+            self.send_phase(turn);
+        }
         while let Some(turn) = course.next(self.spent) {
             if self.events.stopped() {
                 ended = Ended::Interrupted;
+                if let Some(last) = last {
+                    self.checkpoint(last, evals, sampler)?;
+                }
                 break;
             }
             let started = Instant::now();
-            if phase.replace(turn.phase) != Some(turn.phase) {
+            if last.replace(turn).map(|last| last.phase) != Some(turn.phase) {
                 self.trainer.begin(turn.window)?;
-                let (phase, window) = (turn.phase as u64 + 1, turn.window as u64 + 1);
-                self.events.send(&TuneEvent::Phase { phase, window });
+                self.send_phase(turn);
             }
             let batches = self.batches(&self.data.train, sampler);
             // A step whose kernels are compiled and whose slots are as a step leaves them.
@@ -204,9 +262,26 @@ impl<'a> Session<'a> {
                     break;
                 }
             }
+            let every = options.checkpoint_every;
+            if every > 0 && row.step.is_multiple_of(every) && row.done < 1.0 {
+                self.checkpoint(turn, evals, sampler)?;
+            }
         }
         self.events.send(&TuneEvent::Trained(ended));
         Ok(ended)
+    }
+
+    fn send_phase(&mut self, turn: Turn) {
+        let (phase, window) = (turn.phase as u64 + 1, turn.window as u64 + 1);
+        self.events.send(&TuneEvent::Phase { phase, window });
+    }
+
+    /// Takes over what is told of steps that were done before.
+    pub(super) fn read_steps(&mut self) -> Result<()> {
+        let steps = Metrics::read(self.run_dir.path())?.steps;
+        self.losses = steps.iter().map(|row| row.loss).collect();
+        self.step_ms = steps.iter().map(|row| row.step_ms).collect();
+        Ok(())
     }
 
     fn batches(&self, stream: &Stream, sampler: &mut Sampler) -> Vec<Batch> {
@@ -227,7 +302,8 @@ impl<'a> Session<'a> {
         self.spent.seconds += step_ms / 1e3;
         self.spent.tokens += tokens as u64;
         self.step_ms.push(step_ms);
-        self.outcomes.push(outcome);
+        self.losses.push(outcome.loss);
+        self.trained_tokens += outcome.trained_tokens;
         let row = StepRow {
             step: self.spent.steps,
             phase: turn.phase as u64 + 1,
@@ -245,15 +321,36 @@ impl<'a> Session<'a> {
         };
         self.log.push(&Row::Step(row.clone()))?;
         self.events.send(&TuneEvent::Step(row.clone()));
+        self.judge_numbers(outcome)?;
         Ok(row)
     }
 
-    fn report(
-        &self,
-        before: Option<&Evaluation>,
-        after: Option<&Evaluation>,
-        ended: Ended,
-    ) -> TuneReport {
+    /// Counts steps whose loss or gradient is no number: the trainer leaves them out. Many of them
+    /// one after the other are a run that diverged.
+    fn judge_numbers(&mut self, outcome: StepOutcome) -> Result<()> {
+        if outcome.is_finite() {
+            self.skipped.row = 0;
+            return Ok(());
+        }
+        let step = self.spent.steps;
+        self.skipped.all += 1;
+        self.skipped.row += 1;
+        ensure!(
+            self.skipped.row < SKIPPED_MAX,
+            "the loss or its gradient was no number in the last {SKIPPED_MAX} steps, up to step \
+             {step}: start again with a lower --lr or --clip; what was learned before is in {}",
+            self.run_dir.path().display()
+        );
+        if self.skipped.all == 1 {
+            self.events.notice(format!(
+                "step {step} is left out, its loss or gradient is no number; {SKIPPED_MAX} such \
+                 steps one after the other end the run"
+            ));
+        }
+        self.run_dir.event("skipped", json!({"step": step}))
+    }
+
+    fn report(&self, after: Option<&Evaluation>, ended: Ended) -> TuneReport {
         let device = &self.trainer.model.device;
         let mut sorted = self.step_ms.clone();
         sorted.sort_by(f64::total_cmp);
@@ -263,8 +360,7 @@ impl<'a> Session<'a> {
             let bytes = memory.peak[category.index()];
             by_category.insert(category.name().into(), Value::from(bytes));
         }
-        let recent = self.outcomes.len().saturating_sub(20);
-        let losses: Vec<f64> = self.outcomes[recent..].iter().map(|o| o.loss).collect();
+        let losses = &self.losses[self.losses.len().saturating_sub(20)..];
         let exits = after.map(|result| ExitLoss::all(&result.exits));
         let rule = self.options.vote.name().to_string();
         let many = self.trainer.windows() > 1;
@@ -276,13 +372,14 @@ impl<'a> Session<'a> {
         TuneReport {
             method: self.options.method.name().into(),
             device: device.info().name.clone(),
-            steps: self.outcomes.len() as u64,
+            steps: self.spent.steps,
             tokens: self.spent.tokens,
-            trained_tokens: self.outcomes.iter().map(|o| o.trained_tokens).sum(),
+            trained_tokens: self.trained_tokens,
+            skipped_steps: self.skipped.all,
             tokens_per_second: self.spent.tokens as f64 / self.spent.seconds.max(1e-9),
             step_ms_median: sorted.get(sorted.len() / 2).copied().unwrap_or(0.0),
             train_loss: losses.iter().sum::<f64>() / losses.len().max(1) as f64,
-            val_loss_before: before.map(|r| if many { r.vote } else { r.last() }),
+            val_loss_before: self.val_loss_before,
             val_loss: best,
             val_perplexity: best.map(f64::exp),
             exits: exits.unwrap_or_default(),

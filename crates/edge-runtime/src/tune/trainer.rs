@@ -53,6 +53,13 @@ pub struct StepOutcome {
     pub trained_tokens: u64,
 }
 
+impl StepOutcome {
+    /// Whether loss and gradient are numbers.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
 /// A model that is being tuned.
 pub struct Trainer {
     /// The model.
@@ -94,6 +101,19 @@ impl Trainer {
         self.model.exits.len()
     }
 
+    /// Updates of each window so far.
+    pub fn updates(&self) -> &[u32] {
+        &self.updates
+    }
+
+    /// Goes on behind so many updates of each window.
+    ///
+    /// # Panics
+    /// When there are other numbers of windows: a mistake of the caller.
+    pub fn set_updates(&mut self, updates: &[u32]) {
+        self.updates.copy_from_slice(updates);
+    }
+
     /// Says that windows below `index` are finished: from now on what lies below it is fixed.
     /// Where windows are trained in phases, its moments start at zero.
     ///
@@ -109,17 +129,41 @@ impl Trainer {
             recorder.submit()?;
             self.updates[index] = 0;
         }
+        self.open_trunk(index)
+    }
+
+    /// Goes to what is kept of the trunk below window `index`.
+    ///
+    /// # Errors
+    /// The cache cannot be opened, or the device fails.
+    pub fn open_trunk(&mut self, index: usize) -> Result<()> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
         cache.begin(&self.model, self.model.job.windows[index].first)
     }
 
-    /// Trains window `index` on micro-batches, whose gradients accumulate.
+    /// Trains window `index` on micro-batches, whose gradients accumulate. Where the loss or the
+    /// gradient is no number, there is no update.
     ///
     /// # Errors
     /// A batch is larger than the plan, or the device fails.
     pub fn step(&mut self, index: usize, batches: &[Batch], lr: f64) -> Result<StepOutcome> {
         let trained: usize = batches.iter().map(|batch| batch.trained_tokens).sum();
         self.gradients(index, batches, trained)?;
+        let mut recorder = self.model.device.recorder();
+        self.norm(&mut recorder, index)?;
+        recorder.submit()?;
+        let model = &self.model;
+        let back = model.workspace.backward.as_ref().context("a training workspace")?;
+        let loss = model.device.read_f32(&model.workspace.loss)?;
+        let clip = model.device.read_f32(&back.clip)?;
+        let outcome = StepOutcome {
+            loss: f64::from(loss[0]) / f64::from(loss[1]).max(1.0),
+            grad_norm: clip[0].into(),
+            trained_tokens: trained as u64,
+        };
+        if !outcome.is_finite() {
+            return Ok(outcome);
+        }
         let started = Instant::now();
         let mut recorder = self.model.device.recorder();
         self.update(&mut recorder, index, lr)?;
@@ -131,14 +175,7 @@ impl Trainer {
             trace.spans.extend(model.take_load_spans());
             trace.done = true;
         }
-        let back = model.workspace.backward.as_ref().context("a training workspace")?;
-        let loss = model.device.read_f32(&model.workspace.loss)?;
-        let clip = model.device.read_f32(&back.clip)?;
-        Ok(StepOutcome {
-            loss: f64::from(loss[0]) / f64::from(loss[1]).max(1.0),
-            grad_norm: clip[0].into(),
-            trained_tokens: trained as u64,
-        })
+        Ok(outcome)
     }
 
     /// The next step is traced: it waits for the device behind each task, while weights are loaded
@@ -228,6 +265,7 @@ impl Trainer {
         device.take_calls();
         let mut recorder = device.recorder();
         self.zero_gradients(&mut recorder, index);
+        self.norm(&mut recorder, index)?;
         self.update(&mut recorder, index, 1e-3)?;
         recorder.submit()?;
         listed.push((Task::Update, device.take_calls()));
@@ -314,10 +352,8 @@ impl Trainer {
         }
     }
 
-    /// Clips the gradient of window `index` and applies AdamW.
-    fn update(&mut self, recorder: &mut Recorder, index: usize, lr: f64) -> Result<()> {
-        self.updates[index] += 1;
-        self.model.adapters_changed();
+    /// Norm of the gradient of window `index`, and what clips it.
+    fn norm(&self, recorder: &mut Recorder, index: usize) -> Result<()> {
         let (model, opt) = (&self.model, self.optimizer);
         let group = &model.groups[index];
         let back = model.workspace.backward.as_ref().context("a training workspace")?;
@@ -335,7 +371,18 @@ impl Trainer {
             max_norm: opt.clip as f32,
         };
         let (partials, clip) = (back.norm_partials.clone(), back.clip.clone());
-        recorder.push(grad_norm_scale::dispatch(params, partials, clip.clone()));
+        recorder.push(grad_norm_scale::dispatch(params, partials, clip));
+        Ok(())
+    }
+
+    /// Applies AdamW to window `index`, behind [`Trainer::norm`].
+    fn update(&mut self, recorder: &mut Recorder, index: usize, lr: f64) -> Result<()> {
+        self.updates[index] += 1;
+        self.model.adapters_changed();
+        let model = &self.model;
+        let group = &model.groups[index];
+        let back = model.workspace.backward.as_ref().context("a training workspace")?;
+        let clip = back.clip.clone();
         for arena in 0..group.values.len() {
             recorder.push(self.adamw(index, arena, lr, &clip));
         }

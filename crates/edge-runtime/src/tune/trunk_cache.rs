@@ -3,8 +3,10 @@
 //!
 //! A file holds one level: `[sequences, seq_len, d]` in f16 behind a header and an index. It is
 //! filled as sequences come up; each entry has its length and a CRC-32, so that what a crash cut
-//! off is computed again. States that were just computed are rounded as well, so that a run does
-//! not depend on what was there before.
+//! off is computed again. States that were just computed are rounded as well, at the lower edge of
+//! every window that they pass, and each sequence is computed by itself: its states are the same
+//! whatever was there before and in whichever batch it first comes up, so that a run that was
+//! killed and goes on ends like one that was not.
 //!
 //! The file is read and written by calls and not mapped: where a disk fails, that is an error with
 //! a sentence and not a signal.
@@ -83,6 +85,8 @@ pub struct TrunkCache {
     /// Of model, data and device.
     base: String,
     sizes: Sizes,
+    /// Tokens of each sequence.
+    lens: Vec<u32>,
     level: Option<Level>,
     below: Option<Level>,
     states: Vec<f32>,
@@ -90,12 +94,12 @@ pub struct TrunkCache {
 }
 
 impl TrunkCache {
-    /// A cache in `dir`, which is made if absent. `base` says what the states depend on beside
-    /// adapters: model, formats, data, device.
+    /// A cache in `dir`, which is made if absent, of sequences of `lens` tokens. `base` says what
+    /// the states depend on beside adapters: model, formats, data, device.
     ///
     /// # Errors
     /// The folder cannot be made, or has no room for a level.
-    pub fn new(dir: &Path, keep: bool, base: String, sizes: Sizes) -> Result<Self> {
+    pub fn new(dir: &Path, keep: bool, base: String, sizes: Sizes, lens: Vec<u32>) -> Result<Self> {
         let shown = dir.display();
         fs::create_dir_all(dir)
             .with_context(|| format!("cannot make {shown}: give --trunk-cache another folder"))?;
@@ -113,6 +117,7 @@ impl TrunkCache {
             keep,
             base,
             sizes,
+            lens,
             level: None,
             below: None,
             states: Vec::new(),
@@ -132,7 +137,7 @@ impl TrunkCache {
     /// The file cannot be opened, or another process has it.
     pub fn begin(&mut self, model: &Model, after: u32) -> Result<()> {
         let mut key = Fnv::default();
-        key.text(&self.base).number(after.into());
+        key.text(&self.base).text(&format!("{:?}", edges(model, 0, after)));
         if !model.job.isolated {
             adapters_below(&mut key, &model.adapter()?, after);
         }
@@ -145,6 +150,7 @@ impl TrunkCache {
             let level = Level::open(&self.dir, after, &key.hex(), self.sizes)?;
             self.level = Some(level);
         }
+        self.remove_others();
         let levels = u64::from(self.level.is_some()) + u64::from(self.below.is_some());
         let bytes = levels * self.sizes.bytes();
         self.report.peak_disk_bytes = self.report.peak_disk_bytes.max(bytes);
@@ -186,54 +192,81 @@ impl TrunkCache {
     /// Runs the trunk for these rows of the batch: from the level before where that has them,
     /// else from the embedding.
     fn compute(&mut self, model: &Model, batch: &Batch, rows: &[usize]) -> Result<()> {
-        let stride = batch.seq_len * self.sizes.hidden_size as usize;
-        let (mut known, mut unknown) = (Vec::new(), Vec::new());
-        let mut starts = Vec::new();
+        let width = self.sizes.hidden_size as usize;
+        let stride = batch.seq_len * width;
+        let Some(level) = &mut self.level else { return Ok(()) };
         for &row in rows {
             let index = batch.indices[row];
-            let mut start = vec![0.0; if self.below.is_some() { stride } else { 0 }];
-            let found = match &mut self.below {
-                Some(below) => below.read(index, &mut start)?,
-                None => false,
-            };
-            if found {
-                starts.extend(start);
-                known.push(row);
-            } else {
-                unknown.push(row);
+            let len = (self.lens[index as usize] as usize).min(batch.seq_len);
+            let mut states = vec![0.0; len * width];
+            let mut from = 0;
+            if let Some(below) = &mut self.below
+                && below.read(index, &mut states)?
+            {
+                from = below.after;
             }
-        }
-        let Some(level) = &mut self.level else { return Ok(()) };
-        let below = self.below.as_ref().map_or(0, |below| below.after);
-        for (rows, from) in [(known, below), (unknown, 0)] {
-            if rows.is_empty() {
-                continue;
+            if from == 0 {
+                model.set_ids(&batch.ids[row * batch.seq_len..][..len])?;
             }
-            let g = Geometry::sequences(rows.len() as u32, batch.seq_len as u32);
-            let g = if model.job.isolated { g.of_base() } else { g };
-            let mut recorder = model.device.recorder();
-            if from > 0 {
-                let stream = head(model.stream(), starts.len());
-                model.device.write(&stream, bytemuck::cast_slice(&starts))?;
-            } else {
-                let ids = rows
-                    .iter()
-                    .flat_map(|&row| &batch.ids[row * batch.seq_len..(row + 1) * batch.seq_len]);
-                model.set_ids(&ids.copied().collect::<Vec<_>>())?;
-                model.embed(&mut recorder, g.rows(), model.stream());
-            }
-            model.expect_blocks(&(from..level.after).collect::<Vec<_>>());
-            model.run_blocks(&mut recorder, from..level.after, g);
-            recorder.submit()?;
-            let count = rows.len() * stride;
-            let computed = model.device.read_f32(&head(model.stream(), count))?;
-            for (&row, computed) in rows.iter().zip(computed.chunks_exact(stride)) {
-                let states = &mut self.states[row * stride..(row + 1) * stride];
-                level.write(batch.indices[row], computed, states)?;
-            }
+            climb(model, &mut states, from, level)?;
+            let out = &mut self.states[row * stride..(row + 1) * stride];
+            out.fill(0.0);
+            level.write(index, &states, &mut out[..len * width])?;
         }
         Ok(())
     }
+
+    /// Leaves the files where they are when the run ends: it may be resumed.
+    pub fn keep_files(&mut self) {
+        self.keep = true;
+    }
+
+    /// Removes what a run that was killed left of levels that are no longer needed.
+    fn remove_others(&self) {
+        let (false, Ok(files)) = (self.keep, fs::read_dir(&self.dir)) else { return };
+        let used = [&self.level, &self.below].map(|level| level.as_ref().map(|l| l.path.clone()));
+        let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned());
+        for path in files.flatten().map(|file| file.path()) {
+            let trunk = name(&path).is_some_and(|n| n.starts_with("trunk-") && n.ends_with(".f16"));
+            if trunk && !used.contains(&Some(path.clone())) {
+                // It takes room, and that is all.
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+}
+
+/// The edges of windows above `from` and up to `after` blocks, from the bottom up.
+fn edges(model: &Model, from: u32, after: u32) -> Vec<u32> {
+    let firsts = model.job.windows.iter().map(|window| window.first);
+    firsts.filter(|first| from < *first && *first <= after).collect()
+}
+
+/// Takes the states of a sequence from behind block `from`, or from the embedding of the model's
+/// ids, to a level. At the edges below it they are rounded, as its file would have had them.
+fn climb(model: &Model, states: &mut [f32], from: u32, level: &Level) -> Result<()> {
+    let len = states.len() as u32 / model.shape.hidden_size;
+    let g = Geometry::sequences(1, len);
+    let g = if model.job.isolated { g.of_base() } else { g };
+    let stream = head(model.stream(), states.len());
+    model.expect_blocks(&(from..level.after).collect::<Vec<_>>());
+    let mut at = from;
+    for edge in edges(model, from, level.after) {
+        let mut recorder = model.device.recorder();
+        if at == 0 {
+            model.embed(&mut recorder, g.rows(), model.stream());
+        } else {
+            model.device.write(&stream, bytemuck::cast_slice(states))?;
+        }
+        model.run_blocks(&mut recorder, at..edge, g);
+        recorder.submit()?;
+        states.copy_from_slice(&model.device.read_f32(&stream)?);
+        if edge < level.after {
+            round(states)?;
+        }
+        at = edge;
+    }
+    Ok(())
 }
 
 impl Drop for TrunkCache {
@@ -363,15 +396,7 @@ impl Level {
 
     /// Writes the states of a sequence, and leaves them in `rounded` as they will be read.
     fn write(&mut self, index: u32, states: &[f32], rounded: &mut [f32]) -> Result<()> {
-        ensure!(
-            states.iter().all(|x| x.is_finite()),
-            "the hidden states below the window are no numbers: the run diverged, lower --lr"
-        );
-        ensure!(
-            states.iter().all(|x| x.abs() <= f16::MAX.to_f32()),
-            "the hidden states below the window exceed what f16 holds ({}): give --trunk-cache off",
-            f16::MAX
-        );
+        check(states)?;
         self.bytes.clear();
         self.bytes.extend(states.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()));
         decode(&self.bytes, rounded);
@@ -393,6 +418,28 @@ impl Level {
         drop(self);
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
+}
+
+/// What f16 can hold.
+fn check(states: &[f32]) -> Result<()> {
+    ensure!(
+        states.iter().all(|x| x.is_finite()),
+        "the hidden states below the window are no numbers: the run diverged, lower --lr"
+    );
+    ensure!(
+        states.iter().all(|x| x.abs() <= f16::MAX.to_f32()),
+        "the hidden states below the window exceed what f16 holds ({}): give --trunk-cache off",
+        f16::MAX
+    );
+    Ok(())
+}
+
+/// Rounds states as a file does.
+fn round(states: &mut [f32]) -> Result<()> {
+    check(states)?;
+    let halves: Vec<f16> = states.iter().map(|x| f16::from_f32(*x)).collect();
+    halves.convert_to_f32_slice(states);
+    Ok(())
 }
 
 fn decode(bytes: &[u8], values: &mut [f32]) {

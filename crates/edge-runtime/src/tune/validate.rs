@@ -10,12 +10,11 @@ use super::event::TuneEvent;
 use super::run::CurvePoint;
 use super::save;
 use super::session::Session;
-use crate::cli::options::TuneOptions;
 use crate::evaluate::Evaluation;
 use crate::exits::Vote;
 use crate::metrics::{Row, ValidationRow};
 use crate::report;
-use crate::run_dir::{replace_dir, write_config};
+use crate::run_dir::{remove_dir, replace_dir, write_config};
 
 /// Folder of the best checkpoint in a run directory.
 pub const BEST: &str = "best";
@@ -121,12 +120,13 @@ impl Session<'_> {
     fn keep_best(&mut self, step: u64, loss: f64) -> Result<()> {
         let best = self.run_dir.path().join(BEST);
         let next = self.run_dir.path().join("best.tmp");
+        // What a run that was killed left of it.
+        remove_dir(&next)?;
         std::fs::create_dir(&next)
             .with_context(|| format!("cannot create {}: check free space", next.display()))?;
         let model = &self.trainer.model;
         save::results(self.options, self.source, model, &next)?;
-        let micro_batch = model.job.batch as usize;
-        write_config(&next, &TuneOptions { micro_batch, ..self.options.clone() })?;
+        write_config(&next, &self.written)?;
         replace_dir(&next, &best)?;
         self.run_dir.event("best", json!({"step": step, "val_loss": loss}))?;
         self.events.send(&TuneEvent::Best { step, val_loss: loss });

@@ -37,6 +37,14 @@ impl Fnv {
         self.number(text.len() as u64).bytes(text.as_bytes())
     }
 
+    /// Takes bytes in: all of them, or where they are many, pieces ([`model_hash`]).
+    pub fn sampled(&mut self, bytes: &[u8]) -> &mut Self {
+        for piece in pieces(bytes) {
+            self.bytes(piece);
+        }
+        self
+    }
+
     /// Takes a number in.
     pub fn number(&mut self, number: u64) -> &mut Self {
         self.bytes(&number.to_le_bytes())
@@ -74,9 +82,7 @@ pub fn model_hash(dir: &Path, checkpoint: &Checkpoint) -> Result<String> {
     for name in checkpoint.names() {
         let tensor = checkpoint.tensor(name)?;
         hash.text(name).text(&format!("{:?} {:?}", tensor.dtype, tensor.shape));
-        for piece in pieces(tensor.bytes) {
-            hash.bytes(piece);
-        }
+        hash.sampled(tensor.bytes);
     }
     Ok(hash.hex())
 }
