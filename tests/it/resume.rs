@@ -60,7 +60,7 @@ pub(crate) fn results(run: &Path) -> BTreeMap<String, Vec<u8>> {
             }
         }
     }
-    assert!(found.len() >= 2, "{}: {:?}", run.display(), found.keys());
+    assert!(!found.is_empty(), "{} has no results", run.display());
     // Times differ; losses, learning rates and norms do not.
     let metrics = fs::read_to_string(run.join("metrics.csv")).expect("metrics");
     let timeless = |line: &str| -> String {
@@ -350,4 +350,34 @@ fn runs_that_cannot_go_on_say_why() {
     Tuner::resume(&again).expect("a tuner").on_event(hold).run().expect("a run");
     let text = held.expect("a step");
     assert!(text.contains("is in use by another process"), "{text}");
+}
+
+#[test]
+fn an_adapter_is_a_starting_point() {
+    let dir = TempDir::new().expect("a folder");
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    let narrow = |options: &mut TuneOptions| {
+        (options.rank, options.alpha) = (4, 12.0);
+        options.targets = "q_proj,v_proj".parse().expect("layers");
+    };
+    let tuner = short(&first, "cpu", 4).method(Method::Lora).options(narrow).build();
+    let report = tuner.expect("a tuner").run().expect("a run");
+    let mut tuner = short(&second, "cpu", 1).method(Method::Lora).adapter(&first).build();
+    let options = tuner.as_ref().expect("a tuner").options();
+    let taken = (options.rank, options.alpha, options.targets.to_string());
+    assert_eq!(taken, (4, 12.0, "q_proj,v_proj".to_owned()));
+    let again = tuner.as_mut().expect("a tuner").run().expect("a run");
+    assert_eq!(again.val_loss_before, report.val_loss);
+    let (model, adapter) = (demo("model"), first.display().to_string());
+    let base = ["tune", "--model", &model, "--data", &demo("valid.txt"), "--adapter", &adapter];
+    for (more, words) in [
+        (&["--rank", "8"][..], "has rank 4 and alpha 12"),
+        (&["--method", "full"], "goes with methods that train adapters"),
+        (&["--targets", "q_proj"], "check --targets"),
+    ] {
+        let out = dir.path().join("third").display().to_string();
+        let text = refused(&[&base[..], more, &["--device", "cpu", "--out", &out]].concat(), 1);
+        assert!(text.contains(words), "{more:?}: {text}");
+        assert!(!dir.path().join("third").exists());
+    }
 }

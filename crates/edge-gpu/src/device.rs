@@ -14,6 +14,7 @@ use crate::chosen::Choices;
 use crate::cpu::Cpu;
 use crate::dry::{Dry, Listed};
 use crate::error::{Error, one_line};
+use crate::fault::{FaultPlan, Kind};
 use crate::gpu::Gpu;
 use crate::host::HostMemory;
 use crate::ledger::{Ledger, MemoryReport};
@@ -46,11 +47,24 @@ pub struct Options {
     pub max_binding_bytes: Option<u64>,
     /// Use the variant of this name wherever an op has it and the device can run it.
     pub variant: Option<String>,
+    /// Estimated time at which a submission is closed, instead of 100 ms.
+    pub submission_ms: Option<u32>,
+    /// Where the device is to fail; `None`: as `EDGE_FAULT` in the environment says.
+    pub faults: Option<Arc<FaultPlan>>,
 }
+
+/// Estimated GPU time at which a submission is closed: far below every watchdog (2 s on AMD
+/// APUs, less on a Mac with its display on), far above the cost of submitting.
+const SUBMISSION_MS: u32 = 100;
 
 impl Options {
     pub(crate) fn is_checked(&self) -> bool {
         self.checked || std::env::var_os("EDGE_CHECKED").is_some_and(|value| value == "1")
+    }
+
+    /// Estimated time at which a submission is closed, seconds.
+    pub(crate) fn submission_s(&self) -> f64 {
+        1e-3 * f64::from(self.submission_ms.unwrap_or(SUBMISSION_MS))
     }
 }
 
@@ -65,6 +79,8 @@ pub(crate) struct Inner {
     pub(crate) id: u64,
     pub(crate) info: DeviceInfo,
     pub(crate) options: Options,
+    /// What it was opened by.
+    selector: String,
     pub(crate) profile: Profile,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) backend: Backend,
@@ -92,20 +108,40 @@ impl Device {
     /// [`Error::NoSuchDevice`], [`Error::AmbiguousDevice`], or [`Error::Open`] if the driver
     /// refuses.
     pub fn open(selector: &str, options: &Options) -> Result<Self, Error> {
+        let mut options = options.clone();
+        if options.faults.is_none() {
+            options.faults = FaultPlan::from_env()?;
+        }
         if selector.trim().eq_ignore_ascii_case("cpu") {
-            return Ok(Self::host(options));
+            return Ok(Self::host(&options));
         }
         let adapters = adapter::adapters();
         let index = adapter::select(&adapter::summaries(&adapters), selector)?;
         match adapters.get(index) {
-            Some(adapter) => Self::adapter(adapter, options),
-            None => Ok(Self::host(options)),
+            Some(adapter) => Self::adapter(selector, adapter, &options),
+            None => Ok(Self::host(&options)),
         }
+    }
+
+    /// Opens the same device again, once more with nothing on it, with the same choice of kernels
+    /// and submissions a quarter as long: what a device that was lost or hung may stand.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn reopen(&self) -> Result<Self, Error> {
+        let inner = &self.inner;
+        let submission_ms = inner.options.submission_ms.unwrap_or(SUBMISSION_MS).div_ceil(4);
+        let options = Options { submission_ms: Some(submission_ms), ..inner.options.clone() };
+        let device = Self::open(&inner.selector, &options)?;
+        if let Some(tuning) = inner.tuning.get() {
+            device.set_tuning(tuning.clone());
+        }
+        Ok(device)
     }
 
     fn host(options: &Options) -> Self {
         let info = adapter::host_info(options);
-        Self::new(info, options, Arc::default(), Backend::Cpu(Cpu::default()))
+        Self::new("cpu", info, options, Arc::default(), Backend::Cpu(Cpu::default()))
     }
 
     /// A device with the limits of this one that has no memory and runs nothing, but keeps a list
@@ -114,8 +150,10 @@ impl Device {
         let inner = &self.inner;
         let (staging_bytes, stages_uploads) = (self.staging_bytes(), self.stages_uploads());
         let dry = Dry { staging_bytes, stages_uploads, ..Dry::default() };
-        let options = Options { profile: false, checked: false, ..inner.options.clone() };
-        Self::new(inner.info.clone(), &options, Arc::default(), Backend::Dry(dry))
+        let faults = None;
+        let options = Options { profile: false, checked: false, faults, ..inner.options.clone() };
+        let (selector, info) = (&inner.selector, inner.info.clone());
+        Self::new(selector, info, &options, Arc::default(), Backend::Dry(dry))
     }
 
     /// The dispatches of a dry device since the last call; none on any other.
@@ -126,7 +164,7 @@ impl Device {
         }
     }
 
-    fn adapter(adapter: &wgpu::Adapter, options: &Options) -> Result<Self, Error> {
+    fn adapter(selector: &str, adapter: &wgpu::Adapter, options: &Options) -> Result<Self, Error> {
         let features = adapter::features(adapter, options);
         let description = wgpu::DeviceDescriptor {
             label: Some("edge"),
@@ -147,14 +185,20 @@ impl Device {
         let gpu = Gpu::new(device, queue, &info, &ledger, options.profile);
         gpu.faults.check()?;
         tracing::debug!(name = info.name, backend = info.backend, "opened device");
-        Ok(Self::new(info, options, ledger, Backend::Gpu(Box::new(gpu))))
+        Ok(Self::new(selector, info, options, ledger, Backend::Gpu(Box::new(gpu))))
     }
 
-    fn new(info: DeviceInfo, options: &Options, ledger: Arc<Ledger>, backend: Backend) -> Self {
-        let options = options.clone();
+    fn new(
+        selector: &str,
+        info: DeviceInfo,
+        options: &Options,
+        ledger: Arc<Ledger>,
+        backend: Backend,
+    ) -> Self {
+        let (options, selector) = (options.clone(), selector.to_owned());
         let (id, profile) = (next_id(), Profile::default());
         let (tuning, chosen) = (OnceLock::new(), Choices::default());
-        let inner = Inner { id, info, options, profile, ledger, backend, tuning, chosen };
+        let inner = Inner { id, info, options, selector, profile, ledger, backend, tuning, chosen };
         Self { inner: Arc::new(inner) }
     }
 
@@ -253,6 +297,12 @@ impl Device {
         if words == 0 {
             return Err(Error::EmptyBuffer { label: label_owned() });
         }
+        inner.fault("buffer").map_err(|error| match error {
+            Error::OutOfMemory { in_use, .. } => {
+                Error::OutOfMemory { label: label_owned(), bytes, in_use }
+            }
+            error => error,
+        })?;
         if inner.ledger.is_sealed() {
             return Err(Error::Sealed { label: label_owned(), bytes });
         }
@@ -285,6 +335,7 @@ impl Device {
     /// [`Error::Length`], [`Error::ForeignBuffer`], or what the device reports.
     pub fn write(&self, slice: &Slice, data: &[u32]) -> Result<(), Error> {
         self.check_owner(slice, "write")?;
+        self.inner.fault("write")?;
         if data.len() as u64 != slice.words() {
             return Err(Error::Length {
                 label: slice.buffer().label().to_string(),
@@ -310,6 +361,7 @@ impl Device {
         mut fill: impl FnMut(u64, &mut [u32]),
     ) -> Result<(), Error> {
         self.check_owner(slice, "write")?;
+        self.inner.fault("write")?;
         let gpu = match &self.inner.backend {
             Backend::Dry(_) => return Ok(()),
             Backend::Cpu(cpu) => return cpu.write(slice, |words| fill(0, words)),
@@ -332,6 +384,7 @@ impl Device {
     /// [`Error::ForeignBuffer`], or what the device reports.
     pub fn read(&self, slice: &Slice) -> Result<Vec<u32>, Error> {
         self.check_owner(slice, "read")?;
+        self.inner.fault("read")?;
         match &self.inner.backend {
             Backend::Dry(_) => Ok(vec![0; slice.words() as usize]),
             Backend::Gpu(gpu) => gpu.read(slice),
@@ -365,6 +418,7 @@ impl Device {
     /// # Errors
     /// What the device reports.
     pub fn wait(&self) -> Result<(), Error> {
+        self.inner.fault("wait")?;
         match &self.inner.backend {
             Backend::Gpu(gpu) => gpu.wait(),
             Backend::Cpu(_) | Backend::Dry(_) => Ok(()),
@@ -414,6 +468,49 @@ impl Device {
         match &self.inner.backend {
             Backend::Gpu(gpu) => gpu.groups.len(),
             Backend::Cpu(_) | Backend::Dry(_) => 0,
+        }
+    }
+}
+
+impl Inner {
+    /// Fails on purpose, where that is planned.
+    pub(crate) fn fault(&self, place: &str) -> Result<(), Error> {
+        let Some(faults) = &self.options.faults else { return Ok(()) };
+        let Some(kind) = faults.at(self.id, place, false) else { return Ok(()) };
+        let message = format!("on purpose, at {place}");
+        let gpu = match &self.backend {
+            Backend::Gpu(gpu) => Some(gpu),
+            Backend::Cpu(_) | Backend::Dry(_) => None,
+        };
+        Err(match (kind, gpu) {
+            (Kind::Lost, gpu) => {
+                if let Some(gpu) = gpu {
+                    gpu.lose(&message);
+                }
+                Error::Lost { message }
+            }
+            (Kind::Hang, Some(gpu)) => gpu.give_up(),
+            (Kind::Hang, None) => Error::Hang { seconds: 0 },
+            (Kind::Memory, _) => {
+                let in_use = self.ledger.report().current_total;
+                Error::OutOfMemory { label: place.to_owned(), bytes: 0, in_use }
+            }
+            (Kind::Driver | Kind::Shader, _) => Error::Driver { message },
+        })
+    }
+
+    /// Refuses a shader on purpose, where that is planned.
+    pub(crate) fn refused_shader(
+        &self,
+        op: &'static str,
+        variant: &'static str,
+    ) -> Result<(), Error> {
+        let faults = self.options.faults.as_ref();
+        match faults.and_then(|faults| faults.at(self.id, op, true)) {
+            Some(Kind::Shader) => {
+                Err(Error::Shader { op, variant, message: "refused on purpose".into() })
+            }
+            _ => Ok(()),
         }
     }
 }

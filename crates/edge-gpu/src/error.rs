@@ -158,6 +158,11 @@ pub enum Error {
         /// What the driver said.
         message: String,
     },
+    /// What was submitted did not end, and the device is given up.
+    Hang {
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// Weights that a dispatch needs did not come.
     Weights {
         /// Which, why and what helps: a sentence.
@@ -230,15 +235,12 @@ impl fmt::Display for Error {
                 "{op}: buffer '{label}' is written as '{written}' and bound again as '{other}': \
                  use separate buffers"
             ),
-            Self::Lost { message } => write!(
-                f,
-                "the device was lost ({message}): resume from the last checkpoint, with a smaller \
-                 micro-batch if it happens again"
-            ),
             Self::NoVariant { .. }
             | Self::Shader { .. }
             | Self::Dispatch { .. }
             | Self::GridTooLarge { .. }
+            | Self::Lost { .. }
+            | Self::Hang { .. }
             | Self::Weights { .. }
             | Self::WrongAnswer { .. }
             | Self::Driver { .. } => self.fmt_kernel(f),
@@ -247,7 +249,13 @@ impl fmt::Display for Error {
 }
 
 impl Error {
-    /// The sentences about a kernel that does not run, or not rightly.
+    /// Whether a device that is opened anew may do what failed: it is gone, it hung, or its driver
+    /// reported something that is not of the program's making.
+    pub fn is_of_device(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Hang { .. } | Self::Driver { .. })
+    }
+
+    /// The sentences about a kernel that does not run, or not rightly, and a device that fails.
     fn fmt_kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVariant { op } => write!(f, "no variant of {op} runs on this device"),
@@ -261,6 +269,16 @@ impl Error {
                 write!(f, "{op}, variant '{variant}', answers wrongly: {message}")
             }
             Self::Weights { message } => f.write_str(message),
+            Self::Lost { message } => write!(
+                f,
+                "the device was lost ({message}): resume from the last checkpoint, with a smaller \
+                 micro-batch if it happens again"
+            ),
+            Self::Hang { seconds } => write!(
+                f,
+                "the device did not finish its work within {seconds} s: update its driver, or \
+                 lower --micro-batch or --seq-len"
+            ),
             Self::GridTooLarge { op, grid, limit } => write!(
                 f,
                 "{op}: {grid:?} workgroups, of which the device runs {limit} in a dimension: \

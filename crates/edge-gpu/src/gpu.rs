@@ -15,9 +15,6 @@ use crate::profile::{Profile, TimedOp};
 use crate::sync::Lock;
 use crate::transfer::Readback;
 
-/// Estimated GPU time at which a submission is closed: far below every watchdog (2 s on AMD
-/// APUs, less on a Mac with its display on), far above the cost of submitting.
-pub(crate) const SUBMISSION_SECONDS: f64 = 0.1;
 /// Most dispatches of a submission.
 pub(crate) const MAX_BATCH: usize = 512;
 /// Most dispatches of a submission with timestamps (two queries each).
@@ -127,7 +124,15 @@ pub(crate) struct Gpu {
     timers: Option<Lock<Timers>>,
     /// FLOP/s and bytes/s to start calibration from.
     rates: (f64, f64),
+    /// Longest that a submission may take.
+    pub(crate) patience: Duration,
 }
+
+/// Longest that a submission may take on a GPU, whose drivers' own watchdogs come far earlier.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The same on software drivers, which compile a shader when it first runs.
+const SOFTWARE_PATIENCE: Duration = Duration::from_secs(1800);
 
 impl Gpu {
     pub(crate) fn new(
@@ -162,7 +167,24 @@ impl Gpu {
             ledger: Arc::clone(ledger),
             timers,
             rates,
+            patience: if info.kind.is_cpu() { SOFTWARE_PATIENCE } else { PATIENCE },
         }
+    }
+
+    /// The device is gone, as behind a driver's reset.
+    pub(crate) fn lose(&self, message: &str) {
+        self.faults.lost.lock().get_or_insert_with(|| message.to_owned());
+        self.device.destroy();
+    }
+
+    /// Gives up a device that does not finish.
+    pub(crate) fn give_up(&self) -> Error {
+        let seconds = self.patience.as_secs();
+        let message = format!("its work did not end within {seconds} s");
+        self.faults.lost.lock().get_or_insert(message);
+        // Dropping it would wait for the work.
+        std::mem::forget((self.device.clone(), self.queue.clone()));
+        Error::Hang { seconds }
     }
 
     /// Estimated time of a dispatch before calibration.
@@ -326,9 +348,10 @@ impl Gpu {
     }
 
     pub(crate) fn poll(&self, index: Option<wgpu::SubmissionIndex>) -> Result<(), Error> {
-        let wait = wgpu::PollType::Wait { submission_index: index, timeout: None };
-        match self.device.poll(wait) {
+        let timeout = Some(self.patience);
+        match self.device.poll(wgpu::PollType::Wait { submission_index: index, timeout }) {
             Ok(_) => Ok(()),
+            Err(wgpu::PollError::Timeout) => Err(self.give_up()),
             Err(error) => {
                 self.faults.check()?;
                 Err(Error::Driver { message: one_line(&error.to_string()) })

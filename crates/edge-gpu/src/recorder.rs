@@ -11,9 +11,9 @@ use crate::buffer::Slice;
 use crate::chosen::Chosen;
 use crate::device::{Backend, Device, Inner};
 use crate::error::{Error, one_line};
-use crate::gpu::{Gpu, MAX_BATCH, MAX_TIMED, Prepared, SUBMISSION_SECONDS};
+use crate::gpu::{Gpu, MAX_BATCH, MAX_TIMED, Prepared};
 use crate::host::check_aliasing;
-use crate::pipeline::{satisfies, scoped};
+use crate::pipeline::{Pipeline, satisfies, scoped};
 use crate::profile::{Profile, TimedOp};
 
 /// Takes dispatches in order. Some of them may run before [`Recorder::submit`]; after it, all of
@@ -71,13 +71,14 @@ impl Recorder {
         }
     }
 
-    /// The variant to run where the caller named none.
-    fn choose(&self, op: &dyn Op, call: &Call) -> Result<Variant, Error> {
+    /// The variants to run where the caller named none, the best first; the others are for drivers
+    /// that refuse it.
+    fn choose(&self, op: &dyn Op, call: &Call) -> Result<Vec<Variant>, Error> {
         let Inner { info, options, tuning, .. } = &*self.device.inner;
         if let Some(name) = &options.variant {
             let fits = |variant: &Variant| variant.name == name && satisfies(info, &variant.needs);
             if let Some(named) = op.variants(call).into_iter().find(fits) {
-                return Ok(named);
+                return Ok(vec![named]);
             }
         }
         let mut variants = self.device.candidates(op, call);
@@ -87,7 +88,11 @@ impl Recorder {
         let measured = tuning.get().and_then(|tuning| tuning.get(op, call));
         let measured =
             measured.and_then(|name| variants.iter().position(|variant| variant.name == name));
-        Ok(variants.swap_remove(measured.unwrap_or(0)))
+        let first = variants.remove(measured.unwrap_or(0));
+        // Approximate ones run only where they were measured.
+        variants.retain(|variant| !variant.approximate);
+        variants.insert(0, first);
+        Ok(variants)
     }
 
     fn add(&mut self, dispatch: &Dispatch<Slice>, variant: Option<&Variant>) -> Result<(), Error> {
@@ -95,6 +100,7 @@ impl Recorder {
         let (inner, call) = (&*device.inner, &dispatch.call);
         let bindings = dispatch.op.bindings(call);
         self.check(dispatch, &bindings)?;
+        inner.fault(dispatch.op.name())?;
         let profile = inner.options.profile.then_some(&inner.profile);
         let gpu = match &inner.backend {
             Backend::Dry(dry) => {
@@ -104,14 +110,14 @@ impl Recorder {
             Backend::Cpu(cpu) => return cpu.run(dispatch, &bindings, profile),
             Backend::Gpu(gpu) => gpu,
         };
-        let compile =
-            |variant: &_| gpu.pipelines.get(&gpu.device, dispatch.op, call, &bindings, variant);
+        let compile = |variant: &Variant| {
+            inner.refused_shader(dispatch.op.name(), variant.name)?;
+            gpu.pipelines.get(&gpu.device, dispatch.op, call, &bindings, variant)
+        };
         let chosen = match variant {
             Some(variant) => Chosen::new(variant.clone(), compile(variant)?),
             None => inner.chosen.get(dispatch.op, call, || {
-                let variant = self.choose(dispatch.op, call)?;
-                let pipeline = compile(&variant)?;
-                Ok(Chosen::new(variant, pipeline))
+                first_that_compiles(self.choose(dispatch.op, call)?, compile)
             })?,
         };
         if inner.info.checked {
@@ -122,7 +128,7 @@ impl Recorder {
             return run_by_clock(gpu, prepared, &inner.profile);
         }
         let most = if profile.is_some() { MAX_TIMED } else { MAX_BATCH };
-        let full = (self.seconds + prepared.seconds) * gpu.scale() > SUBMISSION_SECONDS;
+        let full = (self.seconds + prepared.seconds) * gpu.scale() > inner.options.submission_s();
         if full || self.batch.len() >= most {
             self.flush()?;
         }
@@ -218,6 +224,26 @@ impl Recorder {
         self.seconds = 0.0;
         Ok(())
     }
+}
+
+/// The first of these variants that the driver compiles.
+fn first_that_compiles(
+    variants: Vec<Variant>,
+    compile: impl Fn(&Variant) -> Result<Arc<Pipeline>, Error>,
+) -> Result<Chosen, Error> {
+    let mut refused = None;
+    for variant in variants {
+        match compile(&variant) {
+            Ok(pipeline) => return Ok(Chosen::new(variant, pipeline)),
+            Err(error @ Error::Shader { .. }) => {
+                tracing::warn!("{error}; another variant is used");
+                refused.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    // The first one's error: there is one, since there was a variant.
+    Err(refused.unwrap_or(Error::Driver { message: "no variant was tried".into() }))
 }
 
 impl Drop for Recorder {

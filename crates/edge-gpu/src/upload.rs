@@ -6,7 +6,7 @@
 //! copies in line with its other work.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use edge_kernels::Category;
 
@@ -95,6 +95,7 @@ impl UploadSlot {
         after: &Ticket,
         fill: impl FnOnce(&mut [u32]) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.device.inner.fault("upload")?;
         match &self.device.inner.backend {
             Backend::Dry(_) => Ok(()),
             Backend::Cpu(cpu) => cpu.write(&self.buffer.whole(), fill)?,
@@ -152,6 +153,7 @@ impl Gpu {
             // The receiver is gone only after an error below.
             let _ = sender.send(result);
         });
+        let started = Instant::now();
         // A poll of another thread may be the one that calls back.
         let mapped = loop {
             let timeout = Some(Duration::from_millis(20));
@@ -162,7 +164,12 @@ impl Gpu {
             }
             match receiver.recv_timeout(Duration::from_micros(200)) {
                 Ok(result) => break result,
-                Err(RecvTimeoutError::Timeout) => self.faults.check()?,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.faults.check()?;
+                    if started.elapsed() > self.patience {
+                        return Err(self.give_up().into());
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(driver("mapping a slot did not finish".into()).into());
                 }

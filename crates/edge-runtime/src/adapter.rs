@@ -42,6 +42,13 @@ impl Targets {
         Self(Projection::ALL.to_vec())
     }
 
+    /// These layers.
+    pub fn of(mut projections: Vec<Projection>) -> Self {
+        projections.sort_unstable();
+        projections.dedup();
+        Self(projections)
+    }
+
     /// The layers.
     pub fn projections(&self) -> &[Projection] {
         &self.0

@@ -268,6 +268,13 @@ impl<'a> TunerBuilder<'a> {
         self
     }
 
+    /// PEFT adapter folder to start from; its rank, alpha and layers are taken over.
+    #[must_use]
+    pub fn adapter(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.flags.adapter = Some(dir.into());
+        self
+    }
+
     /// Peak learning rate.
     #[must_use]
     pub fn lr(mut self, lr: f64) -> Self {
@@ -373,7 +380,7 @@ impl<'a> TunerBuilder<'a> {
     /// As [`Tuner::open`].
     pub fn build(self) -> Result<Tuner<'a>> {
         let Self { mut flags, changes, callback } = self;
-        flags.choose_bits()?;
+        flags.choose_by_files()?;
         let mut options = flags.resolve()?;
         for change in changes {
             change(&mut options);

@@ -214,6 +214,9 @@ pub struct TuneFlags {
     /// LoRA alpha [default: twice the rank]
     #[arg(long)]
     pub alpha: Option<f64>,
+    /// PEFT adapter folder to start from, of this model; its rank, alpha and layers are taken over
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// all-linear, or a list such as q_proj,v_proj [default: all-linear]
     #[arg(long)]
     pub targets: Option<Targets>,

@@ -186,7 +186,7 @@ fn resolve(args: &CompareArgs) -> Result<Resolved> {
     let contenders = entries.into_iter().map(|entry| {
         let mut own = overrides.of(&entry)?.or(flags.clone());
         own.method = Some(entry.method);
-        own.choose_bits().with_context(|| format!("method {}", entry.name))?;
+        own.choose_by_files().with_context(|| format!("method {}", entry.name))?;
         Ok((entry, own))
     });
     Ok(Resolved { contenders: contenders.collect::<Result<_>>()?, seeds, budgets, out })

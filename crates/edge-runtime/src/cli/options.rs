@@ -10,12 +10,12 @@ use super::args::{
     WindowOrder,
 };
 use super::schema::explain;
-use crate::adapter::Targets;
+use crate::adapter::{self, Targets};
 use crate::compress::read::is_compressed;
 use crate::data::Columns;
 use crate::exits::Vote;
 use crate::schedule::Schedule;
-use crate::session::refuse_formats;
+use crate::session::{Source, refuse_formats};
 use crate::tune::course::Budget;
 
 /// All options of a run. Written to `config.resolved.yaml`, which `--config` reads again.
@@ -84,6 +84,9 @@ pub struct TuneOptions {
     pub weight_decay: f64,
     /// Largest norm of the gradient; 0: any.
     pub clip: f64,
+    /// PEFT adapter to start from; `None`: adapters that change nothing.
+    #[serde(default)]
+    pub adapter: Option<PathBuf>,
     /// LoRA rank.
     pub rank: usize,
     /// LoRA alpha.
@@ -213,17 +216,20 @@ impl TuneFlags {
             evals: self.evals.or(file.evals),
             early_stopping: self.early_stopping.or(file.early_stopping),
             recompute: self.recompute.or(file.recompute),
+            adapter: self.adapter.or(file.adapter),
             checkpoint_every: self.checkpoint_every.or(file.checkpoint_every),
             keep_checkpoints: self.keep_checkpoints.or(file.keep_checkpoints),
             profile: self.profile.or(file.profile),
         }
     }
 
-    /// Fills in the bits that a method's base has where none are given.
+    /// Fills in what depends on files where it is not given: the bits of a method's base, and rank,
+    /// alpha and layers of the adapter that is started from.
     ///
     /// # Errors
-    /// Bits are given for a compressed model, which has formats of its own.
-    pub fn choose_bits(&mut self) -> Result<()> {
+    /// Bits are given for a compressed model, which has formats of its own; or the adapter is of
+    /// another rank, alpha or model than is asked for.
+    pub fn choose_by_files(&mut self) -> Result<()> {
         let compressed = self.model.as_deref().filter(|model| is_compressed(model));
         if let Some(model) = compressed {
             refuse_formats(model, self.bits, self.group_size)?;
@@ -234,6 +240,32 @@ impl TuneFlags {
                 // The method's point is a packed base; 8 bit costs nearly nothing in loss.
                 Method::Edge | Method::Partial => Some(Bits::Eight),
             };
+        }
+        self.choose_adapter()
+    }
+
+    fn choose_adapter(&mut self) -> Result<()> {
+        let Some(dir) = &self.adapter else { return Ok(()) };
+        let shown = dir.display();
+        ensure!(
+            self.method != Some(Method::Full),
+            "--adapter {shown} goes with methods that train adapters: export it merged, and give \
+             --method full that model"
+        );
+        let model = self.model.as_deref();
+        let model = model.with_context(|| format!("--adapter {shown} needs --model: its base"))?;
+        let (found, _) = adapter::load(dir, &Source::open(model)?.config)?;
+        let (rank, alpha) = (self.rank.unwrap_or(found.r), self.alpha.unwrap_or(found.lora_alpha));
+        ensure!(
+            rank == found.r && alpha == found.lora_alpha,
+            "the adapter in {shown} has rank {} and alpha {}, and --rank {rank} --alpha {alpha} \
+             were asked for: leave them out",
+            found.r,
+            found.lora_alpha
+        );
+        (self.rank, self.alpha) = (Some(rank), Some(alpha));
+        if self.targets.is_none() {
+            self.targets = Some(Targets::of(found.target_modules));
         }
         Ok(())
     }
@@ -308,6 +340,7 @@ impl TuneFlags {
             evals: self.evals.unwrap_or(0),
             early_stopping: self.early_stopping,
             recompute: self.recompute.unwrap_or(false),
+            adapter: self.adapter,
             checkpoint_every: self.checkpoint_every.unwrap_or(checkpoint_every()),
             keep_checkpoints: self.keep_checkpoints.unwrap_or(keep_checkpoints()),
             profile: self.profile.unwrap_or(false),

@@ -103,7 +103,7 @@ fn options(args: &PlanArgs) -> Result<(TuneOptions, Source)> {
     if let Some(path) = &args.config {
         flags = flags.or(TuneFlags::load(path)?);
     }
-    flags.choose_bits()?;
+    flags.choose_by_files()?;
     let (flags, _) = with_demo(flags)?;
     let options = TuneOptions { auto_micro_batch: flags.micro_batch.is_none(), ..flags.resolve()? };
     let source = Source::open(options.model.as_deref().context("a model folder")?)?;

@@ -352,7 +352,8 @@ mod tests {
         let text = text.unwrap();
         let expected = "method device steps tokens trained_tokens skipped_steps \
                         tokens_per_second step_ms_median train_loss val_loss_before val_loss \
-                        val_perplexity exits vote peak_device_bytes peak_device_bytes_by_category peak_host_bytes \
+                        val_perplexity exits vote peak_device_bytes \
+                        peak_device_bytes_by_category peak_host_bytes \
                         predicted_peak_device_bytes predicted_step_ms profile run_dir";
         assert_eq!(keys(&text).join(" "), expected);
         assert!(text.contains("\"train_loss\":null") && !text.contains('\n'));

@@ -62,7 +62,7 @@ fn automatic(out: Option<&Path>) -> Option<PathBuf> {
 fn options(run: &Path, flags: TuneFlags) -> Result<TuneOptions> {
     let recorded = TuneFlags::load(&run.join(CONFIG))?;
     let mut merged = TuneFlags { out: None, ..flags }.or(recorded.clone());
-    merged.choose_bits()?;
+    merged.choose_by_files()?;
     let (began, options) = (recorded.resolve()?, merged.resolve()?);
     let (old, new) = (keys(&began)?, keys(&options)?);
     for (key, value) in &new {

@@ -87,7 +87,7 @@ fn result(run: &Path) -> Result<Value> {
 
 /// A new run.
 fn start(args: &TuneArgs, mut flags: TuneFlags) -> Result<u8> {
-    flags.choose_bits()?;
+    flags.choose_by_files()?;
     if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
         eprintln!("no --model given: tuning the bundled demo model on your data");
     }

@@ -97,7 +97,7 @@ struct State {
     report: StreamReport,
     started: Instant,
     spans: Option<Vec<Span>>,
-    failed: Option<String>,
+    failed: Option<Error>,
 }
 
 impl Streamer {
@@ -204,7 +204,7 @@ impl Streamer {
         let load = Load { block, slot, serial, after: self.device.ticket() };
         let sent = state.loads.as_ref().is_some_and(|loads| loads.send(load).is_ok());
         if !sent {
-            state.failed.get_or_insert_with(|| "the loader of weights has ended".to_owned());
+            state.failed.get_or_insert_with(ended);
         }
     }
 
@@ -257,21 +257,28 @@ impl Streamer {
                     state.report.wait_ms += 1e3 * idle.as_secs_f64();
                     state.note(done);
                 }
-                Err(_) => state.failed = Some("the loader of weights has ended".to_owned()),
+                Err(_) => state.failed = Some(ended()),
             }
         }
         match &state.failed {
-            Some(message) => Err(Error::Weights { message: message.clone() }),
+            Some(error) => Err(error.clone()),
             None => Ok(()),
         }
     }
+}
+
+fn ended() -> Error {
+    Error::Weights { message: "the loader of weights has ended".to_owned() }
 }
 
 impl State {
     fn note(&mut self, done: Done) {
         let Done { slot, block, serial, result, bytes, start, end } = done;
         if let Err(error) = result {
-            self.failed.get_or_insert_with(|| format!("{error:#}"));
+            // A device that is lost can be opened again, a file that cannot be read cannot.
+            let weights = || Error::Weights { message: format!("{error:#}") };
+            self.failed
+                .get_or_insert_with(|| error.downcast_ref().cloned().unwrap_or_else(weights));
             return;
         }
         self.ready[slot] |= self.serials[slot] == serial;

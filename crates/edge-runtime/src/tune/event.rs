@@ -1,6 +1,8 @@
 //! What a run says while it goes on, and what its listener answers.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
@@ -37,7 +39,7 @@ pub enum Ended {
 /// first `Step` of each part of the run, `Trained` and `Saved`; a `Validated` before `Started`, as
 /// many as were asked for between steps, and one behind `Trained`, where there are validation data.
 /// `Work`, `Notice` and `Checkpointed` come in between. A run that goes on has no `Validated`
-/// before `Started`.
+/// before `Started`; where the device fails on the way and is opened again, they begin anew.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum TuneEvent {
@@ -104,19 +106,26 @@ pub type Listener<'a> = &'a mut dyn FnMut(&TuneEvent) -> Control;
 /// Hands events to a listener and remembers whether it wants the run to stop.
 pub struct Events<'a> {
     listener: Listener<'a>,
-    stopped: bool,
+    stopped: Arc<AtomicBool>,
 }
 
 impl<'a> Events<'a> {
     /// Events for this listener.
     pub fn new(listener: Listener<'a>) -> Self {
-        Self { listener, stopped: false }
+        Self { listener, stopped: Arc::default() }
+    }
+
+    /// The same listener, for a part of the run.
+    pub fn lend(&mut self) -> Events<'_> {
+        Events { listener: &mut *self.listener, stopped: Arc::clone(&self.stopped) }
     }
 
     /// Hands an event out.
     pub fn send(&mut self, event: &TuneEvent) {
         // A stop cannot be taken back: the run may have acted on it.
-        self.stopped |= (self.listener)(event) == Control::Stop;
+        if (self.listener)(event) == Control::Stop {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Hands a sentence for people out.
@@ -131,7 +140,7 @@ impl<'a> Events<'a> {
 
     /// Whether the run should stop after its current step.
     pub fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Ends work that leaves nothing half done where the listener wants to stop.
@@ -139,7 +148,7 @@ impl<'a> Events<'a> {
     /// # Errors
     /// [`Interrupted`].
     pub fn check(&self) -> Result<()> {
-        if self.stopped {
+        if self.stopped() {
             bail!(Interrupted);
         }
         Ok(())

@@ -8,6 +8,7 @@ mod disk;
 pub mod event;
 pub mod header;
 mod pass;
+mod recover;
 pub mod resume;
 pub mod run;
 pub mod save;

@@ -1,15 +1,19 @@
 //! A run of `tune`: what is checked and chosen before it, and how it ends.
 
-use anyhow::{Result, ensure};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
 use edge_gpu::Device;
 use edge_scheduler::{Job, Plan};
 use serde::{Deserialize, Serialize};
 
 use super::event::{Events, Listener, TuneEvent};
 use super::header::{Header, Parts};
+use super::recover::Recovery;
 use super::resume::Resume;
 use super::session::Session;
 use super::{cache, disk, job};
+use crate::adapter;
 use crate::batch::{Sampler, check_seq_len};
 use crate::cli::options::TuneOptions;
 use crate::cli::report::TuneReport;
@@ -63,15 +67,47 @@ pub fn run_on(
     resume: Option<&Resume>,
 ) -> Result<Outcome> {
     let mut events = Events::new(listener);
+    let (mut recovery, mut again) = (Recovery::default(), None);
+    let mut device = device.clone();
+    loop {
+        let resume = again.as_ref().or(resume);
+        let mut run = resume.map(|resume| resume.run().to_owned());
+        let result = attempt(data, options, source, &device, events.lend(), resume, &mut run);
+        let error = match result {
+            Err(error) => error,
+            ended => return ended,
+        };
+        let taken_up = recovery.after(error, &device, run.as_deref(), &mut events)?;
+        let begun;
+        (device, begun) = taken_up;
+        again = begun;
+    }
+}
+
+/// A run up to its end, or until the device fails; `run` becomes its directory once it has one.
+fn attempt<'a>(
+    data: &'a Dataset,
+    options: &'a TuneOptions,
+    source: &'a Source,
+    device: &Device,
+    mut events: Events<'a>,
+    resume: Option<&Resume>,
+    run: &mut Option<PathBuf>,
+) -> Result<Outcome> {
     let prepared = prepare(data, options, source, device, resume, &mut events)?;
     announce(data, source, &prepared, &mut events);
     events.check()?;
     device.reset_peak();
     let model = load(options, source, device, &prepared.job, &mut events)?;
+    if let (Some(dir), None) = (&options.adapter, resume.and_then(Resume::state)) {
+        let (_, tensors) = adapter::load(dir, &source.config)?;
+        let set = model.set_adapter(&tensors);
+        set.with_context(|| format!("cannot start from {}: check --targets", dir.display()))?;
+    }
     events.send(&TuneEvent::Loaded);
     events.check()?;
     device.seal();
-    let outcome = train(data, options, source, model, prepared, events, resume);
+    let outcome = train(data, options, source, (model, run), prepared, events, resume);
     // A run that fails on its way leaves the device sealed.
     device.unseal();
     outcome
@@ -81,7 +117,7 @@ fn train<'a>(
     data: &'a Dataset,
     options: &'a TuneOptions,
     source: &'a Source,
-    model: Model,
+    (model, run): (Model, &mut Option<PathBuf>),
     prepared: Prepared,
     events: Events<'a>,
     resume: Option<&Resume>,
@@ -93,6 +129,7 @@ fn train<'a>(
         None => RunDir::create(options.out.as_deref(), options.method.name())?,
         Some(resume) => RunDir::resume(resume.run(), resume.step())?,
     };
+    *run = Some(run_dir.path().to_owned());
     let logs = resume.map(|resume| resume.state().map(|s| s.logs.clone()).unwrap_or_default());
     let parts = (model, run_dir, logs);
     let mut session = Session::new(data, options, source, parts, &prepared, events)?;
