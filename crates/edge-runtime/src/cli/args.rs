@@ -265,6 +265,12 @@ pub struct TuneFlags {
     /// Checkpoints that are kept, the newest ones [default: 2]
     #[arg(long, value_name = "N")]
     pub keep_checkpoints: Option<usize>,
+    /// Rest while the battery is below this charge and is not being charged
+    #[arg(long, value_name = "PERCENT")]
+    pub pause_below_battery: Option<f64>,
+    /// Rest while a part of the device is hotter, as far as the system tells
+    #[arg(long, value_name = "CELSIUS")]
+    pub pause_above_temperature: Option<f64>,
     /// Keep only the inputs of blocks for the backward pass, which runs them forward again: less
     /// memory, more time
     #[arg(long, num_args = 0, default_missing_value = "true")]

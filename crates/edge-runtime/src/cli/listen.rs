@@ -61,6 +61,7 @@ impl Terminal {
             | TuneEvent::Phase { .. }
             | TuneEvent::Best { .. }
             | TuneEvent::Checkpointed { .. }
+            | TuneEvent::Resting { .. }
             | TuneEvent::Saved(_) => {}
         }
     }

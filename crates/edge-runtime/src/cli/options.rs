@@ -131,6 +131,12 @@ pub struct TuneOptions {
     /// Checkpoints that are kept.
     #[serde(default = "keep_checkpoints")]
     pub keep_checkpoints: usize,
+    /// Charge of the battery below which the run rests, percent.
+    #[serde(default)]
+    pub pause_below_battery: Option<f64>,
+    /// Temperature above which the run rests, degrees Celsius.
+    #[serde(default)]
+    pub pause_above_temperature: Option<f64>,
     /// Time each kernel.
     pub profile: bool,
     /// Write the timeline of a step.
@@ -217,6 +223,8 @@ impl TuneFlags {
             early_stopping: self.early_stopping.or(file.early_stopping),
             recompute: self.recompute.or(file.recompute),
             adapter: self.adapter.or(file.adapter),
+            pause_below_battery: self.pause_below_battery.or(file.pause_below_battery),
+            pause_above_temperature: self.pause_above_temperature.or(file.pause_above_temperature),
             checkpoint_every: self.checkpoint_every.or(file.checkpoint_every),
             keep_checkpoints: self.keep_checkpoints.or(file.keep_checkpoints),
             profile: self.profile.or(file.profile),
@@ -341,6 +349,8 @@ impl TuneFlags {
             early_stopping: self.early_stopping,
             recompute: self.recompute.unwrap_or(false),
             adapter: self.adapter,
+            pause_below_battery: self.pause_below_battery,
+            pause_above_temperature: self.pause_above_temperature,
             checkpoint_every: self.checkpoint_every.unwrap_or(checkpoint_every()),
             keep_checkpoints: self.keep_checkpoints.unwrap_or(keep_checkpoints()),
             profile: self.profile.unwrap_or(false),
@@ -454,6 +464,8 @@ impl TuneOptions {
             ("--alpha", self.alpha, 1e9),
             ("--epochs", self.epochs.unwrap_or(1.0), 1e9),
             ("--max-seconds", self.max_seconds.unwrap_or(1.0), 1e9),
+            ("--pause-below-battery", self.pause_below_battery.unwrap_or(1.0), 100.0),
+            ("--pause-above-temperature", self.pause_above_temperature.unwrap_or(1.0), 1e3),
         ] {
             ensure!(value > 0.0 && value < below, "{flag} is {value}: give a number above 0");
         }

@@ -13,8 +13,17 @@ use crate::tune::resume::Resume;
 
 /// Options that may differ from those that the run began with: where things are, which is checked
 /// by what is there, and what does not change the run.
-const FREE: [&str; 7] =
-    ["model", "data", "valid", "out", "device", "checkpoint-every", "keep-checkpoints"];
+const FREE: [&str; 9] = [
+    "model",
+    "data",
+    "valid",
+    "out",
+    "device",
+    "checkpoint-every",
+    "keep-checkpoints",
+    "pause-below-battery",
+    "pause-above-temperature",
+];
 
 /// What a run begins with.
 #[derive(Debug)]

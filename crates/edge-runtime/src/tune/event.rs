@@ -94,6 +94,13 @@ pub enum TuneEvent {
         /// Its folder.
         path: PathBuf,
     },
+    /// The run waits, once a second: the battery is low or the device hot.
+    Resting {
+        /// Which.
+        reason: String,
+        /// How long it has waited.
+        seconds: u64,
+    },
     /// The steps are over.
     Trained(Ended),
     /// All files of the run are in this directory.

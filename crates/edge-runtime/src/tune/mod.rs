@@ -9,6 +9,7 @@ pub mod event;
 pub mod header;
 mod pass;
 mod recover;
+mod rest;
 pub mod resume;
 pub mod run;
 pub mod save;

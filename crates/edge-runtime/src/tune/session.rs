@@ -15,6 +15,7 @@ use super::checkpoints::State;
 use super::course::{Budget, Course, Spent, Turn};
 use super::event::{Ended, Events, TuneEvent};
 use super::header::{self, Header};
+use super::rest::Rests;
 use super::resume::Resume;
 use super::run::{CurvePoint, Outcome, Prepared};
 use super::save;
@@ -68,6 +69,7 @@ pub(super) struct Session<'a> {
     pub(super) trained_tokens: u64,
     pub(super) val_loss_before: Option<f64>,
     pub(super) skipped: Skipped,
+    pub(super) rests: Rests,
     /// The options as they are written: with the micro-batch that the schedule chose.
     pub(super) written: TuneOptions,
     /// The step of the last checkpoint.
@@ -117,6 +119,7 @@ impl<'a> Session<'a> {
             trained_tokens: 0,
             val_loss_before: None,
             skipped: Skipped::default(),
+            rests: Rests::new(options),
             written,
             checkpointed: None,
             hashes: None,
@@ -231,6 +234,10 @@ impl<'a> Session<'a> {
             self.send_phase(turn);
         }
         while let Some(turn) = course.next(self.spent) {
+            self.rest(|session| match last {
+                Some(last) => session.checkpoint(last, evals, sampler),
+                None => Ok(()),
+            })?;
             if self.events.stopped() {
                 ended = Ended::Interrupted;
                 if let Some(last) = last {
