@@ -21,7 +21,7 @@ use edge_kernels::util::seeded;
 use crate::Subject;
 
 /// Seed of the buffers' contents.
-const SEED: u64 = 0x5eed;
+pub const SEED: u64 = 0x5eed;
 
 /// Least time of a sample measured from outside or on the CPU, milliseconds: well above the cost
 /// of submitting, and of losing the CPU for a moment.

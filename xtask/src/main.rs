@@ -33,7 +33,7 @@ cargo xtask COMMAND
   shaders [--check] [--dump]
                           writes shaders/README.md; --check: only compares it; --dump: also
                           writes every assembled variant to target/shaders/
-  bench [WORD...] [--quick|--full] [--record] [--against[=FILE]] [--targets] [--peers] [...]
+  bench [WORD...] [--quick|--full] [--record] [--check] [--against[=FILE]] [--targets] [...]
                           checks and times every registered kernel whose name contains all words;
                           `bench --help` has the rest
   demo-model              makes the bundled demo model and its texts again
