@@ -1,7 +1,10 @@
 //! What times are divided by to be compared between runs: a kernel that no change to the others
 //! touches, timed right before and right after each of their samples in the same process. What
-//! slows the machine down slows both, so that the quotient survives a busy machine; a slower clock
-//! or fewer cores cancel too.
+//! slows the machine down slows both, and a slower clock cancels.
+//!
+//! Where the CPU runs the shaders, other programs are let in during one sample and not during the
+//! next, and the quotient of times by the wall varies by half; there it is of the time that our
+//! threads ran.
 
 use anyhow::{Result, ensure};
 use edge_gpu::Device;
@@ -21,6 +24,7 @@ const STEPS: u32 = 16 * fma_rate::UNROLLED;
 /// body whatever the device, and whose time depends on neither caches nor formats.
 pub struct Calibration {
     prepared: Prepared,
+    /// What the last sample of the calibration kernel cost, milliseconds.
     last_ms: f64,
 }
 
@@ -52,21 +56,21 @@ impl Calibration {
         Ok(())
     }
 
-    /// A sample of `choice` in milliseconds, and over the mean of the calibration kernel's before
-    /// and behind it.
+    /// A sample of `choice` in milliseconds, and what it cost over the mean of the calibration
+    /// kernel's cost before and behind it.
     ///
     /// # Errors
     /// The device fails.
     pub fn around(&mut self, one: &Prepared, choice: &Choice) -> Result<(f64, f64)> {
         let before_ms = self.last_ms;
-        let ms = one.sample(choice)?;
+        let (ms, cost_ms) = one.sample_and_cost(choice)?;
         self.last_ms = self.sample()?;
-        Ok((ms, 2.0 * ms / (before_ms + self.last_ms)))
+        Ok((ms, 2.0 * cost_ms / (before_ms + self.last_ms)))
     }
 
     fn sample(&self) -> Result<f64> {
-        let ms = self.prepared.sample(&self.prepared.choices[0])?;
-        ensure!(ms > 0.0, "the device reports that the calibration kernel takes no time");
-        Ok(ms)
+        let (_, cost_ms) = self.prepared.sample_and_cost(&self.prepared.choices[0])?;
+        ensure!(cost_ms > 0.0, "the device reports that the calibration kernel takes no time");
+        Ok(cost_ms)
     }
 }

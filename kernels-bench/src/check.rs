@@ -7,11 +7,8 @@
 
 use std::fmt::Write as _;
 
-use crate::fence::{Fence, HISTORY_MIN, Magnitude};
+use crate::fence::{Fence, HISTORY_MIN, Least, Magnitude};
 use crate::row::Row;
-
-/// Least half width of a fence, relative: what a compiler's mood is allowed.
-pub const LEAST: f64 = 0.05;
 
 /// How often a row outside its fence is timed again.
 pub const AGAIN: usize = 2;
@@ -33,7 +30,7 @@ pub struct Checked {
 impl Checked {
     /// Of a row, with the calibrated times of its history.
     pub fn new(row: &Row, history: &[f64]) -> Self {
-        let fence = (history.len() >= HISTORY_MIN).then(|| Fence::of(history, 0.0, LEAST));
+        let fence = (history.len() >= HISTORY_MIN).then(|| Fence::of(history, 0.0, Least::TIMED));
         Self { key: row.key(), values: row.calibrated.into_iter().collect(), fence }
     }
 

@@ -12,8 +12,22 @@ const IQR_FACTOR: f64 = 3.0;
 /// Values from which on quartiles mean something.
 pub const HISTORY_MIN: usize = 5;
 
-/// Least half width with too little history, relative.
-const UNKNOWN_WIDTH: f64 = 0.10;
+/// Least half widths of a fence, relative to its middle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Least {
+    /// Where the history says how much the value varies.
+    pub known: f64,
+    /// Where it is too short for that.
+    pub unknown: f64,
+}
+
+impl Least {
+    /// Of times and rates: what a compiler's mood is allowed.
+    pub const TIMED: Self = Self { known: 0.05, unknown: 0.10 };
+
+    /// Of bytes and losses, which a run repeats.
+    pub const EXACT: Self = Self { known: 0.005, unknown: 0.005 };
+}
 
 /// How often the spread of the samples is added on either side with too little history.
 const SPREAD_FACTOR: f64 = 4.0;
@@ -53,12 +67,12 @@ impl Fence {
     ///
     /// # Panics
     /// Without history.
-    pub fn of(history: &[f64], spread: f64, least: f64) -> Self {
+    pub fn of(history: &[f64], spread: f64, least: Least) -> Self {
         let [lower, middle, upper] = quartiles(history);
         let known = history.len() >= HISTORY_MIN;
         let (reach, least) = match known {
-            true => (IQR_FACTOR * (upper - lower), least),
-            false => (SPREAD_FACTOR * spread, least.max(UNKNOWN_WIDTH)),
+            true => (IQR_FACTOR * (upper - lower), least.known),
+            false => (SPREAD_FACTOR * spread, least.unknown),
         };
         let least = least * middle.abs();
         // Few values do not say which of them is the odd one: all are within.
@@ -111,15 +125,23 @@ pub enum Magnitude {
 }
 
 impl Magnitude {
+    /// Each with the distance that it ends below; the last ends nowhere.
+    pub fn table() -> [(Option<f64>, Self); 5] {
+        [
+            (Some(1.5), Self::VerySmall),
+            (Some(3.0), Self::Small),
+            (Some(10.0), Self::Medium),
+            (Some(25.0), Self::Large),
+            (None, Self::VeryLarge),
+        ]
+    }
+
     /// Of a distance ([`Fence::distance`]).
     pub fn of(distance: f64) -> Self {
-        match distance {
-            d if d < 1.5 => Self::VerySmall,
-            d if d < 3.0 => Self::Small,
-            d if d < 10.0 => Self::Medium,
-            d if d < 25.0 => Self::Large,
-            _ => Self::VeryLarge,
-        }
+        let fits = |(below, magnitude): (Option<f64>, Self)| {
+            below.is_none_or(|below| distance < below).then_some(magnitude)
+        };
+        Self::table().into_iter().find_map(fits).unwrap_or(Self::VeryLarge)
     }
 
     /// In words.
@@ -138,6 +160,10 @@ impl Magnitude {
 mod tests {
     use super::*;
 
+    fn least(known: f64) -> Least {
+        Least { known, unknown: 0.1 }
+    }
+
     #[test]
     fn quartiles_are_interpolated() {
         assert_eq!(quartiles(&[4.0, 1.0, 3.0, 2.0, 5.0]), [2.0, 3.0, 4.0]);
@@ -147,8 +173,8 @@ mod tests {
 
     #[test]
     fn one_odd_value_does_not_move_the_fence() {
-        let calm = Fence::of(&[1.0, 1.01, 0.99, 1.0, 1.02, 0.98], 0.0, 0.02);
-        let odd = Fence::of(&[1.0, 1.01, 0.99, 1.0, 1.02, 9.0], 0.0, 0.02);
+        let calm = Fence::of(&[1.0, 1.01, 0.99, 1.0, 1.02, 0.98], 0.0, least(0.02));
+        let odd = Fence::of(&[1.0, 1.01, 0.99, 1.0, 1.02, 9.0], 0.0, least(0.02));
         assert!(calm.contains(1.04) && !calm.contains(1.15) && !calm.contains(0.85), "{calm:?}");
         assert!(odd.contains(1.04) && !odd.contains(1.15), "{odd:?}");
         assert!(!calm.contains(f64::NAN));
@@ -156,25 +182,25 @@ mod tests {
 
     #[test]
     fn what_never_varies_has_a_least_width() {
-        let fence = Fence::of(&[2.0; 9], 0.0, 0.05);
+        let fence = Fence::of(&[2.0; 9], 0.0, least(0.05));
         assert!(fence.contains(2.09) && !fence.contains(2.11) && !fence.contains(1.89));
         assert!((fence.width() - 0.05).abs() < 1e-12);
-        let exact = Fence::of(&[2.0; 9], 0.0, 0.0);
+        let exact = Fence::of(&[2.0; 9], 0.0, least(0.0));
         assert!(exact.contains(2.0) && !exact.contains(2.0001));
         assert_eq!(exact.distance(2.5), f64::INFINITY);
     }
 
     #[test]
     fn little_history_is_wide() {
-        let fence = Fence::of(&[1.0, 1.3], 0.0, 0.02);
+        let fence = Fence::of(&[1.0, 1.3], 0.0, least(0.02));
         assert!(fence.contains(1.0) && fence.contains(1.3) && !fence.contains(1.5), "{fence:?}");
-        let noisy = Fence::of(&[1.0], 0.1, 0.02);
+        let noisy = Fence::of(&[1.0], 0.1, least(0.02));
         assert!(noisy.contains(1.39) && !noisy.contains(1.41));
     }
 
     #[test]
     fn words_follow_the_distance() {
-        let fence = Fence::of(&[1.0; 5], 0.0, 0.1);
+        let fence = Fence::of(&[1.0; 5], 0.0, least(0.1));
         let words = [1.12, 1.2, 1.5, 3.0, 9.0].map(|v| Magnitude::of(fence.distance(v)).words());
         assert_eq!(words, ["very small", "small", "medium", "large", "very large"]);
     }

@@ -144,7 +144,7 @@ fn known(number: Option<f64>) -> String {
 
 fn fields(row: &Row, origin: &Origin) -> [String; 26] {
     let repeat = format!(
-        "cargo xtask bench --full --device '{}' op={} format={} shape={}",
+        "cargo xtask bench --device '{}' op={} format={} shape={}",
         origin.selector, row.op, row.format, row.shape
     );
     [
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!((record.commit.as_str(), record.date.as_str()), ("abc", "2026-01-02T0304"));
         assert_eq!(record.machine, Some(origin().machine));
         let text = fs::read_to_string(&path).expect("there");
-        let repeat = "--full --device 'llvmpipe' op=matmul_nt format=q4 shape=a_1x2x3";
+        let repeat = "bench --device 'llvmpipe' op=matmul_nt format=q4 shape=a_1x2x3";
         assert_eq!(text.matches(repeat).count(), 2, "each row says how to repeat it");
         let names = fs::read_dir(folder.path()).expect("there").count();
         assert_eq!(names, 2, "no draft is left");

@@ -18,7 +18,7 @@ use edge_kernels::format::Category;
 use edge_kernels::op::{Access, CaseBuffer, Variant};
 use edge_kernels::util::seeded;
 
-use crate::Subject;
+use crate::{Subject, cpu_time};
 
 /// Seed of the buffers' contents.
 pub const SEED: u64 = 0x5eed;
@@ -166,6 +166,20 @@ impl Prepared {
     /// The device fails.
     pub fn sample(&self, choice: &Choice) -> Result<f64> {
         self.time(choice, choice.dispatches)
+    }
+
+    /// [`Prepared::sample`], and what is to be compared with another sample right before or
+    /// behind it: where the CPU runs the shaders and the system says how long our threads ran,
+    /// that; else the same.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn sample_and_cost(&self, choice: &Choice) -> Result<(f64, f64)> {
+        let begin = if self.device.info().kind.is_cpu() { cpu_time::nanoseconds() } else { None };
+        let ms = self.sample(choice)?;
+        let ran = begin.and_then(|begin| cpu_time::nanoseconds()?.checked_sub(begin));
+        let cost_ms = |ns: u64| ns as f64 / 1e6 / f64::from(choice.dispatches);
+        Ok((ms, ran.map_or(ms, cost_ms)))
     }
 
     /// Milliseconds of a dispatch, the mean over `count` of them in one submission.

@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod cmd;
+mod dashboard;
 mod interop;
 mod models;
 mod quickstart;
@@ -36,6 +37,9 @@ cargo xtask COMMAND
   bench [WORD...] [--quick|--full] [--record] [--check] [--against[=FILE]] [--targets] [...]
                           checks and times every registered kernel whose name contains all words;
                           `bench --help` has the rest
+  dashboard [compare A B|export RECORD] [...]
+                          writes target/dashboard/index.html, a page of all records; compares two;
+                          prints one for other programs; `dashboard --help` has the rest
   demo-model              makes the bundled demo model and its texts again
   synth-model --config FILE --out DIR [...]
                           writes a checkpoint of random weights with the shapes of a config.json
@@ -52,6 +56,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("tidy", tidy::run),
     ("shaders", shaders::run),
     ("bench", bench::run),
+    ("dashboard", dashboard::run),
     ("demo-model", models::demo_model),
     ("synth-model", models::synth_model),
 ];
