@@ -5,8 +5,8 @@
 //!
 //! Records also have what tuning and the repository weigh ([`measure`], [`tuning`], [`size`]).
 //! All of them are the [`history`], by which changes are judged ([`fence`]): of a run on a busy
-//! machine ([`calibration`], [`check`]), and of two records ([`series`], [`judge`], [`report`]). The
-//! page of all is [`dashboard`].
+//! machine ([`calibration`], [`check`]), and of two records ([`series`], [`judge`], [`report`]).
+//! The page of all is [`dashboard`].
 //!
 //! The table (`src/main.rs`) and the criterion benches (`benches/ops.rs`) push the same
 //! [`edge_kernels::Dispatch`] that production pushes.
@@ -15,7 +15,6 @@ pub mod args;
 pub mod calibration;
 pub mod check;
 pub mod compare;
-pub mod cpu_time;
 pub mod csv;
 pub mod dashboard;
 pub mod fence;

@@ -2,9 +2,11 @@
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
 mod bench;
+mod browser;
 mod ci;
 mod cmd;
 mod dashboard;
+mod dist;
 mod interop;
 mod models;
 mod quickstart;
@@ -40,6 +42,7 @@ cargo xtask COMMAND
   dashboard [compare A B|export RECORD] [...]
                           writes target/dashboard/index.html, a page of all records; compares two;
                           prints one for other programs; `dashboard --help` has the rest
+  dist                    the released program with its licences, as an archive in target/dist
   demo-model              makes the bundled demo model and its texts again
   synth-model --config FILE --out DIR [...]
                           writes a checkpoint of random weights with the shapes of a config.json
@@ -57,6 +60,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("shaders", shaders::run),
     ("bench", bench::run),
     ("dashboard", dashboard::run),
+    ("dist", dist::run),
     ("demo-model", models::demo_model),
     ("synth-model", models::synth_model),
 ];
