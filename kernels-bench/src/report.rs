@@ -197,7 +197,7 @@ mod tests {
     use crate::judge::tests::entry;
 
     fn history() -> History {
-        History { entries: vec![entry("1", 1.0, None, 3.0), entry("2", 2.0, None, 2.9)] }
+        History { entries: vec![entry("1", 1.0, None, 3.0), entry("2", 3.0, None, 2.9)] }
     }
 
     #[test]
@@ -206,7 +206,7 @@ mod tests {
         let judgement = judge(&history, 0, 1);
         let both = [&history.entries[0], &history.entries[1]];
         let text = text(&judgement, both);
-        assert!(text.contains("+100.0 %  large regression"), "{text}");
+        assert!(text.contains("+200.0 %  large regression"), "{text}");
         assert!(text.contains("-3.3 %  medium improvement"), "{text}");
         assert!(text.ends_with(
             "2 regressions (2 in what production takes), 1 improvements (1), of 3 rows; 0 new, 0 \
@@ -230,12 +230,12 @@ mod tests {
         let names: Vec<&str> =
             smaller.as_array().expect("a list").iter().filter_map(|e| e["name"].as_str()).collect();
         assert_eq!(names.len(), 2, "time and loss: {names:?}");
-        assert!(smaller[0]["value"] == 2.0 && smaller[0]["unit"] == "ms", "{smaller}");
+        assert!(smaller[0]["value"] == 3.0 && smaller[0]["unit"] == "ms", "{smaller}");
         let bigger = github(&history, 1, Better::Higher);
         assert_eq!(bigger[0]["name"], "compare/edge/demo/speed_ratio_to_lora");
         let bencher = bencher(&history, 1);
         assert_eq!(bencher["compare/edge/demo"]["val_loss"]["value"], 2.9);
         let kernel = history.entries[1].record.rows[0].key();
-        assert_eq!(bencher[&kernel]["latency"]["value"], 2e6);
+        assert_eq!(bencher[&kernel]["latency"]["value"], 3e6);
     }
 }
