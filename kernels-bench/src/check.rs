@@ -10,6 +10,11 @@ use std::fmt::Write as _;
 use crate::fence::{Fence, HISTORY_MIN, Least, Magnitude};
 use crate::row::Row;
 
+/// Least widths of a fence. What other programs leave of caches and memory's bandwidth changes the
+/// quotient too: kernels that are bound by memory drift by up to a tenth between a quiet and a busy
+/// machine (`docs/benchmarks.md`).
+const LEAST: Least = Least { known: 0.10, unknown: 0.10 };
+
 /// How often a row outside its fence is timed again.
 pub const AGAIN: usize = 2;
 
@@ -30,7 +35,7 @@ pub struct Checked {
 impl Checked {
     /// Of a row, with the calibrated times of its history.
     pub fn new(row: &Row, history: &[f64]) -> Self {
-        let fence = (history.len() >= HISTORY_MIN).then(|| Fence::of(history, 0.0, Least::TIMED));
+        let fence = (history.len() >= HISTORY_MIN).then(|| Fence::of(history, 0.0, LEAST));
         Self { key: row.key(), values: row.calibrated.into_iter().collect(), fence }
     }
 
