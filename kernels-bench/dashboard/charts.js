@@ -149,7 +149,7 @@ function ratioChart(title, rows, caption, names) {
   if (!values.length) return emptyFigure(title, "No such ratios in this record.");
   const figure = el("figure", null, el("h3", null, title), names ? legend(names) : null);
   const height = TOP + rows.length * 22 + BOTTOM, bottom = height - BOTTOM;
-  const left = Math.min(160, Math.max(...rows.map(([name]) => name.length)) * 6.6 + 12);
+  const left = Math.min(160, Math.max(...rows.map(([name]) => name.length)) * 7.6 + 12);
   const x = scale([...values, 1], true, [left, WIDTH - RIGHT]);
   const root = frame(title, height);
   for (const tick of x.ticks()) {

@@ -175,7 +175,7 @@ mod tests {
         let kernel = &data["series"][0];
         assert_eq!(kernel["points"][1][1], 2.0);
         assert_eq!(kernel["points"][1][3], 0.5);
-        assert_eq!(kernel["reach_calibrated"], 0.1);
+        assert_eq!(kernel["reach_calibrated"], 0.3);
         assert_eq!(data["devices"][0]["name"], "a device");
         assert_eq!(data["magnitudes"][4], json!([null, "very large"]));
     }

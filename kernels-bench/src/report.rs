@@ -133,10 +133,7 @@ pub fn markdown(judgement: &Judgement, [before, now]: [&Entry; 2]) -> String {
 }
 
 /// The series of a record with their points in it.
-fn in_record<'a>(
-    all: &'a [Series],
-    record: usize,
-) -> impl Iterator<Item = (&'a Series, &'a Point)> {
+fn in_record(all: &[Series], record: usize) -> impl Iterator<Item = (&Series, &Point)> {
     all.iter().filter_map(move |series| Some((series, series.at(record)?)))
 }
 
@@ -206,7 +203,7 @@ mod tests {
         let judgement = judge(&history, 0, 1);
         let both = [&history.entries[0], &history.entries[1]];
         let text = text(&judgement, both);
-        assert!(text.contains("+200.0 %  large regression"), "{text}");
+        assert!(text.contains("+200.0 %  medium regression"), "{text}");
         assert!(text.contains("-3.3 %  medium improvement"), "{text}");
         assert!(text.ends_with(
             "2 regressions (2 in what production takes), 1 improvements (1), of 3 rows; 0 new, 0 \

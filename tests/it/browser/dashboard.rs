@@ -162,7 +162,7 @@ fn all_records_are_drawn_filtered_and_compared() {
         // 300 rows, of which every 50th is slower, and two measures that stayed.
         let text = |key: &str| found[key].as_str().unwrap_or_default();
         assert!(text("movers").starts_with("6 regressions, 0 improvements"), "{found}");
-        assert!(text("first").starts_with("+40.0 %medium regression"), "{found}");
+        assert!(text("first").starts_with("+40.0 %very small regression"), "{found}");
         assert_eq!(found["compared"], 25, "the first piece: {found}");
         assert!(text("swapped").starts_with("0 regressions, 6 improvements"), "{found}");
         assert_eq!(text("count"), "304 of 304 rows match");
