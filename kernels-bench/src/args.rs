@@ -33,12 +33,32 @@ pub struct Args {
     /// Most samples of a row.
     #[arg(long, value_name = "N", default_value_t = 11, value_parser = count)]
     pub samples: usize,
-    /// Milliseconds after which a row with 3 samples gets no more.
-    #[arg(long, value_name = "MS", default_value_t = 500.0, value_parser = duration)]
-    pub row_ms: f64,
-    /// Also writes the rows to kernels-bench/record/DEVICE/.
+    /// Milliseconds after which a row with 3 samples gets no more [500; 150 with --check or where
+    /// the quick set is recorded].
+    #[arg(long, value_name = "MS", value_parser = duration)]
+    pub row_ms: Option<f64>,
+    /// Also writes the rows to kernels-bench/record/DEVICE/; without words with a short tuning
+    /// run by each method and the size of what is built.
     #[arg(long)]
     pub record: bool,
+    /// Times production's variants of the quick set beside a calibration kernel and judges them
+    /// by this machine's records; exits with 1 where one is slower. With --record: adds to the
+    /// records instead.
+    #[arg(long, conflicts_with_all = ["full", "targets", "peers", "against", "json"])]
+    pub check: bool,
+    /// How often everything is timed, on a device that is opened again each time: the values that
+    /// --check judges by.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count, requires = "check")]
+    pub passes: usize,
+    /// Also builds the program from nothing and records how long that takes.
+    #[arg(long, requires = "record")]
+    pub cold_build: bool,
+    /// The program edge-runtime; `cargo xtask bench --record` builds and names it.
+    #[arg(long, value_name = "PROGRAM", requires = "record", hide = true)]
+    pub program: Option<PathBuf>,
+    /// What `--cold-build` took, seconds.
+    #[arg(long, value_name = "S", value_parser = duration, hide = true)]
+    pub cold_build_s: Option<f64>,
     /// Compares with a record, else with this device's newest.
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     pub against: Option<Option<PathBuf>>,
@@ -76,11 +96,13 @@ mod tests {
         let args = parse("matmul_nt --json q4 --samples 5 tinyllama --against").expect("valid");
         assert_eq!(args.words, ["matmul_nt", "q4", "tinyllama"]);
         assert!(args.json && !args.quick && !args.full);
-        assert_eq!((args.samples, args.row_ms), (5, 500.0));
+        assert_eq!((args.samples, args.row_ms), (5, None));
         assert_eq!(args.against, Some(None), "the newest");
         let args = parse("--against=a/b.csv copy --row-ms 20").expect("valid");
         assert_eq!(args.against, Some(Some("a/b.csv".into())));
-        assert_eq!((args.words.len(), args.row_ms), (1, 20.0));
+        assert_eq!((args.words.len(), args.row_ms), (1, Some(20.0)));
+        let args = parse("--check --record --passes 12").expect("valid");
+        assert!(args.check && args.record && args.passes == 12);
         assert_eq!(parse("").expect("valid").against, None);
     }
 
@@ -94,6 +116,9 @@ mod tests {
             "--jsn",
             "--targets matmul_nt",
             "--targets --record",
+            "--check --targets",
+            "--passes 3",
+            "--cold-build",
         ];
         for text in wrong {
             assert!(parse(text).is_err(), "`{text}` was taken");

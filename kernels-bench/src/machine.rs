@@ -31,6 +31,11 @@ impl Machine {
         self.0.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
     }
 
+    /// Keys with their values.
+    pub fn entries(&self) -> &[(String, String)] {
+        &self.0
+    }
+
     /// Reads [`Machine::text`].
     pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter_map(|line| line.split_once(": "));

@@ -8,15 +8,20 @@ use anyhow::{Context, Result, bail};
 use clap::Parser as _;
 use edge_gpu::{Device, Options};
 use kernels_bench::args::Args;
+use kernels_bench::calibration::Calibration;
+use kernels_bench::check::{AGAIN, Checked, Outcome};
+use kernels_bench::history::History;
 use kernels_bench::machine::{Machine, slug};
+use kernels_bench::measure::Measure;
 use kernels_bench::peers::{self, PeerTimed, Peers, can_compare};
 use kernels_bench::record::{self, Origin};
 use kernels_bench::roof::Roof;
 use kernels_bench::row::Row;
+use kernels_bench::runner::Which;
 use kernels_bench::select::{self, Extent, Selected};
-use kernels_bench::session::{Bounds, EachRound, Progress, Timed, time_group};
+use kernels_bench::session::{Bounds, EachRound, Progress, Setup, Timed, time_group};
 use kernels_bench::targets::{self, Verdict};
-use kernels_bench::{Subject, compare, gpu_targets};
+use kernels_bench::{Subject, compare, gpu_targets, size, tuning};
 
 /// What a run has measured.
 #[derive(Default)]
@@ -57,7 +62,7 @@ fn selected(args: &Args, device: &Device) -> Result<Vec<Vec<Selected>>> {
         }
         return Ok(groups);
     }
-    let extent = match (args.full, is_quick(args, device)) {
+    let extent = match (args.full, is_quick(args, device) || args.check) {
         (true, _) => Extent::Full,
         (_, true) => Extent::Quick,
         (_, false) => Extent::Usual,
@@ -66,7 +71,10 @@ fn selected(args: &Args, device: &Device) -> Result<Vec<Vec<Selected>>> {
     let all = select::groups(&args.words, Extent::Full);
     let count = |groups: &[Vec<Selected>]| groups.iter().map(Vec::len).sum::<usize>();
     let (few, many) = (count(&groups), count(&all));
-    if few == 0 && !args.quick {
+    if args.check {
+        // Their ratios are not judged.
+        groups.iter_mut().for_each(|group| group.retain(|one| !one.baseline));
+    } else if few == 0 && !args.quick {
         groups = all;
     } else if few < many {
         eprintln!("{few} of {many} subjects; `--full` times all of them");
@@ -92,9 +100,7 @@ fn roof(args: &Args, device: &Device) -> Result<Option<Roof>> {
 /// Times one group, with the peers by turns where they can do the same.
 fn measure(
     group: &[Selected],
-    device: &Device,
-    roof: Option<&Roof>,
-    bounds: Bounds,
+    setup: &mut Setup<'_>,
     peers: Option<&mut Peers>,
 ) -> Result<(Vec<Timed>, Vec<PeerTimed>, usize)> {
     let compared = group.iter().find(|selected| can_compare(&selected.subject));
@@ -108,9 +114,9 @@ fn measure(
         Some(peers) => {
             let mut round = || peers.round();
             let each: EachRound<'_> = &mut round;
-            time_group(group, device, roof, bounds, Some(each))?
+            time_group(group, setup, Some(each))?
         }
-        None => time_group(group, device, roof, bounds, None)?,
+        None => time_group(group, setup, None)?,
     };
     for error in &outcome.errors {
         eprintln!("error: {error:#}");
@@ -135,23 +141,36 @@ fn show(args: &Args, group: &[Selected], timed: &[Timed], theirs: &[PeerTimed]) 
     }
 }
 
-fn all_groups(args: &Args, groups: &[Vec<Selected>], device: &Device) -> Result<Measured> {
+/// How much a row is sampled.
+fn bounds(args: &Args, device: &Device) -> Bounds {
+    // Between these, a quick record is as quick as it claims.
+    let short = args.check || args.record && is_quick(args, device);
+    let row_ms = args.row_ms.unwrap_or(if short { 150.0 } else { 500.0 });
     let least_ms = if args.targets { targets::ROW_MS } else { 0.0 };
-    let bounds = Bounds { samples: args.samples, row_ms: args.row_ms.max(least_ms) };
+    Bounds { samples: args.samples, row_ms: row_ms.max(least_ms) }
+}
+
+fn all_groups(args: &Args, groups: &[Vec<Selected>], device: &Device) -> Result<Measured> {
+    let bounds = bounds(args, device);
     let program = args.peers.as_ref().map(|path| peers_program(path.as_deref())).transpose()?;
     let mut peers = program.map(|path| Peers::new(path, device.info()));
-    let roof = roof(args, device)?;
-    if !args.json {
+    let roof = if args.check { None } else { roof(args, device)? };
+    let calibrated = args.check || args.record;
+    let calibration = if calibrated { Calibration::new(device)? } else { None };
+    let which = if args.check { Which::Production } else { Which::All };
+    let mut setup = Setup { device, roof, bounds, which, calibration };
+    if !args.json && !args.check {
         println!("{}", Row::title());
     }
     let mut measured = Measured { roof, ..Measured::default() };
     let mut progress = Progress::new(groups, bounds);
     for group in groups {
         progress.begin(group);
-        let (timed, theirs, errors) =
-            measure(group, device, roof.as_ref(), bounds, peers.as_mut())?;
+        let (timed, theirs, errors) = measure(group, &mut setup, peers.as_mut())?;
         progress.end(group, bounds);
-        show(args, group, &timed, &theirs);
+        if !args.check {
+            show(args, group, &timed, &theirs);
+        }
         measured.timed.extend(timed);
         measured.peers.extend(theirs);
         measured.errors += errors;
@@ -231,6 +250,105 @@ fn judge(args: &Args, device: &Device, measured: &Measured) -> Result<()> {
     Ok(())
 }
 
+/// Writes rows and what goes with them to a record.
+fn write_record(args: &Args, device: &Device, rows: &[Row], measures: &[Measure]) -> Result<()> {
+    let machine = Machine::this(device.info());
+    let folder = Path::new(record::FOLDER).join(slug(device.info()));
+    let (commit, date) = (record::commit(), record::now());
+    let origin = Origin { commit, date, selector: args.device.clone(), machine };
+    let path = record::write(&folder, &origin, rows, measures)?;
+    let numbers = measures.len();
+    eprintln!("recorded {} rows and {numbers} numbers in {}", rows.len(), path.display());
+    Ok(())
+}
+
+/// The numbers of a record that are no kernel's.
+fn measures(args: &Args, device: &Device, measured: &Measured) -> Result<Vec<Measure>> {
+    let mut found: Vec<Measure> =
+        measured.roof.iter().flat_map(|roof| roof.measures(&args.device)).collect();
+    found.extend(peers::measures(&measured.peers, &measured.timed, &args.device));
+    // Who asks for some kernels by name wants no more than these.
+    if let Some(program) = args.program.as_ref().filter(|_| args.words.is_empty()) {
+        say(args, "\ntuning by each method");
+        found.extend(tuning::measures(program, &device.info().name)?);
+        found.extend(size::measures(Path::new("."), program, args.cold_build_s)?);
+        if !args.json {
+            for one in &found {
+                println!("{:<48} {:>14.3} {}", one.key(), one.value, one.unit);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Times everything as often as asked, and judges it or writes it down.
+fn check(args: &Args, device: Device, groups: &[Vec<Selected>]) -> Result<()> {
+    if Calibration::new(&device)?.is_none() {
+        bail!("`--check` needs shaders: name another device than `{}`", device.info().name);
+    }
+    let mut device = device;
+    let mut rows: Vec<Row> = Vec::new();
+    for pass in 0..args.passes {
+        if pass > 0 {
+            device = Device::open(&args.device, &Options { profile: true, ..Options::default() })?;
+        }
+        let measured = all_groups(args, groups, &device)?;
+        if measured.errors > 0 {
+            bail!("{} subjects or variants failed", measured.errors);
+        }
+        let timed = measured.timed.into_iter();
+        rows.extend(timed.map(|one| Row { pass: pass as u32, ..one.row }));
+    }
+    if args.record {
+        return write_record(args, &device, &rows, &[]);
+    }
+    let history = History::read(Path::new(record::FOLDER))?;
+    let (folder, print) = (slug(device.info()), Machine::this(device.info()).fingerprint());
+    let mut outcome = Outcome::default();
+    for row in rows.iter().filter(|row| row.pass == 0) {
+        let values = history.calibrated(&folder, &print, &row.key());
+        let mut checked = Checked::new(row, &values);
+        let later = rows.iter().filter(|other| other.pass > 0 && other.key() == row.key());
+        checked.values.extend(later.filter_map(|other| other.calibrated));
+        outcome.rows.push(checked);
+    }
+    for _ in 0..AGAIN {
+        time_again(args, groups, &mut outcome)?;
+    }
+    say(args, &format!("\n{}", outcome.text()));
+    match outcome.slower().len() {
+        0 => Ok(()),
+        count => bail!("{count} kernels have become slower"),
+    }
+}
+
+/// Times the groups of rows outside their fences once more.
+fn time_again(args: &Args, groups: &[Vec<Selected>], outcome: &mut Outcome) -> Result<()> {
+    let outside = outcome.rows.iter().filter(|row| row.outside().is_some());
+    let suspects: Vec<String> = outside.map(|row| row.key.clone()).collect();
+    let suspect = |one: &&Selected| {
+        suspects.iter().any(|key| key.starts_with(&format!("{}/", one.subject.name())))
+    };
+    let groups: Vec<Vec<Selected>> = groups
+        .iter()
+        .map(|group| group.iter().filter(suspect).cloned().collect())
+        .filter(|group: &Vec<Selected>| !group.is_empty())
+        .collect();
+    if groups.is_empty() {
+        return Ok(());
+    }
+    say(args, &format!("{} rows are outside their fences: timed again", suspects.len()));
+    let device = Device::open(&args.device, &Options { profile: true, ..Options::default() })?;
+    for one in all_groups(args, &groups, &device)?.timed {
+        let key = one.row.key();
+        let row = outcome.rows.iter_mut().find(|row| row.key == key && row.outside().is_some());
+        if let (Some(row), Some(value)) = (row, one.row.calibrated) {
+            row.values.push(value);
+        }
+    }
+    Ok(())
+}
+
 fn run(args: &Args) -> Result<()> {
     let device = open(args)?;
     let groups = selected(args, &device)?;
@@ -240,18 +358,17 @@ fn run(args: &Args) -> Result<()> {
         }
         return Ok(());
     }
+    if args.check {
+        return check(args, device, &groups);
+    }
     let measured = all_groups(args, &groups, &device)?;
     let rows: Vec<Row> = measured.timed.iter().map(|one| one.row.clone()).collect();
     if let Some(path) = &args.against {
         against(path.as_deref(), &device, args, &groups, &rows)?;
     }
     if args.record {
-        let machine = Machine::this(device.info());
-        let folder = Path::new(record::FOLDER).join(slug(device.info()));
-        let (commit, date) = (record::commit(), record::now());
-        let origin = Origin { commit, date, selector: args.device.clone(), machine };
-        let path = record::write(&folder, &origin, &rows)?;
-        eprintln!("recorded {} rows in {}", rows.len(), path.display());
+        let measures = measures(args, &device, &measured)?;
+        write_record(args, &device, &rows, &measures)?;
     }
     if measured.errors > 0 {
         bail!("{} subjects or variants failed", measured.errors);

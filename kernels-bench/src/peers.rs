@@ -23,6 +23,7 @@ use edge_kernels::op::CaseBuffer;
 use edge_kernels::ops::matmul::matmul_nt;
 use serde_json::{Value, json};
 
+use crate::measure::{Better, Measure};
 use crate::row::{median_and_spread, paired_ratio};
 use crate::session::Timed;
 use crate::{Subject, runner};
@@ -312,6 +313,32 @@ pub fn json(one: &PeerTimed, ours: &[Timed], flops: u64) -> String {
         "our_f32_is_times": dense.and_then(|d| paired_ratio(&one.samples_ms, &d.samples_ms)),
     })
     .to_string()
+}
+
+/// How many times as fast as each way of a peer our f32 is, for a record.
+pub fn measures(peers: &[PeerTimed], ours: &[Timed], selector: &str) -> Vec<Measure> {
+    let ratio = |one: &PeerTimed| {
+        let dense = crate::session::production(ours, "matmul_nt", "f32", &one.shape)?;
+        paired_ratio(&one.samples_ms, &dense.samples_ms)
+    };
+    let measure = |one: &PeerTimed| {
+        Some(Measure {
+            kind: "peer".into(),
+            op: "matmul_nt".into(),
+            format: format!("{} {}", one.peer, one.what),
+            shape: one.shape.clone(),
+            metric: "our_f32_is_times".into(),
+            value: ratio(one)?,
+            unit: String::new(),
+            better: Better::Higher,
+            repeat: format!(
+                "cargo xtask bench --peers --device '{selector}' op=matmul_nt format=f32 shape={}",
+                one.shape
+            ),
+            seed: Some(runner::SEED),
+        })
+    };
+    peers.iter().filter_map(measure).collect()
 }
 
 #[cfg(test)]

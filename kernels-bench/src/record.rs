@@ -1,5 +1,8 @@
 //! Records: the rows of a run as a file in `kernels-bench/record/DEVICE/`, with what it takes to
 //! repeat them in every row, and a `machine.txt` beside it.
+//!
+//! A row is a kernel's time or, where its `kind` says so, a [`Measure`]: then `variant` has the
+//! metric, `value` the number, and the columns of times are empty.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,12 +12,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::csv;
 use crate::machine::{Machine, output};
+use crate::measure::{Better, Measure};
 use crate::row::Row;
+use crate::runner::SEED;
 
 /// Where records are, from the root of the workspace.
 pub const FOLDER: &str = "kernels-bench/record";
 
-/// Columns of a record, in their order.
+/// Columns that every record has, in their order.
 const COLUMNS: [&str; 18] = [
     "op",
     "format",
@@ -35,6 +40,13 @@ const COLUMNS: [&str; 18] = [
     "date",
     "repeat",
 ];
+
+/// Columns that the first records did not have.
+const LATER: [&str; 8] =
+    ["kind", "value", "unit", "better", "calibrated", "calibrated_spread", "seed", "pass"];
+
+/// The kind of the rows that are no measures.
+const KERNEL: &str = "kernel";
 
 /// What all rows of a record share.
 #[derive(Clone, Debug)]
@@ -85,18 +97,28 @@ fn timestamp(seconds: u64) -> String {
     format!("{year:04}-{:02}-{:02}T{hour:02}{minute:02}", month + 1, day + 1)
 }
 
-/// Writes rows to `folder/DATE_COMMIT.csv`, and `machine.txt`; the record appears whole or not at
-/// all.
+/// Writes rows and measures to `folder/DATE_COMMIT.csv`, and `machine.txt`; the record appears
+/// whole or not at all.
 ///
 /// # Errors
 /// The file system refuses.
-pub fn write(folder: &Path, origin: &Origin, rows: &[Row]) -> Result<PathBuf> {
+pub fn write(
+    folder: &Path,
+    origin: &Origin,
+    rows: &[Row],
+    measures: &[Measure],
+) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
     let path = folder.join(format!("{}_{}.csv", origin.date, origin.commit));
-    let mut text = csv::join(&COLUMNS.map(String::from));
+    let columns: Vec<String> = COLUMNS.iter().chain(&LATER).map(ToString::to_string).collect();
+    let mut text = csv::join(&columns);
     for row in rows {
         text.push('\n');
         text.push_str(&csv::join(&fields(row, origin)));
+    }
+    for measure in measures {
+        text.push('\n');
+        text.push_str(&csv::join(&measure_fields(measure, origin)));
     }
     text.push('\n');
     replace(&folder.join("machine.txt"), &origin.machine.text())?;
@@ -115,10 +137,14 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     written.with_context(|| format!("{} cannot be written", path.display()))
 }
 
-fn fields(row: &Row, origin: &Origin) -> [String; 18] {
-    let known = |number: Option<f64>| number.map_or(String::new(), |number| format!("{number:.4}"));
+/// A number that is known, in few digits: records are kept for ever.
+fn known(number: Option<f64>) -> String {
+    number.map_or(String::new(), |number| format!("{number:.4}"))
+}
+
+fn fields(row: &Row, origin: &Origin) -> [String; 26] {
     let repeat = format!(
-        "cargo xtask bench --full --device '{}' op={} format={} shape={}",
+        "cargo xtask bench --device '{}' op={} format={} shape={}",
         origin.selector, row.op, row.format, row.shape
     );
     [
@@ -140,16 +166,121 @@ fn fields(row: &Row, origin: &Origin) -> [String; 18] {
         origin.commit.clone(),
         origin.date.clone(),
         repeat,
+        KERNEL.into(),
+        String::new(),
+        String::new(),
+        String::new(),
+        row.calibrated.map_or(String::new(), |number| format!("{number:.6}")),
+        row.calibrated_spread.map_or(String::new(), |number| format!("{number:.6}")),
+        SEED.to_string(),
+        row.pass.to_string(),
     ]
 }
 
+fn measure_fields(measure: &Measure, origin: &Origin) -> [String; 26] {
+    let mut fields: [String; 26] = std::array::from_fn(|_| String::new());
+    let mut set = |name: &str, text: String| {
+        let at = COLUMNS.iter().chain(&LATER).position(|column| *column == name);
+        fields[at.expect("a column")] = text;
+    };
+    set("op", measure.op.clone());
+    set("format", measure.format.clone());
+    set("shape", measure.shape.clone());
+    set("variant", measure.metric.clone());
+    set("machine", origin.machine.fingerprint());
+    set("commit", origin.commit.clone());
+    set("date", origin.date.clone());
+    set("repeat", measure.repeat.clone());
+    set("kind", measure.kind.clone());
+    set("value", measure.value.to_string());
+    set("unit", measure.unit.clone());
+    set("better", measure.better.name().into());
+    set("seed", measure.seed.map_or(String::new(), |seed| seed.to_string()));
+    fields
+}
+
 /// A record as it is read back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Record {
-    /// Its rows.
+    /// The kernels' rows.
     pub rows: Vec<Row>,
+    /// The other numbers.
+    pub measures: Vec<Measure>,
+    /// Commit that was measured; empty in a record without rows.
+    pub commit: String,
+    /// When.
+    pub date: String,
+    /// The fingerprint of the machine.
+    pub fingerprint: String,
     /// The machine, where `machine.txt` is still the one that the rows name.
     pub machine: Option<Machine>,
+}
+
+/// A line of a record by the names of its columns.
+struct Line<'a> {
+    columns: &'a [String],
+    fields: &'a [String],
+}
+
+impl Line<'_> {
+    /// A field; empty where the record has no such column.
+    fn get(&self, name: &str) -> &str {
+        let at = self.columns.iter().position(|column| column == name);
+        at.map_or("", |at| self.fields[at].as_str())
+    }
+
+    fn number(&self, name: &str) -> Result<f64> {
+        let text = self.get(name);
+        let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+        number.with_context(|| format!("`{name}` is `{text}`, not a number"))
+    }
+
+    fn known(&self, name: &str) -> Result<Option<f64>> {
+        if self.get(name).is_empty() { Ok(None) } else { self.number(name).map(Some) }
+    }
+
+    fn row(&self) -> Result<Row> {
+        Ok(Row {
+            op: self.get("op").into(),
+            format: self.get("format").into(),
+            shape: self.get("shape").into(),
+            variant: self.get("variant").into(),
+            production: self.get("production") == "true",
+            device: self.get("device").into(),
+            median_ms: self.number("median_ms")?,
+            spread_ms: self.number("spread_ms")?,
+            samples: self.number("samples")? as usize,
+            gb_s: self.number("gb_s")?,
+            gflop_s: self.number("gflop_s")?,
+            roof_share: self.known("roof_share")?,
+            ratio_to_dense_f32: self.known("ratio_to_dense_f32")?,
+            ratio_to_dense_f16: self.known("ratio_to_dense_f16")?,
+            calibrated: self.known("calibrated")?,
+            calibrated_spread: self.known("calibrated_spread")?,
+            pass: self.known("pass")?.unwrap_or(0.0) as u32,
+        })
+    }
+
+    fn measure(&self) -> Result<Measure> {
+        let better = self.get("better");
+        let seed = self.get("seed");
+        Ok(Measure {
+            kind: self.get("kind").into(),
+            op: self.get("op").into(),
+            format: self.get("format").into(),
+            shape: self.get("shape").into(),
+            metric: self.get("variant").into(),
+            value: self.number("value")?,
+            unit: self.get("unit").into(),
+            better: Better::parse(better)
+                .with_context(|| format!("`better` is `{better}`: lower, higher or nothing"))?,
+            repeat: self.get("repeat").into(),
+            seed: match seed {
+                "" => None,
+                text => Some(text.parse().with_context(|| format!("`seed` is `{text}`"))?),
+            },
+        })
+    }
 }
 
 /// Reads a record and the `machine.txt` beside it.
@@ -165,50 +296,34 @@ pub fn read(path: &Path) -> Result<Record> {
     if !COLUMNS.iter().all(|column| columns.iter().any(|found| found == column)) {
         bail!("{}: not a record of `cargo xtask bench --record`", path.display());
     }
-    let mut rows = Vec::new();
+    let mut record = Record {
+        rows: Vec::new(),
+        measures: Vec::new(),
+        commit: String::new(),
+        date: String::new(),
+        fingerprint: String::new(),
+        machine: None,
+    };
     let mut machines: Vec<String> = Vec::new();
     for (index, line) in lines {
         let place = || format!("{}:{}", path.display(), index + 1);
         let fields = csv::split(line).with_context(place)?;
         ensure!(fields.len() == columns.len(), "{}: not as many fields as columns", place());
-        let get = |name: &str| {
-            let at = columns.iter().position(|column| column == name);
-            fields[at.expect("all columns are there")].as_str()
-        };
-        rows.push(row(&get).with_context(place)?);
-        machines.push(get("machine").to_string());
+        let line = Line { columns: &columns, fields: &fields };
+        match line.get("kind") {
+            "" | KERNEL => record.rows.push(line.row().with_context(place)?),
+            _ => record.measures.push(line.measure().with_context(place)?),
+        }
+        record.commit = line.get("commit").into();
+        record.date = line.get("date").into();
+        record.fingerprint = line.get("machine").into();
+        machines.push(record.fingerprint.clone());
     }
     machines.dedup();
     let beside = fs::read_to_string(path.with_file_name("machine.txt")).ok();
     let machine = beside.map(|text| Machine::parse(&text));
-    let machine = machine.filter(|machine| machines == [machine.fingerprint()]);
-    Ok(Record { rows, machine })
-}
-
-fn row<'a>(get: &impl Fn(&str) -> &'a str) -> Result<Row> {
-    let number = |name: &str| {
-        let text = get(name);
-        text.parse::<f64>().with_context(|| format!("`{name}` is `{text}`, not a number"))
-    };
-    let known = |name: &str| {
-        if get(name).is_empty() { Ok(None) } else { number(name).map(Some) }
-    };
-    Ok(Row {
-        op: get("op").into(),
-        format: get("format").into(),
-        shape: get("shape").into(),
-        variant: get("variant").into(),
-        production: get("production") == "true",
-        device: get("device").into(),
-        median_ms: number("median_ms")?,
-        spread_ms: number("spread_ms")?,
-        samples: number("samples")? as usize,
-        gb_s: number("gb_s")?,
-        gflop_s: number("gflop_s")?,
-        roof_share: known("roof_share")?,
-        ratio_to_dense_f32: known("ratio_to_dense_f32")?,
-        ratio_to_dense_f16: known("ratio_to_dense_f16")?,
-    })
+    record.machine = machine.filter(|machine| machines == [machine.fingerprint()]);
+    Ok(record)
 }
 
 /// The newest record of a folder, by the date in its name.
@@ -238,6 +353,24 @@ mod tests {
             roof_share: Some(0.5),
             ratio_to_dense_f32: Some(3.25),
             ratio_to_dense_f16: None,
+            calibrated: Some(1.25),
+            calibrated_spread: None,
+            pass: 3,
+        }
+    }
+
+    fn losses() -> Measure {
+        Measure {
+            kind: "quality".into(),
+            op: "compare".into(),
+            format: "edge".into(),
+            shape: "demo, short".into(),
+            metric: "val_loss".into(),
+            value: 2.125,
+            unit: "nats".into(),
+            better: Better::Lower,
+            repeat: "edge-runtime compare".into(),
+            seed: Some(7),
         }
     }
 
@@ -254,13 +387,15 @@ mod tests {
     fn a_record_is_read_back() {
         let folder = tempfile::tempdir().expect("a folder");
         let rows = [sample(1.5), sample(2.5)];
-        let path = write(folder.path(), &origin(), &rows).expect("writable");
+        let path = write(folder.path(), &origin(), &rows, &[losses()]).expect("writable");
         assert_eq!(path.file_name().expect("a name"), "2026-01-02T0304_abc.csv");
         let record = read(&path).expect("a record");
         assert_eq!(record.rows, rows);
+        assert_eq!(record.measures, [losses()]);
+        assert_eq!((record.commit.as_str(), record.date.as_str()), ("abc", "2026-01-02T0304"));
         assert_eq!(record.machine, Some(origin().machine));
         let text = fs::read_to_string(&path).expect("there");
-        let repeat = "--full --device 'llvmpipe' op=matmul_nt format=q4 shape=a_1x2x3";
+        let repeat = "bench --device 'llvmpipe' op=matmul_nt format=q4 shape=a_1x2x3";
         assert_eq!(text.matches(repeat).count(), 2, "each row says how to repeat it");
         let names = fs::read_dir(folder.path()).expect("there").count();
         assert_eq!(names, 2, "no draft is left");
@@ -272,7 +407,7 @@ mod tests {
     #[test]
     fn what_is_no_record_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = write(folder.path(), &origin(), &[sample(1.5)]).expect("writable");
+        let path = write(folder.path(), &origin(), &[sample(1.5)], &[]).expect("writable");
         let text = fs::read_to_string(&path).expect("there").replace("1.500000", "fast");
         fs::write(&path, text).expect("writable");
         let error = format!("{:#}", read(&path).expect_err("a word for a number"));
@@ -280,6 +415,17 @@ mod tests {
         fs::write(&path, "a,b\n1,2\n").expect("writable");
         let error = format!("{:#}", read(&path).expect_err("other columns"));
         assert!(error.contains("not a record"), "{error}");
+    }
+
+    #[test]
+    fn the_first_records_are_still_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("old.csv");
+        let row = "copy,f32,a_1,plain,true,1.5,0.25,3,1,2,,,,a device,0123,abc,2026-01-02T0304,x";
+        fs::write(&path, format!("{}\n{row}\n", COLUMNS.join(","))).expect("writable");
+        let record = read(&path).expect("a record");
+        assert_eq!((record.rows[0].median_ms, record.rows[0].calibrated), (1.5, None));
+        assert!(record.measures.is_empty());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use edge_kernels::ops::memory::copy;
 use edge_kernels::ops::probe::fma_rate;
 
 use crate::Subject;
+use crate::measure::{Better, Measure};
 use crate::runner::{Prepared, Which};
 
 /// Words of each of the two buffers that `copy` runs on: 128 MiB, the largest binding of core
@@ -56,6 +57,24 @@ impl Roof {
             steps *= 8;
         };
         Ok(Self { copy_gb_s, fma_gflop_s })
+    }
+
+    /// For a record, with the device's selector.
+    pub fn measures(&self, selector: &str) -> [Measure; 2] {
+        let rates =
+            [("copy_gb_s", self.copy_gb_s, "GB/s"), ("fma_gflop_s", self.fma_gflop_s, "GFLOP/s")];
+        rates.map(|(metric, value, unit)| Measure {
+            kind: "roof".into(),
+            op: "roof".into(),
+            format: String::new(),
+            shape: "device".into(),
+            metric: metric.into(),
+            value,
+            unit: unit.into(),
+            better: Better::Neither,
+            repeat: format!("cargo xtask bench --device '{selector}' op=copy"),
+            seed: None,
+        })
     }
 
     /// Least time of this work, milliseconds: the longer of moving its bytes and doing its sums.

@@ -37,6 +37,13 @@ pub struct Row {
     pub ratio_to_dense_f32: Option<f64>,
     /// The same for f16.
     pub ratio_to_dense_f16: Option<f64>,
+    /// Times of the calibration kernel that a dispatch takes: the median over rounds, in which
+    /// both were timed next to each other.
+    pub calibrated: Option<f64>,
+    /// Median absolute deviation of the rounds from it.
+    pub calibrated_spread: Option<f64>,
+    /// Which pass of its record, from 0.
+    pub pass: u32,
 }
 
 impl Row {
@@ -67,6 +74,9 @@ impl Row {
             roof_share: roof.map(|roof| roof.share(work, median_ms)),
             ratio_to_dense_f32: None,
             ratio_to_dense_f16: None,
+            calibrated: None,
+            calibrated_spread: None,
+            pass: 0,
         }
     }
 
@@ -91,6 +101,7 @@ impl Row {
             "roof_share": self.roof_share,
             "ratio_to_dense_f32": self.ratio_to_dense_f32,
             "ratio_to_dense_f16": self.ratio_to_dense_f16,
+            "calibrated": self.calibrated,
             "device": self.device,
         })
         .to_string()

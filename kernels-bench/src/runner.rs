@@ -8,9 +8,10 @@
 //! `edge_gpu::Trial` does the same for one call at a time. Here all formats of a shape are on the
 //! device at once, to be timed by turns; what the reference made of them is not kept.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use cpu_time::ProcessTime;
 use edge_gpu::{Buffer, Device, OpTime};
 use edge_kernels::Dispatch;
 use edge_kernels::check::{compare, compare_roughly, expected};
@@ -21,7 +22,7 @@ use edge_kernels::util::seeded;
 use crate::Subject;
 
 /// Seed of the buffers' contents.
-const SEED: u64 = 0x5eed;
+pub const SEED: u64 = 0x5eed;
 
 /// Least time of a sample measured from outside or on the CPU, milliseconds: well above the cost
 /// of submitting, and of losing the CPU for a moment.
@@ -31,7 +32,7 @@ const LONG_SAMPLE_MS: f64 = 20.0;
 const DEVICE_SAMPLE_MS: f64 = 2.0;
 
 /// Most dispatches in a sample.
-const DISPATCHES_MAX: u32 = 256;
+const DISPATCHES_MAX: u32 = 1024;
 
 /// The device that benches use where none is named: `EDGE_BENCH_DEVICE`, else `auto`.
 pub fn default_selector() -> String {
@@ -136,8 +137,12 @@ impl Prepared {
 
     /// Dispatches that a sample needs to be long enough to be timed.
     fn length(&self, choice: &Choice) -> Result<u32> {
-        let once = self.time(choice, 1)?;
         let info = self.device.info();
+        let mut once = f64::INFINITY;
+        // The least of several costs: a sample would be too short by as much as this is too long.
+        for _ in 0..if info.kind.is_cpu() { 3 } else { 1 } {
+            once = once.min(self.time_and_cost(choice, 1)?.1);
+        }
         // Where the CPU runs the shaders, other programs interrupt them.
         let short = info.timestamps && !info.kind.is_cpu();
         let least = if short { DEVICE_SAMPLE_MS } else { LONG_SAMPLE_MS };
@@ -166,6 +171,26 @@ impl Prepared {
     /// The device fails.
     pub fn sample(&self, choice: &Choice) -> Result<f64> {
         self.time(choice, choice.dispatches)
+    }
+
+    /// [`Prepared::sample`], and what is to be compared with another sample right before or
+    /// behind it: where the CPU runs the shaders, how long the threads of this process ran; else
+    /// the same.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn sample_and_cost(&self, choice: &Choice) -> Result<(f64, f64)> {
+        self.time_and_cost(choice, choice.dispatches)
+    }
+
+    /// As [`Prepared::sample_and_cost`], of `count` dispatches.
+    fn time_and_cost(&self, choice: &Choice, count: u32) -> Result<(f64, f64)> {
+        let on_cpu = self.device.info().kind.is_cpu();
+        let begin = if on_cpu { ProcessTime::try_now().ok() } else { None };
+        let ms = self.time(choice, count)?;
+        let ran = begin.and_then(|begin| begin.try_elapsed().ok());
+        let cost_ms = |ran: Duration| ran.as_secs_f64() * 1e3 / f64::from(count);
+        Ok((ms, ran.map_or(ms, cost_ms)))
     }
 
     /// Milliseconds of a dispatch, the mean over `count` of them in one submission.

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use edge_gpu::Device;
 
+use crate::calibration::Calibration;
 use crate::roof::Roof;
-use crate::row::{Row, paired_ratio};
+use crate::row::{Row, median_and_spread, paired_ratio};
 use crate::runner::{Prepared, Which};
 use crate::select::Selected;
 
@@ -53,6 +54,20 @@ pub struct Outcome {
 /// Called once a round, between our samples: others that are timed by turns with them.
 pub type EachRound<'a> = &'a mut dyn FnMut() -> Result<()>;
 
+/// What the groups of a run share.
+pub struct Setup<'a> {
+    /// The device.
+    pub device: &'a Device,
+    /// What it does at most, where that is known.
+    pub roof: Option<Roof>,
+    /// When a row has been sampled enough.
+    pub bounds: Bounds,
+    /// Which variants of what a word asked for are timed.
+    pub which: Which,
+    /// Timed around each sample, where rows are to be calibrated.
+    pub calibration: Option<Calibration>,
+}
+
 /// Checks and times a group.
 ///
 /// # Errors
@@ -60,15 +75,14 @@ pub type EachRound<'a> = &'a mut dyn FnMut() -> Result<()>;
 /// the outcome instead: the other rows are worth having all the same.
 pub fn time_group(
     group: &[Selected],
-    device: &Device,
-    roof: Option<&Roof>,
-    bounds: Bounds,
+    setup: &mut Setup<'_>,
     each_round: Option<EachRound<'_>>,
 ) -> Result<Outcome> {
+    let device = setup.device;
     let mut outcome = Outcome::default();
     let mut prepared = Vec::new();
     for selected in group {
-        let which = if selected.baseline { Which::Production } else { Which::All };
+        let which = if selected.baseline { Which::Production } else { setup.which };
         match Prepared::new(&selected.subject, device, which) {
             Ok(mut one) => {
                 outcome.errors.append(&mut one.wrong);
@@ -85,12 +99,16 @@ pub fn time_group(
     if !device.info().kind.is_cpu() {
         wake(&prepared)?;
     }
-    let samples = by_turns(&prepared, &turns, bounds, each_round)?;
-    for (&(index, choice), samples_ms) in turns.iter().zip(samples) {
+    let samples = by_turns(&prepared, &turns, setup, each_round)?;
+    for (&(index, choice), Samples { ms, calibrated }) in turns.iter().zip(samples) {
         let Prepared { subject, choices, .. } = &prepared[index];
         let variant = (choices[choice].name.as_str(), choices[choice].production);
-        let row = Row::new(subject, variant, &device.info().name, roof, &samples_ms);
-        outcome.timed.push(Timed { row, samples_ms });
+        let mut row = Row::new(subject, variant, &device.info().name, setup.roof.as_ref(), &ms);
+        if !calibrated.is_empty() {
+            let (middle, spread) = median_and_spread(&calibrated);
+            (row.calibrated, row.calibrated_spread) = (Some(middle), Some(spread));
+        }
+        outcome.timed.push(Timed { row, samples_ms: ms });
     }
     add_ratios(&mut outcome.timed);
     Ok(outcome)
@@ -113,25 +131,45 @@ fn wake(prepared: &[Prepared]) -> Result<()> {
     Ok(())
 }
 
+/// What the rounds gave of one row.
+#[derive(Clone, Default)]
+struct Samples {
+    /// Milliseconds of a dispatch.
+    ms: Vec<f64>,
+    /// The same over the calibration kernel's, where there is one.
+    calibrated: Vec<f64>,
+}
+
 /// One sample of each that wants more, and again, until none does.
 fn by_turns(
     prepared: &[Prepared],
     turns: &[(usize, usize)],
-    bounds: Bounds,
+    setup: &mut Setup<'_>,
     mut each_round: Option<EachRound<'_>>,
-) -> Result<Vec<Vec<f64>>> {
-    let mut samples = vec![Vec::new(); turns.len()];
+) -> Result<Vec<Samples>> {
+    let mut samples = vec![Samples::default(); turns.len()];
     let mut spent_ms = vec![0.0; turns.len()];
+    if let Some(calibration) = &mut setup.calibration {
+        calibration.begin()?;
+    }
     loop {
         let mut sampled = false;
         for (turn, &(index, choice)) in turns.iter().enumerate() {
-            if !bounds.wants_more(samples[turn].len(), spent_ms[turn]) {
+            let found = &mut samples[turn];
+            if !setup.bounds.wants_more(found.ms.len(), spent_ms[turn]) {
                 continue;
             }
             sampled = true;
             let start = Instant::now();
             let one = &prepared[index];
-            samples[turn].push(one.sample(&one.choices[choice])?);
+            match &mut setup.calibration {
+                Some(calibration) => {
+                    let (ms, calibrated) = calibration.around(one, &one.choices[choice])?;
+                    found.ms.push(ms);
+                    found.calibrated.push(calibrated);
+                }
+                None => found.ms.push(one.sample(&one.choices[choice])?),
+            }
             spent_ms[turn] += start.elapsed().as_secs_f64() * 1e3;
         }
         if !sampled {
@@ -139,6 +177,9 @@ fn by_turns(
         }
         if let Some(others) = &mut each_round {
             others()?;
+            if let Some(calibration) = &mut setup.calibration {
+                calibration.begin()?;
+            }
         }
     }
 }
@@ -281,7 +322,10 @@ mod tests {
             Ok(())
         };
         let bounds = Bounds { samples: 4, row_ms: 1e6 };
-        let outcome = time_group(&group, &device, None, bounds, Some(&mut count)).expect("runs");
+        let which = Which::All;
+        let device = &device;
+        let mut setup = Setup { device, roof: None, bounds, which, calibration: None };
+        let outcome = time_group(&group, &mut setup, Some(&mut count)).expect("runs");
         assert!(outcome.errors.is_empty());
         assert_eq!(rounds, 4);
         assert_eq!(outcome.timed.len(), 2);

@@ -2,6 +2,8 @@
 //! a browser the tests say that they are skipped, unless `EDGE_REQUIRE_BROWSER=1`; `EDGE_BROWSER`
 //! names one.
 
+mod dashboard;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -72,13 +74,18 @@ addEventListener("load", () => {
 });
 </script></body>"#;
 
-/// Lays a page out at two widths; what was found at each.
+/// Lays a page out at two widths; what [`PROBE`] found at each.
 fn laid_out(browser: &Path, page: &Path) -> Vec<Value> {
+    probed(browser, &std::fs::read_to_string(page).expect("a page"), PROBE)
+}
+
+/// Lays a page out at two widths with a script of ours at its end, which posts what it found to
+/// the page's parent as JSON.
+fn probed(browser: &Path, html: &str, probe: &str) -> Vec<Value> {
     let dir = TempDir::new().expect("a folder");
-    let html = std::fs::read_to_string(page).expect("a page");
     let errors = "<head><script>const errors = []; addEventListener(\"error\", (event) => \
                   errors.push(event.message));</script>";
-    let probed = html.replacen("<head>", errors, 1).replacen("</body>", PROBE, 1);
+    let probed = html.replacen("<head>", errors, 1).replacen("</body>", probe, 1);
     std::fs::write(dir.path().join("probed.html"), probed).expect("written");
     let outer = "<!doctype html><body><script>addEventListener(\"message\", (event) => {\n\
                  const pre = document.createElement(\"pre\"); pre.className = \"found\";\n\

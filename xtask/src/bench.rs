@@ -1,6 +1,9 @@
 //! `cargo xtask bench`: the throughput table, by the binary of `kernels-bench`.
 
-use anyhow::Result;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
 
 use crate::{cmd, vulkan};
 
@@ -10,18 +13,44 @@ const PEERS: &str = "kernels-bench/peers/Cargo.toml";
 /// Where it is built: shared with nothing, and removed with everything else.
 const PEERS_TARGET: &str = "target/peers";
 
+/// Where the program is built from nothing to time that.
+const COLD_TARGET: &str = "target/cold";
+
 pub(crate) fn run(args: &[String]) -> Result<()> {
+    let asked = |flag: &str| args.iter().any(|arg| arg == flag);
     let program = format!("{PEERS_TARGET}/release/kernels-bench-peers");
     let program = format!("{program}{}", std::env::consts::EXE_SUFFIX);
-    let passed = with_program(args, &program);
+    let mut passed = with_program(args, &program);
     if passed != args {
         eprintln!("building the peers: the first time this takes many minutes");
         let build = ["build", "--release", "--locked", "--manifest-path", PEERS];
         cmd::run(cmd::cargo(&build).args(["--target-dir", PEERS_TARGET]))?;
     }
+    // What `--help` or a mistake needs no program for is left to the bench.
+    if asked("--record") && !asked("--check") && !asked("--list") {
+        cmd::run(&mut cmd::cargo(&["build", "--release", "-p", "edge-runtime"]))?;
+        let suffix = std::env::consts::EXE_SUFFIX;
+        passed.push(format!("--program=target/release/edge-runtime{suffix}"));
+        if asked("--cold-build") {
+            passed.push(format!("--cold-build-s={:.1}", cold_build_s()?));
+        }
+    }
     let run = ["run", "--quiet", "--release", "-p", "kernels-bench", "--bin", "kernels-bench"];
     let environment = vulkan::quiet_environment();
     cmd::run(cmd::cargo(&run).arg("--").args(passed).envs(environment))
+}
+
+/// Seconds that the program takes to build from nothing, with its crates downloaded.
+fn cold_build_s() -> Result<f64> {
+    if Path::new(COLD_TARGET).exists() {
+        std::fs::remove_dir_all(COLD_TARGET)
+            .with_context(|| format!("{COLD_TARGET} cannot be removed"))?;
+    }
+    cmd::run(&mut cmd::cargo(&["fetch", "--locked"]))?;
+    let build = ["build", "--release", "-p", "edge-runtime", "--target-dir", COLD_TARGET];
+    let start = Instant::now();
+    cmd::run(&mut cmd::cargo(&build))?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
 /// The arguments, `--peers` with the program that it means.

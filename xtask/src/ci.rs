@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{cmd, shaders, test, vulkan};
+use crate::{cmd, dashboard, shaders, test, vulkan};
 
 type Step = fn() -> Result<()>;
 
@@ -15,6 +15,7 @@ const STEPS: &[(&str, Step)] = &[
     ("clippy", clippy),
     ("test", tests),
     ("benches", benches),
+    ("dashboard", page),
     ("doc", doc),
     ("shader index", shader_index),
     ("README commands", readme_commands),
@@ -66,6 +67,11 @@ fn benches() -> Result<()> {
     }
     let args = ["bench", "-p", "kernels-bench", "--bench", "ops", "--", "--test", "rms_norm"];
     cmd::run(cmd::cargo(&args).envs(environment))
+}
+
+/// All records can be read and drawn.
+fn page() -> Result<()> {
+    dashboard::run(&[])
 }
 
 fn doc() -> Result<()> {

@@ -2,8 +2,11 @@
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
 mod bench;
+mod browser;
 mod ci;
 mod cmd;
+mod dashboard;
+mod dist;
 mod interop;
 mod models;
 mod quickstart;
@@ -33,9 +36,13 @@ cargo xtask COMMAND
   shaders [--check] [--dump]
                           writes shaders/README.md; --check: only compares it; --dump: also
                           writes every assembled variant to target/shaders/
-  bench [WORD...] [--quick|--full] [--record] [--against[=FILE]] [--targets] [--peers] [...]
+  bench [WORD...] [--quick|--full] [--record] [--check] [--against[=FILE]] [--targets] [...]
                           checks and times every registered kernel whose name contains all words;
                           `bench --help` has the rest
+  dashboard [compare A B|export RECORD] [...]
+                          writes target/dashboard/index.html, a page of all records; compares two;
+                          prints one for other programs; `dashboard --help` has the rest
+  dist                    the released program with its licences, as an archive in target/dist
   demo-model              makes the bundled demo model and its texts again
   synth-model --config FILE --out DIR [...]
                           writes a checkpoint of random weights with the shapes of a config.json
@@ -52,6 +59,8 @@ const COMMANDS: &[(&str, Run)] = &[
     ("tidy", tidy::run),
     ("shaders", shaders::run),
     ("bench", bench::run),
+    ("dashboard", dashboard::run),
+    ("dist", dist::run),
     ("demo-model", models::demo_model),
     ("synth-model", models::synth_model),
 ];

@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 
-use crate::{cmd, vulkan};
+use crate::{browser, cmd, vulkan};
 
 /// Arguments before `--` go to `cargo test`, those after it to the test binaries.
 pub(crate) fn run(args: &[String]) -> Result<()> {
@@ -14,6 +14,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ["-p", "edge-tests", "--", "ops::", "formats::"].map(String::from).to_vec();
     let args = if second { [of_ops.as_slice(), &args[1..]].concat() } else { args.to_vec() };
     let environment = if second { vulkan::swiftshader()? } else { vulkan::prepare()? };
+    let pages = |arg: &&str| *arg == "--workspace" || arg.ends_with("edge-tests");
+    if !second && cargo_arguments(&args).iter().any(pages) {
+        browser::prepare();
+    }
     let mut command = cmd::cargo(&["test", "--release", "--no-fail-fast"]);
     command.args(cargo_arguments(&args));
     command.envs(environment);

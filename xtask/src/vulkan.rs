@@ -151,22 +151,28 @@ pub(crate) fn quiet_environment() -> Environment {
     if needed { vec![("XDG_RUNTIME_DIR", std::env::temp_dir())] } else { Vec::new() }
 }
 
-/// Installs Mesa's drivers, or fails with what to do by hand.
-fn install() -> Result<()> {
+/// Whether `apt-get` may be run here, and if so whether it takes `sudo`.
+pub(crate) fn may_install() -> Option<bool> {
+    cmd::find_program("apt-get")?;
     let root = cmd::output(Command::new("id").arg("-u")).is_some_and(|id| id.trim() == "0");
     let sudo = !root && cmd::succeeds(Command::new("sudo").args(["-n", "true"]));
+    (root || sudo).then_some(sudo)
+}
+
+/// Installs Mesa's drivers, or fails with what to do by hand.
+fn install() -> Result<()> {
     if cmd::find_program("apt-get").is_none() {
         bail!(
             "no Vulkan driver was found, and without apt-get this command cannot install one: \
              install it by hand:\n{BY_HAND}"
         );
     }
-    if !root && !sudo {
+    let Some(sudo) = may_install() else {
         bail!(
             "no Vulkan driver was found, and this user may not install one: install it by \
              hand:\n{BY_HAND}"
         );
-    }
+    };
     eprintln!("no Vulkan driver found: installing Mesa's");
     let packages = ["mesa-vulkan-drivers", "libvulkan1"];
     // Lists of packages that cannot be refreshed may still do, so only the install decides.
@@ -180,7 +186,8 @@ fn install() -> Result<()> {
     }
 }
 
-fn apt_get(sudo: bool) -> Command {
+/// `apt-get` without questions.
+pub(crate) fn apt_get(sudo: bool) -> Command {
     let mut command = Command::new(if sudo { "sudo" } else { "env" });
     if sudo {
         command.args(["-n", "env"]);

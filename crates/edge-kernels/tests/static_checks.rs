@@ -338,6 +338,15 @@ fn variants_are_named_and_the_last_is_portable() {
     problems.finish();
 }
 
+/// Whether one of the sizes is odd, and more than a flag is.
+fn is_odd(op: &dyn Op, call: &edge_kernels::Call) -> bool {
+    let words = call.words();
+    op.fields().iter().filter(|field| field.scalar == Scalar::U32).any(|field| {
+        let word = words[field.offset / 4];
+        word > 2 && word % 2 == 1
+    })
+}
+
 #[test]
 fn ops_are_named_once_and_have_cases() {
     let mut problems = Problems::default();
@@ -353,6 +362,9 @@ fn ops_are_named_once_and_have_cases() {
         }
         if cases.iter().all(|case| case.bench) {
             problems.add(op.name(), "no case that tests run");
+        }
+        if !cases.iter().any(|case| !case.bench && is_odd(*op, &case.call)) {
+            problems.add(op.name(), "no case of an odd size: sizes that fit hide wrong bounds");
         }
         if cases.iter().all(|case| !case.bench) {
             problems.add(op.name(), "no case that benches time");

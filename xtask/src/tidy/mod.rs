@@ -150,6 +150,8 @@ const CHECKS: &[fn(&Tree, &mut Complaints)] = &[
     repo::large_files,
     repo::changelog,
     repo::dependencies,
+    repo::unused_dependencies,
+    repo::workflows,
     repo::readme_commands,
 ];
 

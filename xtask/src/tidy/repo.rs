@@ -115,6 +115,80 @@ fn inherited(tree: &Tree, out: &mut Complaints) {
     }
 }
 
+/// Packages whose use is in no source text: features and data of another one.
+const UNNAMED: &[&str] = &[];
+
+/// A dependency that no file of its package names is built for nothing.
+pub(super) fn unused_dependencies(tree: &Tree, out: &mut Complaints) {
+    for manifest in tree.files.iter().filter(|file| file.path.ends_with("/Cargo.toml")) {
+        let folder = manifest.path.trim_end_matches("/Cargo.toml");
+        let inner = |path: &str| OUTSIDE.iter().any(|o| path.starts_with(*o) && *o != folder);
+        let sources: Vec<&str> = tree
+            .with_extension("rs")
+            .filter(|file| file.below(folder) && !inner(&file.path))
+            .map(|file| file.text.as_str())
+            .collect();
+        let mut inside = false;
+        for (number, line) in manifest.lines() {
+            if line.starts_with('[') {
+                inside = line.ends_with("dependencies]");
+                continue;
+            }
+            let end = line.find([' ', '.', '=']).unwrap_or(0);
+            let name = &line[..end];
+            if !inside || name.is_empty() || name.starts_with('#') || UNNAMED.contains(&name) {
+                continue;
+            }
+            let word = name.replace('-', "_");
+            if !sources.iter().any(|text| names(text, &word)) {
+                let message = format!("no file of {folder} names `{word}`: remove the dependency");
+                out.push(&manifest.path, number, message);
+            }
+        }
+    }
+}
+
+/// Whether a text has `word::`, `use word` or `word` in braces, as a whole word.
+fn names(text: &str, word: &str) -> bool {
+    text.match_indices(word).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let after = &text[at + word.len()..];
+        let whole = before.is_none_or(|c| !c.is_alphanumeric() && c != '_');
+        whole && (after.starts_with("::") || after.starts_with(';') || after.starts_with(" as "))
+    })
+}
+
+/// Continuous integration runs what a laptop runs: each step of a workflow is a `cargo xtask`
+/// command, or an action pinned to a full version; permissions are stated.
+pub(super) fn workflows(tree: &Tree, out: &mut Complaints) {
+    for file in tree.files.iter().filter(|file| file.below(".github/workflows")) {
+        if !file.lines().any(|(_, line)| line.starts_with("permissions:")) {
+            out.push(&file.path, 0, "state `permissions:` for the whole workflow");
+        }
+        for (number, line) in file.lines() {
+            let step = line.trim_start().trim_start_matches("- ");
+            if let Some(command) = step.strip_prefix("run: ") {
+                let ours = command.starts_with("cargo xtask ");
+                // What only exists there: results of jobs, releases.
+                let theirs = ["gh release ", "test '"].iter().any(|is| command.starts_with(is));
+                if !ours && !theirs {
+                    let message = "make this a `cargo xtask` command, which runs on a laptop too";
+                    out.push(&file.path, number, message);
+                }
+            }
+            if let Some(action) = step.strip_prefix("uses: ") {
+                let version = action.rsplit_once("@v").map_or("", |(_, version)| version);
+                let parts: Vec<&str> = version.split('.').collect();
+                let full = parts.len() == 3 && parts.iter().all(|p| p.parse::<u32>().is_ok());
+                if !full {
+                    let message = "pin the action to a full version, `@v1.2.3`";
+                    out.push(&file.path, number, message);
+                }
+            }
+        }
+    }
+}
+
 /// Every `cargo xtask COMMAND` in the documents is a command.
 pub(super) fn readme_commands(tree: &Tree, out: &mut Complaints) {
     for file in tree.with_extension("md") {
@@ -177,6 +251,30 @@ mod tests {
         assert!(check("kernels-bench/peers burn: a peer\n").is_empty());
         // A reason within the workspace is none outside of it.
         assert_eq!(check("burn: a peer\n"), [format!("{path}:4"), format!("{DEPENDENCIES}:1")]);
+    }
+
+    #[test]
+    fn a_dependency_that_nothing_names_is_seen() {
+        let manifest = "[package]\nname = \"a\"\n\n[dependencies]\nhalf.workspace = true\n\
+                        fs4 = { workspace = true }\nserde-json.workspace = true\n\n\
+                        [lints]\nx = 1\n";
+        let source = "use half::f16;\nlet a = serde_json::json!(1); // fs4 is not used: xfs4::a\n";
+        let files = [("crates/a/Cargo.toml", manifest), ("crates/a/src/lib.rs", source)];
+        assert_eq!(places(unused_dependencies, &files), ["crates/a/Cargo.toml:6"]);
+        // Another package's use is none.
+        let other = [("crates/a/Cargo.toml", manifest), ("crates/ab/src/lib.rs", source)];
+        assert_eq!(places(unused_dependencies, &other).len(), 3);
+    }
+
+    #[test]
+    fn workflows_run_our_commands() {
+        let path = ".github/workflows/a.yml";
+        let good = "permissions:\n  contents: read\njobs:\n  - uses: actions/checkout@v4.2.2\n\
+                    \x20 - run: cargo xtask tidy\n";
+        assert!(places(workflows, &[(path, good)]).is_empty());
+        let bad = "jobs:\n  - uses: actions/checkout@v4\n  - run: make test\n";
+        let want = [0, 2, 3].map(|line| format!("{path}:{line}"));
+        assert_eq!(places(workflows, &[(path, bad)]), want);
     }
 
     #[test]
