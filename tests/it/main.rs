@@ -19,6 +19,7 @@ mod gguf;
 mod golden;
 mod model;
 mod ops;
+mod packing;
 mod plan;
 mod stream;
 mod windows;

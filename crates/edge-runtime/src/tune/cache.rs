@@ -61,6 +61,9 @@ pub fn open(
     for example in data.train.examples.iter() {
         key.number(example.start as u64);
     }
+    if data.train.packing {
+        key.text("packed");
+    }
     let sizes = Sizes {
         sequences,
         seq_len: job.seq_len.into(),

@@ -14,6 +14,7 @@ use crate::cli::options::TuneOptions;
 use crate::cli::report::TuneReport;
 use crate::data::{DataSpec, Dataset};
 use crate::model::{LoraInit, Model, device_facts};
+use crate::packing::Packing;
 use crate::plan::choose::{Chosen, choose, predict};
 use crate::run_dir::RunDir;
 use crate::session::Source;
@@ -55,6 +56,7 @@ pub fn run_on(
     device: &Device,
     listener: Listener<'_>,
 ) -> Result<Outcome> {
+    let data = &data.with_packing(options.packing);
     let mut events = Events::new(listener);
     let prepared = prepare(data, options, source, device, &mut events)?;
     announce(data, source, &prepared, &mut events);
@@ -97,6 +99,7 @@ pub fn dry_run(
     device: &Device,
     listener: Listener<'_>,
 ) -> Result<Header> {
+    let data = &data.with_packing(options.packing);
     let mut events = Events::new(listener);
     let prepared = prepare(data, options, source, device, &mut events)?;
     announce(data, source, &prepared, &mut events);
@@ -131,6 +134,11 @@ fn prepare(
         Some(chosen) => Some(chosen.schedule.step_s),
         None => predict(options, source, device, &job, about),
     };
+    let micro_batch = job.batch as usize;
+    let packing = match options.packing {
+        true => Packing::of(&data.train, seq_len, micro_batch, options.seed)?,
+        false => None,
+    };
     let header = Header::new(&Parts {
         options,
         source,
@@ -138,6 +146,7 @@ fn prepare(
         data,
         budget: options.budget(sampler.windows()),
         sequences: sampler.windows(),
+        packing,
         job: &job,
         plan: &plan,
         chosen: chosen.as_ref(),
@@ -158,6 +167,9 @@ fn check_early_stopping(data: &Dataset, options: &TuneOptions) -> Result<()> {
 fn announce(data: &Dataset, source: &Source, prepared: &Prepared, events: &mut Events<'_>) {
     if data.train.chats && !source.tokenizer.has_chat_template() {
         events.notice("the model has no chat template: roles are written as ### User: and so on");
+    }
+    if data.train.packing && data.train.examples.is_empty() {
+        events.notice("--packing changes nothing: text is cut into windows that are full already");
     }
     events.send(&TuneEvent::Planned(Box::new(prepared.header.clone())));
 }

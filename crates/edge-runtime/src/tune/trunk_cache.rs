@@ -157,8 +157,8 @@ impl TrunkCache {
     }
 
     /// Puts the residual stream at the level into the stream that the model's blocks work on,
-    /// computing what the cache lacks. The model's ids are overwritten. False where there is no
-    /// level: the trunk is empty.
+    /// computing what the cache lacks. The model's ids are overwritten, and the samples of its
+    /// first micro-batch. False where there is no level: the trunk is empty.
     ///
     /// # Errors
     /// A file cannot be read or written, or the device fails.
@@ -211,14 +211,16 @@ impl TrunkCache {
             }
             let g = Geometry::sequences(rows.len() as u32, batch.seq_len as u32);
             let g = if model.job.isolated { g.of_base() } else { g };
+            let of_row = |row: usize| row * batch.seq_len..(row + 1) * batch.seq_len;
+            let segments: Vec<_> =
+                rows.iter().flat_map(|&row| &batch.segments[of_row(row)]).copied().collect();
+            model.set_segments(&segments, g)?;
             let mut recorder = model.device.recorder();
             if from > 0 {
                 let stream = head(model.stream(), starts.len());
                 model.device.write(&stream, bytemuck::cast_slice(&starts))?;
             } else {
-                let ids = rows
-                    .iter()
-                    .flat_map(|&row| &batch.ids[row * batch.seq_len..(row + 1) * batch.seq_len]);
+                let ids = rows.iter().flat_map(|&row| &batch.ids[of_row(row)]);
                 model.set_ids(&ids.copied().collect::<Vec<_>>())?;
                 model.embed(&mut recorder, g.rows(), model.stream());
             }
