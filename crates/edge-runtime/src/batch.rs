@@ -2,8 +2,8 @@
 //!
 //! A window is `seq_len` consecutive tokens: its first token is given and the others are
 //! predicted, in training and in evaluation alike. Of examples each is a sequence, of which the
-//! answer is predicted; those of a batch are padded on the right to the longest of them. In training
-//! a sequence may hold several examples ([`crate::packing`]), which do not see each other.
+//! answer is predicted; those of a batch are padded on the right to the longest of them. In
+//! training a sequence may hold several examples ([`crate::packing`]), which do not see each other.
 
 use anyhow::{Result, bail, ensure};
 use edge_kernels::util::SeededRng;

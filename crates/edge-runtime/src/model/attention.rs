@@ -91,6 +91,15 @@ impl Model {
         }
     }
 
+    /// Writes the samples that a pass's sequences hold to the device.
+    ///
+    /// # Errors
+    /// As [`Model::set_batch`].
+    pub(crate) fn set_segments(&self, segments: &[[u32; 2]], g: Geometry) -> Result<()> {
+        let of_batch = &self.workspace.segments[g.micro_batch as usize];
+        self.write_head(of_batch, segments.as_flattened())
+    }
+
     /// The samples that a pass's sequences hold.
     fn segments(&self, g: Geometry) -> &Slice {
         &self.workspace.segments[g.micro_batch as usize]

@@ -285,15 +285,6 @@ impl Model {
         Ok(g)
     }
 
-    /// Writes the samples that a pass's sequences hold to the device.
-    ///
-    /// # Errors
-    /// As [`Model::set_batch`].
-    pub(crate) fn set_segments(&self, segments: &[[u32; 2]], g: Geometry) -> Result<()> {
-        let of_batch = &self.workspace.segments[g.micro_batch as usize];
-        self.write_head(of_batch, segments.as_flattened())
-    }
-
     /// Writes token ids to the device.
     ///
     /// # Errors

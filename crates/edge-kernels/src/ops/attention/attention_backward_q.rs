@@ -146,8 +146,8 @@ impl Op for AttentionBackwardQ {
     }
 }
 
-/// q, k, v, segments, stats and d_out in the middle of a model: a random upstream gradient, and what
-/// the forward pass and `attention_delta` make of the rest.
+/// q, k, v, segments, stats and d_out in the middle of a model: a random upstream gradient, and
+/// what the forward pass and `attention_delta` make of the rest.
 pub(super) fn backward_inputs(p: &Params, rng: &mut SeededRng) -> Vec<CaseBuffer> {
     let [q, k, v] = inputs(p, rng);
     let segments = p.segments(rng);

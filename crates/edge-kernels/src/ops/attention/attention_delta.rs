@@ -1,4 +1,4 @@
-//! Attention, backward: what the softmax's gradient subtracts from each row, beside its log-sum-exp.
+//! Attention, backward: what the softmax's gradient subtracts from each row, with its log-sum-exp.
 //!
 //! delta\[r,h\] = Σ_d out\[r,h,d\] · d_out\[r,h,d\]  (= Σ_j p\[j\] · dp\[j\])
 //!
