@@ -2,7 +2,8 @@
 //! p = exp(scale · q·k − lse[i,h])
 //!
 //! q, d_out, dq: [batch · q_len, heads, head_dim] f32 · k, v: [batch · kv_stride, kv_heads,
-//! head_dim] f32 · lse, delta: [batch · q_len, heads] f32 · the rest as in attention_forward
+//! head_dim] f32 · stats: [batch · q_len, heads, 2] f32, lse and delta · the rest as in
+//! attention_forward
 //! Grid: x and y, folded, as the body says. Shared: up to 16 KiB, by body. Needs: nothing beyond
 //! core WebGPU.
 
@@ -29,8 +30,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> q: array<Element>;
 @group(0) @binding(2) var<storage, read> k: array<Element>;
 @group(0) @binding(3) var<storage, read> v: array<Element>;
-@group(0) @binding(4) var<storage, read> lse: array<f32>;
-@group(0) @binding(5) var<storage, read> delta: array<f32>;
+@group(0) @binding(4) var<storage, read> segments: array<vec2<u32>>;
+@group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read> d_out: array<Element>;
 @group(0) @binding(7) var<storage, read_write> dq: array<Element>;
 

@@ -3,7 +3,8 @@
 //!
 //! q, out: [batch · q_len, heads, head_dim] f32 · k, v: [batch · kv_stride, kv_heads, head_dim] f32
 //! · lse: [batch · q_len, heads] f32 · g = h / (heads / kv_heads); query i stands at position
-//! position0 + i and attends keys up to it (with a window, the last ones only).
+//! position0 + i and attends the keys of its segment up to it (with a window, the last ones only).
+//! segments: [batch · q_len, 2] u32, first key and end query of each query's segment
 //!
 //! Softmax online: a running maximum, a running sum and an accumulator per query, rescaled when
 //! the maximum grows, so no score reaches memory.
@@ -35,8 +36,9 @@ struct Params {
 @group(0) @binding(1) var<storage, read> q: array<Element>;
 @group(0) @binding(2) var<storage, read> k: array<Element>;
 @group(0) @binding(3) var<storage, read> v: array<Element>;
-@group(0) @binding(4) var<storage, read_write> out: array<Element>;
-@group(0) @binding(5) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(4) var<storage, read> segments: array<vec2<u32>>;
+@group(0) @binding(5) var<storage, read_write> out: array<Element>;
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 //#include "lib/attention_forward_own.wgsl"
 

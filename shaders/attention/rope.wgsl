@@ -2,7 +2,8 @@
 //! the angle of its row's position, or by minus that angle with inverse = 1
 //!
 //! x: [rows, heads, head_dim] f32 from offset · table: [positions, head_dim] f32, cosines then
-//! sines · position of a row: position0 + row % seq_len
+//! sines · segments: [rows, 2] u32, as in attention_forward · position of a row: position0 +
+//! row % seq_len − segments[row].x
 //! Grid: one invocation per LANES pairs. Shared: none. Needs: nothing beyond core WebGPU.
 
 //#include "lib/scalar.wgsl"
@@ -21,7 +22,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> table: array<Element>;
-@group(0) @binding(2) var<storage, read_write> x: array<Element>;
+@group(0) @binding(2) var<storage, read> segments: array<vec2<u32>>;
+@group(0) @binding(3) var<storage, read_write> x: array<Element>;
 
 @compute @workgroup_size(WG)
 fn rope(
@@ -36,7 +38,8 @@ fn rope(
     }
     let row_head = i / pairs;
     let pair = i - row_head * pairs;
-    let position = params.position0 + (row_head / params.heads) % params.seq_len;
+    let row = row_head / params.heads;
+    let position = params.position0 + row % params.seq_len - segments[row].x;
     let cosine = table[position * 2u * pairs + pair];
     let sign = select(1.0, -1.0, params.inverse == 1u);
     let sine = sign * table[position * 2u * pairs + pairs + pair];

@@ -30,7 +30,7 @@ fn attend(lane: u32, workgroup: u32) {
         let key = min(tile * TK + t, params.kv_len - 1u);
         key_row[t] = (sequence * params.kv_stride + key) * params.kv_heads + kv_head;
         first[t] = first_query(key);
-        end[t] = end_query(key);
+        end[t] = end_query(sequence, key);
         from_query = min(from_query, first[t]);
         to_query = max(to_query, end[t]);
         let at = key_row[t] * CHUNKS;
@@ -67,14 +67,13 @@ fn attend(lane: u32, workgroup: u32) {
                     dp[t] += lanes_dot(upstream[c], values[t * CHUNKS + c]);
                 }
             }
-            let row_lse = lse[head_row];
-            let row_delta = delta[head_row];
+            let of_row = stats[head_row];
             //#unroll
             for (var t = 0u; t < TK; t++) {
                 let seen = token >= first[t] && token < end[t];
                 // Only a masked score can exceed the log-sum-exp; min keeps its exp finite.
-                score[t] = select(0.0, exp(min(score[t] - row_lse, 0.0)), seen);
-                dp[t] = score[t] * (dp[t] - row_delta);
+                score[t] = select(0.0, exp(min(score[t] - of_row.x, 0.0)), seen);
+                dp[t] = score[t] * (dp[t] - of_row.y);
             }
             //#unroll
             for (var c = 0u; c < CHUNKS; c++) {

@@ -58,28 +58,25 @@ fn attend(lane: u32, workgroup: u32) {
     //#unroll
     for (var m = 0u; m < MINE; m++) {
         let key = min(task.first + task.part + m * PARTS, task.last);
-        seen_by[m] = vec2(first_query(key), end_query(key)) * group;
+        seen_by[m] = vec2(first_query(key), end_query(task.sequence, key)) * group;
     }
     var sum_k: array<vec4<f32>, HELD * QUADS>;
     var sum_v: array<vec4<f32>, HELD * QUADS>;
     // Rows behind the last are loaded as the last, and see nothing.
     let last_row = params.q_len * group - 1u;
-    let end_row = end_query(task.last) * group;
+    let end_row = end_query(task.sequence, task.last) * group;
     var at = head_row(task, min(first_query(task.first) * group + task.slot, last_row));
     var next = load_query(task, at);
-    var next_lse = lse[at];
-    var next_delta = delta[at];
+    var next_of_row = stats[at];
     workgroupBarrier();
 
     for (var row0 = first_query(task.first) * group; row0 < end_row; row0 += SLOTS) {
         let i = row0 + task.slot;
         let row = next;
-        let row_lse = next_lse;
-        let row_delta = next_delta;
+        let of_row = next_of_row;
         at = head_row(task, min(i + SLOTS, last_row));
         next = load_query(task, at);
-        next_lse = lse[at];
-        next_delta = delta[at];
+        next_of_row = stats[at];
         multiply(task, row);
         workgroupBarrier();
         //#unroll
@@ -87,7 +84,7 @@ fn attend(lane: u32, workgroup: u32) {
             let held = task.part + m * PARTS;
             if held < HELD {
                 let seen = i >= seen_by[m].x && i < seen_by[m].y;
-                let weight = weigh(task.slot, held, seen, row_lse, row_delta);
+                let weight = weigh(task.slot, held, seen, of_row);
                 weights[task.slot * HELD + held] = weight;
             }
         }

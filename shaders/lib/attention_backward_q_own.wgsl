@@ -22,8 +22,7 @@ fn attend(lane: u32, workgroup: u32) {
     var query: array<Element, TQ * CHUNKS>;
     var upstream: array<Element, TQ * CHUNKS>;
     var sum: array<Element, TQ * CHUNKS>;
-    var row_lse: array<f32, TQ>;
-    var row_delta: array<f32, TQ>;
+    var of_row: array<vec2<f32>, TQ>;
     var from_key = params.kv_len;
     var to_key = 0u;
     //#unroll
@@ -31,15 +30,13 @@ fn attend(lane: u32, workgroup: u32) {
         // A row behind the last one repeats it and is not stored.
         let row = min(tile * TQ + t, rows - 1u);
         let token = row / group;
-        let position = params.position0 + token;
         head_row[t] = (sequence * params.q_len + token) * params.heads
             + kv_head * group + row % group;
-        first[t] = first_key(position);
-        end[t] = end_key(position);
+        first[t] = first_key(sequence, token);
+        end[t] = end_key(token);
         from_key = min(from_key, first[t]);
         to_key = max(to_key, end[t]);
-        row_lse[t] = lse[head_row[t]];
-        row_delta[t] = delta[head_row[t]];
+        of_row[t] = stats[head_row[t]];
         let at = head_row[t] * CHUNKS;
         //#unroll
         for (var c = 0u; c < CHUNKS; c++) {
@@ -73,8 +70,8 @@ fn attend(lane: u32, workgroup: u32) {
         for (var t = 0u; t < TQ; t++) {
             let seen = key >= first[t] && key < end[t];
             // Only a masked score can exceed the log-sum-exp; min keeps its exp finite.
-            let p = select(0.0, exp(min(score[t] - row_lse[t], 0.0)), seen);
-            score[t] = p * (dp[t] - row_delta[t]);
+            let p = select(0.0, exp(min(score[t] - of_row[t].x, 0.0)), seen);
+            score[t] = p * (dp[t] - of_row[t].y);
         }
         //#unroll
         for (var c = 0u; c < CHUNKS; c++) {

@@ -37,15 +37,13 @@ fn attend(lane: u32, workgroup: u32) {
     let task = query_task(lane, workgroup, rows);
     stage(task, lane);
     var seen_by: array<vec2<u32>, MINE>;
-    var row_lse: array<f32, MINE>;
-    var row_delta: array<f32, MINE>;
+    var of_row: array<vec2<f32>, MINE>;
     //#unroll
     for (var m = 0u; m < MINE; m++) {
         let held = task.part + m * PARTS;
         let row = head_row(task, min(task.first + held, task.last));
         seen_by[m] = keys_of(task, held);
-        row_lse[m] = lse[row];
-        row_delta[m] = delta[row];
+        of_row[m] = stats[row];
     }
     var sum: array<vec4<f32>, HELD * QUADS>;
     let keys = keys_of_all(task);
@@ -63,7 +61,7 @@ fn attend(lane: u32, workgroup: u32) {
         for (var m = 0u; m < MINE; m++) {
             if task.part + m * PARTS < HELD {
                 let seen = key >= seen_by[m].x && key < seen_by[m].y;
-                weigh(task.slot, task.part + m * PARTS, seen, row_lse[m], row_delta[m]);
+                weigh(task.slot, task.part + m * PARTS, seen, of_row[m]);
             }
         }
         workgroupBarrier();

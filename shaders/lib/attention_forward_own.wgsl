@@ -30,11 +30,10 @@ fn attend(lane: u32, workgroup: u32) {
         // A row behind the last one repeats it and is not stored.
         let row = min(tile * TQ + t, rows - 1u);
         let token = row / group;
-        let position = params.position0 + token;
         head_row[t] = (sequence * params.q_len + token) * params.heads
             + kv_head * group + row % group;
-        first[t] = first_key(position);
-        end[t] = end_key(position);
+        first[t] = first_key(sequence, token);
+        end[t] = end_key(token);
         from_key = min(from_key, first[t]);
         to_key = max(to_key, end[t]);
         highest[t] = LOWEST;

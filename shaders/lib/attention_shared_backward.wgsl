@@ -28,10 +28,11 @@ fn multiply(task: Task, row: Streamed) {
     }
 }
 
-// Hands the gradient of a score to the slot and returns the weight that the key has.
-fn weigh(slot: u32, held: u32, seen: bool, row_lse: f32, row_delta: f32) -> f32 {
+// Hands the gradient of a score to the slot and returns the weight that the key has. `of_row`: the
+// query row's log-sum-exp and delta.
+fn weigh(slot: u32, held: u32, seen: bool, of_row: vec2<f32>) -> f32 {
     // Only a masked score can exceed the log-sum-exp; min keeps its exp finite.
-    let p = select(0.0, exp(min(product(slot, held) - row_lse, 0.0)), seen);
-    slopes[slot * HELD + held] = p * (product(slot, HELD + held) - row_delta);
+    let p = select(0.0, exp(min(product(slot, held) - of_row.x, 0.0)), seen);
+    slopes[slot * HELD + held] = p * (product(slot, HELD + held) - of_row.y);
     return p;
 }

@@ -5,19 +5,19 @@ fn query_task(lane: u32, workgroup: u32, rows: u32) -> Task {
     return task_at(workgroups_for(rows) - 1u - workgroup, lane, rows);
 }
 
-fn position_of(row: u32) -> u32 {
-    return params.position0 + row / (params.heads / params.kv_heads);
+fn query_of(row: u32) -> u32 {
+    return row / (params.heads / params.kv_heads);
 }
 
 // The keys that a held row attends: from x to before y.
 fn keys_of(task: Task, held: u32) -> vec2<u32> {
-    let position = position_of(min(task.first + held, task.last));
-    return vec2(first_key(position), end_key(position));
+    let query = query_of(min(task.first + held, task.last));
+    return vec2(first_key(task.sequence, query), end_key(query));
 }
 
-// The keys that any of the rows attends.
+// The keys that any of the rows attends: a later row's segment and window begin no earlier.
 fn keys_of_all(task: Task) -> vec2<u32> {
-    return vec2(first_key(position_of(task.first)), end_key(position_of(task.last)));
+    return vec2(first_key(task.sequence, query_of(task.first)), end_key(query_of(task.last)));
 }
 
 fn load_key(task: Task, key: u32) -> Streamed {

@@ -22,6 +22,7 @@ mod golden;
 mod model;
 mod numbers;
 mod ops;
+mod packing;
 mod plan;
 mod resume;
 mod soak;

@@ -2,8 +2,8 @@
 //!
 //! A window is `seq_len` consecutive tokens: its first token is given and the others are
 //! predicted, in training and in evaluation alike. Of examples each is a sequence, of which the
-//! answer is predicted; those of a batch are padded on the right, which causal attention does not
-//! see, to the longest of them.
+//! answer is predicted; those of a batch are padded on the right to the longest of them. In
+//! training a sequence may hold several examples ([`crate::packing`]), which do not see each other.
 
 use anyhow::{Result, bail, ensure};
 use edge_kernels::util::SeededRng;
@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Example, Stream};
+use crate::packing::pack;
 
 /// A target that does not count: the loss kernels skip it.
 pub const IGNORE: u32 = u32::MAX;
@@ -36,6 +37,10 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// The id after each input, [`IGNORE`] at the end of each sequence `[sequences * seq_len]`.
     pub targets: Vec<u32>,
+    /// The samples of sequences `[sequences * seq_len]`: of each row, the first row of its sample
+    /// in the sequence and the row behind the last. A row sees its own sample alone, and its
+    /// position is that in the sample. A row of padding is a sample of its own.
+    pub segments: Vec<[u32; 2]>,
     /// Number of sequences.
     pub sequences: usize,
     /// Tokens of a sequence.
@@ -63,38 +68,62 @@ impl Batch {
         }
         let trained_tokens = sequences * (seq_len - 1);
         let (tokens, indices) = (ids.len(), (0..sequences as u32).collect());
-        Self { ids, targets, sequences, seq_len, trained_tokens, tokens, indices }
+        let segments = vec![[0, seq_len as u32]; ids.len()];
+        Self { ids, targets, segments, sequences, seq_len, trained_tokens, tokens, indices }
     }
 
-    /// A batch of examples, the numbers `indices` of a stream, none above `seq_len` tokens.
-    fn of_examples(stream: &Stream, seq_len: usize, indices: &[u32]) -> Self {
-        let cut = |&index: &u32| {
-            let example = stream.examples[index as usize];
-            let ids = example.start..example.start + example.len.min(seq_len);
-            (&stream.ids[ids.clone()], &stream.answers[ids])
-        };
-        let examples: Vec<(&[u32], &[u8])> = indices.iter().map(cut).collect();
-        let longest = examples.iter().map(|(ids, _)| ids.len()).max().unwrap_or(1);
-        let padded = longest.next_multiple_of(PADDED_TO).min(seq_len);
+    /// A batch of examples by their numbers in a stream, several a sequence, none of which exceeds
+    /// `seq_len` tokens when its examples are cut to that. `indices`: numbers of the sequences.
+    fn of_examples(
+        stream: &Stream,
+        seq_len: usize,
+        sequences: &[&[u32]],
+        indices: Vec<u32>,
+    ) -> Self {
+        let tokens = |sequence: &&[u32]| stream.tokens_of(sequence, seq_len);
+        let padded = padded(sequences.iter().map(tokens), seq_len);
+        let rows = sequences.len() * padded;
         let mut batch = Self {
-            ids: Vec::with_capacity(examples.len() * padded),
-            targets: Vec::with_capacity(examples.len() * padded),
-            sequences: examples.len(),
+            ids: Vec::with_capacity(rows),
+            targets: Vec::with_capacity(rows),
+            segments: Vec::with_capacity(rows),
+            sequences: sequences.len(),
             seq_len: padded,
             trained_tokens: 0,
-            tokens: examples.iter().map(|(ids, _)| ids.len()).sum(),
-            indices: indices.to_vec(),
+            tokens: sequences.iter().map(tokens).sum(),
+            indices,
         };
-        for (ids, answers) in examples {
-            batch.ids.extend(ids);
-            batch.ids.resize(batch.ids.len() + padded - ids.len(), 0);
-            let next = ids.iter().zip(answers).skip(1);
-            batch.targets.extend(next.map(|(&id, &answer)| if answer > 0 { id } else { IGNORE }));
-            batch.targets.resize(batch.ids.len(), IGNORE);
-            batch.trained_tokens += answers.iter().skip(1).filter(|answer| **answer > 0).count();
+        for (sequence, first) in sequences.iter().zip((0..).step_by(padded)) {
+            for &example in *sequence {
+                batch.add_example(stream, stream.examples[example as usize], first, seq_len);
+            }
+            let end = first + padded;
+            let padding = (batch.ids.len() - first..padded).map(|row| [row as u32, row as u32 + 1]);
+            batch.segments.extend(padding);
+            batch.ids.resize(end, 0);
+            batch.targets.resize(end, IGNORE);
         }
         batch
     }
+
+    /// Adds an example, cut to `seq_len` tokens, to the sequence that begins at row `first`.
+    fn add_example(&mut self, stream: &Stream, example: Example, first: usize, seq_len: usize) {
+        let place = example.start..example.start + example.len.min(seq_len);
+        let (ids, answers) = (&stream.ids[place.clone()], &stream.answers[place]);
+        let start = self.ids.len() - first;
+        let segment = [start as u32, (start + ids.len()) as u32];
+        self.segments.resize(self.segments.len() + ids.len(), segment);
+        self.ids.extend(ids);
+        let next = ids.iter().zip(answers).skip(1);
+        self.targets.extend(next.map(|(&id, &answer)| if answer > 0 { id } else { IGNORE }));
+        self.targets.resize(self.ids.len(), IGNORE);
+        self.trained_tokens += answers.iter().skip(1).filter(|answer| **answer > 0).count();
+    }
+}
+
+/// The length to which a batch of sequences of these lengths is padded.
+fn padded(tokens: impl Iterator<Item = usize>, seq_len: usize) -> usize {
+    tokens.max().unwrap_or(1).next_multiple_of(PADDED_TO).min(seq_len)
 }
 
 /// Makes sure that windows of `seq_len` tokens predict something and fit the model.
@@ -112,16 +141,45 @@ pub fn check_seq_len(seq_len: usize, max_position_embeddings: usize) -> Result<(
 }
 
 impl Stream {
-    /// Windows of exactly `seq_len` tokens, of which the rest of the stream is left out; examples.
+    /// Windows of exactly `seq_len` tokens, of which the rest of the stream is left out; examples,
+    /// or the sequences that they are packed into.
     pub fn windows(&self, seq_len: usize) -> usize {
-        if self.examples.is_empty() { self.ids.len() / seq_len } else { self.examples.len() }
+        match (self.examples.len(), self.packing) {
+            (0, _) => self.ids.len() / seq_len,
+            (examples, false) => examples,
+            (_, true) => self.packs(&self.fit(seq_len).usable, seq_len).len(),
+        }
     }
 
-    /// Tokens of a sequence in a batch of its own.
-    pub fn padded_len(&self, index: usize, seq_len: u32) -> u32 {
-        let padded = |example: &Example| example.len.next_multiple_of(PADDED_TO);
-        let len = self.examples.get(index).map_or(seq_len as usize, padded);
-        len.min(seq_len as usize) as u32
+    /// Packs examples into sequences.
+    fn packs(&self, examples: &[u32], seq_len: usize) -> Vec<Vec<u32>> {
+        let tokens = |example: &u32| self.tokens_of(&[*example], seq_len);
+        let mut packs = pack(&examples.iter().map(tokens).collect::<Vec<_>>(), seq_len);
+        for place in packs.iter_mut().flatten() {
+            *place = examples[*place as usize];
+        }
+        packs
+    }
+
+    /// Tokens of these examples, each cut to `seq_len`.
+    fn tokens_of(&self, examples: &[u32], seq_len: usize) -> usize {
+        examples.iter().map(|&example| self.examples[example as usize].len.min(seq_len)).sum()
+    }
+
+    /// Tokens of each of [`Stream::windows`] in a batch of its own.
+    pub fn padded_lens(&self, seq_len: usize) -> Vec<u32> {
+        let padded_len = |examples: &[u32]| {
+            let tokens = std::iter::once(self.tokens_of(examples, seq_len));
+            padded(tokens, seq_len) as u32
+        };
+        match (self.examples.len(), self.packing) {
+            (0, _) => vec![seq_len as u32; self.windows(seq_len)],
+            (examples, false) => (0..examples as u32).map(|index| padded_len(&[index])).collect(),
+            (_, true) => {
+                let packs = self.packs(&self.fit(seq_len).usable, seq_len);
+                packs.iter().map(|pack| padded_len(pack)).collect()
+            }
+        }
     }
 
     /// Batches that [`Stream::eval_batches`] makes.
@@ -228,7 +286,9 @@ impl Stream {
             let step = sequences.max(1);
             let batches = (0..numbers.len()).step_by(step).map(move |first| {
                 let last = (first + step).min(numbers.len());
-                Batch::of_examples(self, seq_len, &numbers[first..last])
+                let numbers = &numbers[first..last];
+                let alone: Vec<&[u32]> = numbers.iter().map(std::slice::from_ref).collect();
+                Batch::of_examples(self, seq_len, &alone, numbers.to_vec())
             });
             return Ok(Box::new(batches));
         }
@@ -257,14 +317,16 @@ pub struct Position {
 }
 
 /// Endless windows of a stream: each epoch all of them once, in an order that the seed and the
-/// number of the epoch decide.
+/// number of the epoch decide. Of examples they are sequences of one, or, packed, of several.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     seed: u64,
     seq_len: usize,
     position: Position,
-    /// Windows or examples that are used, rising.
+    /// Windows, examples or packed sequences that are used, rising.
     numbers: Vec<u32>,
+    /// Examples of each packed sequence; empty where they are not packed.
+    packs: Vec<Vec<u32>>,
     /// Those of this epoch, in order of use.
     order: Vec<u32>,
 }
@@ -283,7 +345,12 @@ impl Sampler {
     /// # Errors
     /// The stream is too short for one window, or has fewer windows than the position says.
     pub fn resume(stream: &Stream, seq_len: usize, seed: u64, position: Position) -> Result<Self> {
-        let numbers = stream.numbers(seq_len)?;
+        let mut numbers = stream.numbers(seq_len)?;
+        let mut packs = Vec::new();
+        if stream.packing && !stream.examples.is_empty() {
+            packs = stream.packs(&numbers, seq_len);
+            numbers = (0..packs.len() as u32).collect();
+        }
         let windows = numbers.len();
         ensure!(
             position.index <= windows,
@@ -292,7 +359,7 @@ impl Sampler {
             stream.source,
             position.index
         );
-        let mut sampler = Self { seed, seq_len, position, order: numbers.clone(), numbers };
+        let mut sampler = Self { seed, seq_len, position, order: numbers.clone(), numbers, packs };
         sampler.shuffle();
         Ok(sampler)
     }
@@ -319,7 +386,9 @@ impl Sampler {
             self.position.index += 1;
         }
         if !stream.examples.is_empty() {
-            return Batch::of_examples(stream, self.seq_len, &indices);
+            let sequences: Vec<&[u32]> =
+                indices.iter().map(|number| self.examples_of(number)).collect();
+            return Batch::of_examples(stream, self.seq_len, &sequences, indices.clone());
         }
         let mut ids = Vec::with_capacity(sequences * self.seq_len);
         for &index in &indices {
@@ -327,6 +396,25 @@ impl Sampler {
             ids.extend_from_slice(&stream.ids[start..start + self.seq_len]);
         }
         Batch { indices, ..Batch::new(ids, self.seq_len) }
+    }
+
+    /// Examples of a sequence.
+    fn examples_of<'a>(&'a self, number: &'a u32) -> &'a [u32] {
+        self.packs.get(*number as usize).map_or(std::slice::from_ref(number), |pack| &pack[..])
+    }
+
+    /// Share of this epoch's batches of `sequences` examples or packs that is padding.
+    pub(crate) fn padding_share(&self, stream: &Stream, sequences: usize) -> f64 {
+        let (mut tokens, mut rows) = (0, 0);
+        for batch in self.order.chunks(sequences.max(1)) {
+            let lengths = batch.iter().map(|number| {
+                let examples = self.examples_of(number);
+                stream.tokens_of(examples, self.seq_len)
+            });
+            tokens += lengths.clone().sum::<usize>();
+            rows += batch.len() * padded(lengths, self.seq_len);
+        }
+        1.0 - tokens as f64 / rows.max(1) as f64
     }
 
     /// Fisher and Yates' shuffle of 0.., written out so that no release of `rand` changes it.
@@ -358,6 +446,7 @@ mod tests {
         let batch = Batch::new(vec![5, 6, 7, 8, 9, 10], 3);
         assert_eq!(batch.targets, [6, 7, IGNORE, 9, 10, IGNORE]);
         assert_eq!((batch.sequences, batch.trained_tokens), (2, 4));
+        assert_eq!(batch.segments, [[0, 3]; 6]);
     }
 
     #[test]
@@ -442,19 +531,21 @@ mod tests {
     #[test]
     fn answers_are_trained_and_padding_is_not() {
         let stream = examples();
-        let batch = Batch::of_examples(&stream, 64, &[1, 0]);
+        let batch = Batch::of_examples(&stream, 64, &[&[1], &[0]], vec![1, 0]);
         assert_eq!((batch.sequences, batch.seq_len), (2, 16));
-        let own = [(0, 64), (2, 64), (2, 20)].map(|(index, len)| stream.padded_len(index, len));
-        assert_eq!(own, [16, 48, 20]);
+        assert_eq!(stream.padded_lens(64), [16, 16, 48]);
+        assert_eq!(stream.padded_lens(20), [16, 16, 20]);
         assert_eq!((batch.tokens, batch.trained_tokens), (10, 3));
         assert_eq!(batch.ids[..7], [4, 5, 6, 7, 8, 9, 0]);
+        assert_eq!(batch.segments[4..8], [[0, 6], [0, 6], [6, 7], [7, 8]]);
+        assert_eq!(batch.segments[16], [0, 4]);
         let trained = |from: usize| -> Vec<(usize, u32)> {
             let targets = batch.targets[from..from + 16].iter().copied().enumerate();
             targets.filter(|(_, target)| *target != IGNORE).collect()
         };
         assert_eq!(trained(0), [(4, 9)]);
         assert_eq!(trained(16), [(1, 2), (2, 3)]);
-        let cut = Batch::of_examples(&stream, 20, &[2]);
+        let cut = Batch::of_examples(&stream, 20, &[&[2]], vec![2]);
         assert_eq!((cut.seq_len, cut.tokens, cut.trained_tokens), (20, 20, 18));
         assert_eq!(cut.targets[8..11], [19, IGNORE, 21]);
     }

@@ -85,6 +85,8 @@ impl Model {
             prompt.len()
         );
         let mut g = Geometry::sequences(1, 1);
+        // A batch may have left samples of its own.
+        self.set_segments(&vec![[0, 0]; self.job.seq_len as usize], g)?;
         let mut position0 = 0;
         for piece in prompt.chunks(self.job.seq_len as usize) {
             g = Geometry { position0, ..Geometry::sequences(1, piece.len() as u32) };

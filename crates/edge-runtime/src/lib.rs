@@ -29,9 +29,10 @@
 //!
 //! Input and output: [`config`], [`checkpoint`] and [`tokenizer`] read a Hugging Face folder,
 //! [`gguf`] reads and writes llama.cpp's files, [`family`] has what models of different families
-//! differ in, [`data`] reads texts and [`batch`] cuts them into windows, [`adapter`] and [`exits`]
-//! read and write what tuning makes, [`compress`] reads and writes compressed models. [`run_dir`]
-//! is the one place that a run writes to.
+//! differ in, [`data`] reads texts and [`batch`] cuts them into windows, [`packing`] puts several
+//! examples into a sequence, [`adapter`] and [`exits`] read and write what tuning makes,
+//! [`compress`] reads and writes compressed models. [`run_dir`] is the one place that a run writes
+//! to.
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
 //! and [`generate`] use it, [`session`] opens what they need, [`autotune`] tests and measures the
@@ -64,6 +65,7 @@ pub mod interrupt;
 pub mod merge;
 pub mod metrics;
 pub mod model;
+pub mod packing;
 pub mod plan;
 pub mod profile;
 mod readahead;

@@ -329,6 +329,10 @@ impl Builder<'_> {
         let act = Category::Activations;
         self.add("ids", act, rows);
         self.add("targets", act, rows);
+        // Micro-batches that wait for each other have samples of their own.
+        for micro_batch in 0..self.job.streams.max(1) {
+            self.add(format!("segments.{micro_batch}"), act, 2 * rows);
+        }
         self.add("counted", act, rows);
         self.add("normed", act, columns(d));
         self.add("rstd", act, rows);
@@ -421,7 +425,7 @@ impl Builder<'_> {
         self.add("d_q", act, columns(q));
         self.add("d_k", act, columns(kv));
         self.add("d_v", act, columns(kv));
-        self.add("delta", act, columns(shape.num_heads));
+        self.add("attention_stats", act, 2 * columns(shape.num_heads));
         if self.rank() > 0 {
             self.add("d_lora", act, columns(self.rank()));
         }

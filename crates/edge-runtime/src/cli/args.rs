@@ -147,6 +147,10 @@ pub struct TuneFlags {
     /// Train on all tokens of examples instead of their answers
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub train_on_prompt: Option<bool>,
+    /// Train several examples in a sequence of --seq-len tokens, none of which sees another, so
+    /// that little is padding; --batch-size then counts packed sequences
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub packing: Option<bool>,
     /// Names of JSON columns, ours=theirs, such as prompt=question,completion=answer
     #[arg(long, value_name = "OURS=THEIRS,...")]
     pub columns: Option<Columns>,

@@ -10,6 +10,7 @@ use super::args::DataArgs;
 use super::report::print_json;
 use crate::batch::{Batch, IGNORE, check_seq_len};
 use crate::data::{DataSpec, Dataset, Stream};
+use crate::packing::Packing;
 use crate::session::open_tuned;
 use crate::tokenizer::Tokenizer;
 
@@ -34,6 +35,8 @@ pub(super) struct DataReport {
     pub lengths: Option<Lengths>,
     /// How many examples have which length; none of text.
     pub histogram: Vec<Bucket>,
+    /// What `--packing` makes of the examples in batches of 4, the default of `tune`; none of text.
+    pub packing: Option<Packing>,
     /// One sequence, its trained tokens in brackets.
     pub sample: String,
 }
@@ -79,6 +82,9 @@ pub(super) struct Bucket {
     /// Examples.
     pub count: usize,
 }
+
+/// Sequences of a batch in which padding is counted.
+const BATCH_SIZE: usize = 4;
 
 /// Lines of a histogram at most.
 const BUCKETS: usize = 12;
@@ -180,6 +186,7 @@ fn report(
         trained_tokens: stream.trained_tokens(seq_len),
         lengths: Lengths::of(&counts),
         histogram: Bucket::all(&counts),
+        packing: Packing::of(stream, seq_len, BATCH_SIZE, 0)?,
         sample: rendered(sample, tokenizer, BRACKETS)?,
     })
 }
@@ -220,6 +227,9 @@ fn show(report: &DataReport, stream: &Stream, template: bool) {
         }
         eprintln!("cut at {seq_len} tokens (--seq-len): {}", report.cut);
         eprintln!("left out, since no answer begins before that: {}", report.skipped);
+        if let Some(packing) = report.packing {
+            eprintln!("packed (--packing), in batches of {BATCH_SIZE}: {}", packing.text());
+        }
     } else {
         eprintln!("{}: {tokens} tokens of text", stream.source);
         eprintln!("windows of {seq_len} tokens (--seq-len): {sequences}");
@@ -255,6 +265,10 @@ mod tests {
         assert_eq!(report.sample, "<s>ab[cd</s>]");
         assert_eq!((report.kind, report.sequences, report.tokens), ("examples", 3, 28));
         assert_eq!((report.cut, report.skipped, report.trained_tokens), (1, 1, 3 + 5));
+        // 6 and 8 tokens that do not go together, in either case a batch of 2 x 8.
+        let packing = report.packing.expect("examples");
+        assert_eq!((packing.examples, packing.sequences), (2, 2));
+        assert_eq!((packing.padding_share, packing.unpacked_padding_share), (0.125, 0.125));
         let lengths = Lengths { min: 6, median: 11, p95: 11, max: 11 };
         assert_eq!(report.lengths, Some(lengths));
         let counted = |length: usize| usize::from(length == 6) + 2 * usize::from(length == 11);
@@ -286,5 +300,6 @@ mod tests {
         assert_eq!(report.sample, "d[efg]");
         assert_eq!((report.kind, report.sequences, report.trained_tokens), ("text", 2, 6));
         assert_eq!((report.lengths, report.cut, report.skipped), (None, 0, 0));
+        assert_eq!(report.packing, None);
     }
 }

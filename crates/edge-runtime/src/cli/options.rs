@@ -36,6 +36,9 @@ pub struct TuneOptions {
     /// Whether prompts of examples are trained as well.
     #[serde(default)]
     pub train_on_prompt: bool,
+    /// Whether a sequence holds several examples.
+    #[serde(default)]
+    pub packing: bool,
     /// Which columns of JSON data stand for which names of ours.
     #[serde(default)]
     pub columns: Option<Columns>,
@@ -187,6 +190,7 @@ impl TuneFlags {
             val_fraction: if validated { self.val_fraction } else { file.val_fraction },
             val_items: if validated { self.val_items } else { file.val_items },
             train_on_prompt: self.train_on_prompt.or(file.train_on_prompt),
+            packing: self.packing.or(file.packing),
             columns: self.columns.or(file.columns),
             out: self.out.or(file.out),
             device: self.device.or(file.device),
@@ -307,6 +311,7 @@ impl TuneFlags {
             }),
             val_items: self.val_items,
             train_on_prompt: self.train_on_prompt.unwrap_or(false),
+            packing: self.packing.unwrap_or(false),
             columns: self.columns,
             valid: self.valid,
             out: self.out,

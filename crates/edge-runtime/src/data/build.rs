@@ -436,6 +436,7 @@ impl Builder {
             examples: self.examples.finish()?,
             answers: self.answers.finish()?,
             chats: self.chats,
+            packing: false,
         })
     }
 }

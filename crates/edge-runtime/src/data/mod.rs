@@ -67,6 +67,8 @@ pub struct Stream {
     pub answers: Table<u8>,
     /// Whether there are conversations among the examples.
     pub chats: bool,
+    /// Whether examples are trained several to a sequence ([`crate::packing`]).
+    pub packing: bool,
 }
 
 /// An example in a stream.
@@ -85,13 +87,13 @@ impl Stream {
     /// A stream of text.
     pub fn text(ids: Vec<u32>, source: String) -> Self {
         let (examples, answers) = (Table::default(), Table::default());
-        Self { ids: ids.into(), source, examples, answers, chats: false }
+        Self { ids: ids.into(), source, examples, answers, chats: false, packing: false }
     }
 
     /// The same ids as one text.
     pub fn into_text(self) -> Self {
         let (examples, answers) = (Table::default(), Table::default());
-        Self { examples, answers, chats: false, ..self }
+        Self { examples, answers, chats: false, packing: false, ..self }
     }
 }
 
@@ -105,6 +107,12 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// The same data, trained with packing or without. Copies share their tables.
+    #[must_use]
+    pub fn with_packing(&self, packing: bool) -> Self {
+        Self { train: Stream { packing, ..self.train.clone() }, valid: self.valid.clone() }
+    }
+
     /// Reads and tokenises.
     ///
     /// # Errors

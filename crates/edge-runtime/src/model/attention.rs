@@ -91,6 +91,20 @@ impl Model {
         }
     }
 
+    /// Writes the samples that a pass's sequences hold to the device.
+    ///
+    /// # Errors
+    /// As [`Model::set_batch`].
+    pub(crate) fn set_segments(&self, segments: &[[u32; 2]], g: Geometry) -> Result<()> {
+        let of_batch = &self.workspace.segments[g.micro_batch as usize];
+        self.write_head(of_batch, segments.as_flattened())
+    }
+
+    /// The samples that a pass's sequences hold.
+    fn segments(&self, g: Geometry) -> &Slice {
+        &self.workspace.segments[g.micro_batch as usize]
+    }
+
     /// Rotates the heads `at` a place, or back.
     fn rotate(
         &self,
@@ -112,7 +126,8 @@ impl Model {
         };
         let local = self.local_rope.as_ref().filter(|_| block.windowed);
         let table = local.unwrap_or(&self.rope);
-        recorder.push(rope::dispatch(params, table.clone(), at.0.clone()));
+        let segments = self.segments(g).clone();
+        recorder.push(rope::dispatch(params, table.clone(), segments, at.0.clone()));
     }
 
     /// Queries, keys and values of the workspace's `normed`, and the attention output.
@@ -138,6 +153,7 @@ impl Model {
             slot.q.clone(),
             k.clone(),
             v.clone(),
+            self.segments(g).clone(),
             slot.attention.clone(),
             slot.lse.clone(),
         ));
@@ -204,32 +220,34 @@ impl Model {
             shape.head_dim,
             slot.attention.clone(),
             back.d_attention.clone(),
-            back.delta.clone(),
+            slot.lse.clone(),
+            back.stats.clone(),
         ));
         let params = self.attention_params(block, g);
         let common = || {
-            let delta = (back.delta.clone(), back.d_attention.clone());
-            (slot.q.clone(), k.clone(), v.clone(), slot.lse.clone(), delta.0, delta.1)
+            let segments = self.segments(g).clone();
+            let (stats, d_out) = (back.stats.clone(), back.d_attention.clone());
+            (slot.q.clone(), k.clone(), v.clone(), segments, stats, d_out)
         };
-        let (q, key, value, lse, delta, d_out) = common();
+        let (q, key, value, segments, stats, d_out) = common();
         recorder.push(attention_backward_q::dispatch(
             params,
             q,
             key,
             value,
-            lse,
-            delta,
+            segments,
+            stats,
             d_out,
             back.d_q.clone(),
         ));
-        let (q, key, value, lse, delta, d_out) = common();
+        let (q, key, value, segments, stats, d_out) = common();
         recorder.push(attention_backward_kv::dispatch(
             params,
             q,
             key,
             value,
-            lse,
-            delta,
+            segments,
+            stats,
             d_out,
             back.d_k.clone(),
             back.d_v.clone(),

@@ -42,12 +42,14 @@ pub struct Geometry {
     pub position0: u32,
     /// Adapters are left out: the base's own stream.
     pub base: bool,
+    /// Whose samples they are: that of several micro-batches that wait for each other, else 0.
+    pub micro_batch: u32,
 }
 
 impl Geometry {
     /// Whole sequences, from position 0.
     pub fn sequences(batch: u32, seq_len: u32) -> Self {
-        Self { batch, seq_len, position0: 0, base: false }
+        Self { batch, seq_len, position0: 0, base: false, micro_batch: 0 }
     }
 
     /// The same without adapters.

@@ -273,13 +273,14 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Writes a batch's ids and targets to the device.
+    /// Writes a batch's ids, samples and targets to the device.
     ///
     /// # Errors
     /// The batch is larger than the plan, an id lies outside the vocabulary, or the device fails.
     pub fn set_batch(&self, batch: &Batch) -> Result<Geometry> {
         let g = Geometry::sequences(batch.sequences as u32, batch.seq_len as u32);
         self.set_ids(&batch.ids)?;
+        self.set_segments(&batch.segments, g)?;
         self.write_head(&self.workspace.targets, &batch.targets)?;
         Ok(g)
     }

@@ -138,8 +138,8 @@ pub struct Backward {
     pub d_k: Slice,
     /// Gradient at the values.
     pub d_v: Slice,
-    /// `rowsum(dO ∘ O)` of the attention backward pass.
-    pub delta: Slice,
+    /// Log-sum-exp and `rowsum(dO ∘ O)` of each query, for the attention backward pass.
+    pub stats: Slice,
     /// Gradient at `x·Aᵀ`.
     pub d_lora: Option<Slice>,
     /// Segments and token order of the embedding's gradient (method `full`).
@@ -174,6 +174,10 @@ pub struct Workspace {
     pub ids: Slice,
     /// Target ids, `IGNORE` where the loss does not count.
     pub targets: Slice,
+    /// The samples of sequences, `[rows, 2]` ([`Batch::segments`](crate::batch::Batch)), of each
+    /// micro-batch where those wait for each other. Zeros, which a forward pass reads as one
+    /// sample a sequence, until a batch is set.
+    pub segments: Vec<Slice>,
     /// Numbers of the rows whose targets count.
     pub counted: Slice,
     /// A norm's output.
@@ -221,6 +225,9 @@ impl Workspace {
         Ok(Self {
             ids: pool.zeroed("ids")?,
             targets: pool.zeroed("targets")?,
+            segments: (0..job.streams.max(1))
+                .map(|micro_batch| pool.zeroed(&format!("segments.{micro_batch}")))
+                .collect::<Result<_>>()?,
             counted: pool.zeroed("counted")?,
             normed: pool.zeroed("normed")?,
             rstd: pool.zeroed("rstd")?,
@@ -342,7 +349,7 @@ impl Backward {
             d_q: pool.zeroed("d_q")?,
             d_k: pool.zeroed("d_k")?,
             d_v: pool.zeroed("d_v")?,
-            delta: pool.zeroed("delta")?,
+            stats: pool.zeroed("attention_stats")?,
             d_lora: if lora { Some(pool.zeroed("d_lora")?) } else { None },
             scatter: if full {
                 let segments = pool.zeroed("scatter_segments")?;

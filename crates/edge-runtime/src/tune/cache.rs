@@ -61,11 +61,14 @@ pub fn open(
     for example in data.train.examples.iter() {
         key.number(example.start as u64);
     }
+    if data.train.packing {
+        key.text("packed");
+    }
     let sizes = Sizes {
         sequences,
         seq_len: job.seq_len.into(),
         hidden_size: model.shape.hidden_size.into(),
     };
-    let lens = (0..sequences as usize).map(|index| data.train.padded_len(index, job.seq_len));
-    Ok(Some(TrunkCache::new(&dir, keep, key.hex(), sizes, lens.collect())?))
+    let lens = data.train.padded_lens(job.seq_len as usize);
+    Ok(Some(TrunkCache::new(&dir, keep, key.hex(), sizes, lens)?))
 }

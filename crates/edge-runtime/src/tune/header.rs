@@ -15,6 +15,7 @@ use super::course::Budget;
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
 use crate::data::Dataset;
+use crate::packing::Packing;
 use crate::plan::choose::{Chosen, describe};
 use crate::session::{Source, mebibytes};
 
@@ -80,7 +81,9 @@ pub struct Header {
     pub train_sequences: usize,
     /// What of its examples is cut or left out; `None` where nothing is.
     pub train_cut: Option<String>,
-    /// The same of what is validated on.
+    /// What packing makes of its examples, where they are packed.
+    pub packing: Option<Packing>,
+    /// What of the examples that are validated on is cut or left out.
     pub valid_cut: Option<String>,
     /// Tokens to validate on; `None`: there are no validation data.
     pub valid_tokens: Option<usize>,
@@ -110,6 +113,8 @@ pub struct Parts<'a> {
     pub budget: Budget,
     /// Sequences in an epoch.
     pub sequences: usize,
+    /// What packing makes of examples, where they are packed.
+    pub packing: Option<Packing>,
     /// The job.
     pub job: &'a Job,
     /// Its plan.
@@ -159,6 +164,7 @@ impl Header {
             train_tokens: train.ids.len(),
             train_sequences: parts.sequences,
             train_cut: train.cut_note(job.seq_len as usize),
+            packing: parts.packing,
             valid_cut: parts
                 .data
                 .valid
@@ -238,6 +244,9 @@ impl Header {
         ));
         if let Some(note) = &self.train_cut {
             facts.push(("training", note.clone()));
+        }
+        if let Some(packing) = &self.packing {
+            facts.push(("packing", packing.text()));
         }
         if let Some(note) = &self.valid_cut {
             facts.push(("validated", note.clone()));

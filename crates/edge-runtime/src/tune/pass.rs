@@ -99,7 +99,10 @@ impl<'a> Pass<'a> {
         let (g, counted) = match self.waits() {
             true => {
                 model.set_ids(&batch.ids)?;
-                (Geometry::sequences(batch.sequences as u32, batch.seq_len as u32), None)
+                let g = Geometry::sequences(batch.sequences as u32, batch.seq_len as u32);
+                let g = Geometry { micro_batch, ..g };
+                model.set_segments(&batch.segments, g)?;
+                (g, None)
             }
             false => {
                 let g = model.set_batch(batch)?;
@@ -117,6 +120,9 @@ impl<'a> Pass<'a> {
         // A list of dispatches is made without a cache.
         if let Some(cache) = cache {
             cache.load(model, batch)?;
+            // What the cache lacked went through with segments of its own.
+            let first = if self.waits() { self.batches[0] } else { batch };
+            model.set_segments(&first.segments, Geometry { micro_batch: 0, ..g })?;
         }
         if self.waits() {
             let slot = self.slot(micro_batch);

@@ -20,6 +20,7 @@ use crate::cli::report::TuneReport;
 use crate::data::{DataSpec, Dataset};
 use crate::metrics::{number, numbers};
 use crate::model::{LoraInit, Model, device_facts};
+use crate::packing::Packing;
 use crate::plan::choose::{Chosen, choose, predict};
 use crate::run_dir::RunDir;
 use crate::session::Source;
@@ -66,6 +67,7 @@ pub fn run_on(
     listener: Listener<'_>,
     resume: Option<&Resume>,
 ) -> Result<Outcome> {
+    let data = &data.with_packing(options.packing);
     let mut events = Events::new(listener);
     let (mut recovery, mut again) = (Recovery::default(), None);
     let mut device = device.clone();
@@ -148,6 +150,7 @@ pub fn dry_run(
     device: &Device,
     listener: Listener<'_>,
 ) -> Result<Header> {
+    let data = &data.with_packing(options.packing);
     let mut events = Events::new(listener);
     let prepared = prepare(data, options, source, device, None, &mut events)?;
     announce(data, source, &prepared, &mut events);
@@ -192,6 +195,11 @@ fn prepare(
         Some(chosen) => Some(chosen.schedule.step_s),
         None => predict(options, source, device, &job, about),
     };
+    let micro_batch = job.batch as usize;
+    let packing = match options.packing {
+        true => Packing::of(&data.train, seq_len, micro_batch, options.seed)?,
+        false => None,
+    };
     let header = Header::new(&Parts {
         options,
         source,
@@ -199,6 +207,7 @@ fn prepare(
         data,
         budget: options.budget(sampler.windows()),
         sequences: sampler.windows(),
+        packing,
         job: &job,
         plan: &plan,
         chosen: chosen.as_ref(),
@@ -219,6 +228,9 @@ fn check_early_stopping(data: &Dataset, options: &TuneOptions) -> Result<()> {
 fn announce(data: &Dataset, source: &Source, prepared: &Prepared, events: &mut Events<'_>) {
     if data.train.chats && !source.tokenizer.has_chat_template() {
         events.notice("the model has no chat template: roles are written as ### User: and so on");
+    }
+    if data.train.packing && data.train.examples.is_empty() {
+        events.notice("--packing changes nothing: text is cut into windows that are full already");
     }
     events.send(&TuneEvent::Planned(Box::new(prepared.header.clone())));
 }

@@ -163,8 +163,8 @@ impl TrunkCache {
     }
 
     /// Puts the residual stream at the level into the stream that the model's blocks work on,
-    /// computing what the cache lacks. The model's ids are overwritten. False where there is no
-    /// level: the trunk is empty.
+    /// computing what the cache lacks. The model's ids are overwritten, and the samples of its
+    /// first micro-batch. False where there is no level: the trunk is empty.
     ///
     /// # Errors
     /// A file cannot be read or written, or the device fails.
@@ -205,8 +205,11 @@ impl TrunkCache {
             {
                 from = below.after;
             }
+            let rows = row * batch.seq_len..row * batch.seq_len + len;
+            let g = Geometry::sequences(1, len as u32);
+            model.set_segments(&batch.segments[rows.clone()], g)?;
             if from == 0 {
-                model.set_ids(&batch.ids[row * batch.seq_len..][..len])?;
+                model.set_ids(&batch.ids[rows])?;
             }
             climb(model, &mut states, from, level)?;
             let out = &mut self.states[row * stride..(row + 1) * stride];

@@ -26,10 +26,10 @@
 
 use rayon::prelude::*;
 
-use super::attention_backward_q::backward_inputs;
+use super::attention_backward_q::{SEGMENTS, backward_inputs};
 use super::bodies::Shared;
 use super::product::{View, product};
-use super::shape::training_cases;
+use super::shape::{Mask, training_cases};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
@@ -53,14 +53,14 @@ pub fn dispatch<B>(
     q: B,
     k: B,
     v: B,
-    lse: B,
-    delta: B,
+    segments: B,
+    stats: B,
     d_out: B,
     dk: B,
     dv: B,
 ) -> Dispatch<B> {
     params.check();
-    let bindings = vec![q, k, v, lse, delta, d_out, dk, dv];
+    let bindings = vec![q, k, v, segments, stats, d_out, dk, dv];
     Dispatch::new(&AttentionBackwardKv, Call::new(&params), bindings)
 }
 
@@ -86,7 +86,7 @@ impl Op for AttentionBackwardKv {
     }
 
     fn bindings(&self, _: &Call) -> Vec<Binding> {
-        let inputs = ["q", "k", "v", "lse", "delta", "d_out"].map(read);
+        let inputs = ["q", "k", "v", "segments", "stats", "d_out"].map(read);
         inputs.into_iter().chain(["dk", "dv"].map(read_write)).collect()
     }
 
@@ -110,6 +110,7 @@ impl Op for AttentionBackwardKv {
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {
         let p: Params = call.params();
         let [inputs @ .., dk, dv] = buffers else { unreachable!("eight bindings") };
+        let segments = inputs[SEGMENTS].u32();
         let inputs: Vec<&[f32]> = inputs.iter().map(HostBuffer::f32).collect();
         let width = p.kv_width();
         let (stride, len) = (p.kv_stride as usize * width, p.kv_len as usize * width);
@@ -117,13 +118,14 @@ impl Op for AttentionBackwardKv {
             .par_chunks_mut(stride)
             .zip(dv.f32_mut()[..p.kv_count()].par_chunks_mut(stride));
         sequences.enumerate().for_each(|(sequence, (dk, dv))| {
+            let mask = p.mask(segments, sequence);
             let blocks = dk[..len]
                 .par_chunks_mut(BLOCK * width)
                 .zip(dv[..len].par_chunks_mut(BLOCK * width));
             blocks.enumerate().for_each_init(
                 <[Vec<f32>; 2]>::default,
                 |scratch, (block, (dk, dv))| {
-                    backward_block(&p, sequence, block * BLOCK, &inputs, scratch, dk, dv);
+                    backward_block(&mask, sequence, block * BLOCK, &inputs, scratch, dk, dv);
                 },
             );
         });
@@ -142,7 +144,8 @@ impl Op for AttentionBackwardKv {
 
     fn work(&self, call: &Call) -> Work {
         let p: Params = call.params();
-        let counts = 2 * p.q_count() + 4 * p.kv_count() + 2 * p.rows();
+        let tokens = (p.batch * p.q_len) as usize;
+        let counts = 2 * p.q_count() + 4 * p.kv_count() + 2 * p.rows() + 2 * tokens;
         Work { bytes: 4 * counts as u64, flops: 8 * p.pairs() * u64::from(p.head_dim) }
     }
 
@@ -153,7 +156,7 @@ impl Op for AttentionBackwardKv {
 
 /// Keys `first..` of a sequence, as many as `dk` and `dv` have rows.
 fn backward_block(
-    p: &Params,
+    mask: &Mask<'_>,
     sequence: usize,
     first: usize,
     inputs: &[&[f32]],
@@ -161,12 +164,13 @@ fn backward_block(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
-    let [q, k, v, lse, delta, d_out] = inputs else { unreachable!("six inputs") };
+    let [q, k, v, _, stats, d_out] = inputs else { unreachable!("six inputs") };
+    let p = mask.p;
     let (width, kv_width, dim) = (p.q_width(), p.kv_width(), p.head_dim as usize);
     let (heads, count) = (p.heads as usize, dk.len() / kv_width);
     dk.fill(0.0);
     dv.fill(0.0);
-    let queries = p.queries(first).start..p.queries(first + count - 1).end;
+    let queries = mask.queries(first).start..mask.queries(first + count - 1).end;
     if queries.is_empty() {
         return;
     }
@@ -184,14 +188,15 @@ fn backward_block(
         product(shape, p.scale, false, (k, at_keys), (q, transposed), (scores, at_scores));
         product(shape, 1.0, false, (v, at_keys), (d_out, transposed), (dp, at_scores));
         for i in 0..count {
-            let seen = p.queries(first + i);
+            let seen = mask.queries(first + i);
             let range = i * queries.len()..(i + 1) * queries.len();
             let pairs = scores[range.clone()].iter_mut().zip(&mut dp[range]);
             for (query, (score, dp)) in queries.clone().zip(pairs) {
                 let row = (token + query) * heads + head;
-                let p = if seen.contains(&query) { (*score - lse[row]).exp() } else { 0.0 };
+                let (lse, delta) = (stats[2 * row], stats[2 * row + 1]);
+                let p = if seen.contains(&query) { (*score - lse).exp() } else { 0.0 };
                 *score = p;
-                *dp = p * (*dp - delta[row]);
+                *dp = p * (*dp - delta);
             }
         }
         let at_out = View::rows(kv_head * dim, kv_width);

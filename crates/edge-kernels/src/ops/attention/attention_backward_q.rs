@@ -9,8 +9,8 @@
 //! | q      | [batch · q_len, heads · head_dim]        | f32   | in                      |
 //! | k      | [batch · kv_stride, kv_heads · head_dim] | f32   | in                      |
 //! | v      | [batch · kv_stride, kv_heads · head_dim] | f32   | in                      |
-//! | lse    | [batch · q_len, heads]                   | f32   | in, of the forward pass |
-//! | delta  | [batch · q_len, heads]                   | f32   | in, of attention_delta  |
+//! | segments | [batch · q_len, 2]                     | u32   | in, as [`Params`] says  |
+//! | stats  | [batch · q_len, heads, 2]                | f32   | in, of attention_delta  |
 //! | d_out  | [batch · q_len, heads · head_dim]        | f32   | in                      |
 //! | dq     | [batch · q_len, heads · head_dim]        | f32   | out                     |
 //!
@@ -23,7 +23,7 @@ use rayon::prelude::*;
 
 use super::bodies::Shared;
 use super::product::{View, product};
-use super::shape::{inputs, training_cases};
+use super::shape::{Mask, inputs, training_cases};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
@@ -32,6 +32,9 @@ use crate::ops::attention::attention_forward::AttentionForward;
 use crate::util::{SeededRng, uniform_vec};
 
 pub use super::shape::Params;
+
+/// Place of `segments` among the bindings.
+pub(super) const SEGMENTS: usize = 3;
 
 /// Queries that a task of the reference treats.
 const BLOCK: usize = 32;
@@ -48,13 +51,13 @@ pub fn dispatch<B>(
     q: B,
     k: B,
     v: B,
-    lse: B,
-    delta: B,
+    segments: B,
+    stats: B,
     d_out: B,
     dq: B,
 ) -> Dispatch<B> {
     params.check();
-    let bindings = vec![q, k, v, lse, delta, d_out, dq];
+    let bindings = vec![q, k, v, segments, stats, d_out, dq];
     Dispatch::new(&AttentionBackwardQ, Call::new(&params), bindings)
 }
 
@@ -80,7 +83,7 @@ impl Op for AttentionBackwardQ {
     }
 
     fn bindings(&self, _: &Call) -> Vec<Binding> {
-        ["q", "k", "v", "lse", "delta", "d_out"]
+        ["q", "k", "v", "segments", "stats", "d_out"]
             .map(read)
             .into_iter()
             .chain([read_write("dq")])
@@ -107,13 +110,15 @@ impl Op for AttentionBackwardQ {
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {
         let p: Params = call.params();
         let [inputs @ .., dq] = buffers else { unreachable!("seven bindings") };
+        let segments = inputs[SEGMENTS].u32();
         let inputs: Vec<&[f32]> = inputs.iter().map(HostBuffer::f32).collect();
         let width = p.q_width();
         let sequences = dq.f32_mut()[..p.q_count()].par_chunks_mut(p.q_len as usize * width);
         sequences.enumerate().for_each(|(sequence, dq)| {
+            let mask = p.mask(segments, sequence);
             let blocks = dq.par_chunks_mut(BLOCK * width).enumerate();
             blocks.for_each_init(<[Vec<f32>; 2]>::default, |scratch, (block, dq)| {
-                backward_block(&p, sequence, block * BLOCK, &inputs, scratch, dq);
+                backward_block(&mask, sequence, block * BLOCK, &inputs, scratch, dq);
             });
         });
     }
@@ -131,7 +136,8 @@ impl Op for AttentionBackwardQ {
 
     fn work(&self, call: &Call) -> Work {
         let p: Params = call.params();
-        let counts = 3 * p.q_count() + 2 * p.kv_count() + 2 * p.rows();
+        let tokens = (p.batch * p.q_len) as usize;
+        let counts = 3 * p.q_count() + 2 * p.kv_count() + 2 * p.rows() + 2 * tokens;
         Work { bytes: 4 * counts as u64, flops: 6 * p.pairs() * u64::from(p.head_dim) }
     }
 
@@ -140,10 +146,11 @@ impl Op for AttentionBackwardQ {
     }
 }
 
-/// q, k, v, lse, delta and d_out in the middle of a model: a random upstream gradient, and what
-/// the forward pass and `attention_delta` make of the rest.
+/// q, k, v, segments, stats and d_out in the middle of a model: a random upstream gradient, and
+/// what the forward pass and `attention_delta` make of the rest.
 pub(super) fn backward_inputs(p: &Params, rng: &mut SeededRng) -> Vec<CaseBuffer> {
     let [q, k, v] = inputs(p, rng);
+    let segments = p.segments(rng);
     let d_out = uniform_vec(rng, p.q_count(), -1.0, 1.0);
     let (mut out, mut lse) = (vec![0.0_f32; p.q_count()], vec![0.0_f32; p.rows()]);
     AttentionForward.reference(
@@ -152,29 +159,34 @@ pub(super) fn backward_inputs(p: &Params, rng: &mut SeededRng) -> Vec<CaseBuffer
             HostBuffer::Read(bytemuck::cast_slice(&q)),
             HostBuffer::Read(bytemuck::cast_slice(&k)),
             HostBuffer::Read(bytemuck::cast_slice(&v)),
+            HostBuffer::Read(&segments),
             HostBuffer::ReadWrite(bytemuck::cast_slice_mut(&mut out)),
             HostBuffer::ReadWrite(bytemuck::cast_slice_mut(&mut lse)),
         ],
     );
     let dim = p.head_dim as usize;
     let heads = out.chunks(dim).zip(d_out.chunks(dim));
-    let delta = heads.map(|(out, d_out)| out.iter().zip(d_out).map(|(a, b)| a * b).sum()).collect();
-    [q, k, v, lse, delta, d_out].map(CaseBuffer::F32).into()
+    let delta = heads.map(|(out, d_out)| out.iter().zip(d_out).map(|(a, b)| a * b).sum());
+    let stats = lse.into_iter().zip(delta).flat_map(|(lse, delta): (f32, f32)| [lse, delta]);
+    let stats = CaseBuffer::F32(stats.collect());
+    let [q, k, v, d_out] = [q, k, v, d_out].map(CaseBuffer::F32);
+    vec![q, k, v, CaseBuffer::U32(segments), stats, d_out]
 }
 
 /// Queries `first..` of a sequence, as many as `dq` has rows.
 fn backward_block(
-    p: &Params,
+    mask: &Mask<'_>,
     sequence: usize,
     first: usize,
     inputs: &[&[f32]],
     [scores, dp]: &mut [Vec<f32>; 2],
     dq: &mut [f32],
 ) {
-    let [q, k, v, lse, delta, d_out] = inputs else { unreachable!("six inputs") };
+    let [q, k, v, _, stats, d_out] = inputs else { unreachable!("six inputs") };
+    let p = mask.p;
     let (width, kv_width, dim) = (p.q_width(), p.kv_width(), p.head_dim as usize);
     let (heads, count) = (p.heads as usize, dq.len() / width);
-    let keys = p.keys(first).start..p.keys(first + count - 1).end;
+    let keys = mask.keys(first).start..mask.keys(first + count - 1).end;
     scores.resize(count * keys.len(), 0.0);
     dp.resize(count * keys.len(), 0.0);
     let at_scores = View::rows(0, keys.len());
@@ -189,16 +201,14 @@ fn backward_block(
         product(shape, p.scale, false, (q, at_q), (k, transposed), (scores, at_scores));
         product(shape, 1.0, false, (d_out, at_q), (v, transposed), (dp, at_scores));
         for i in 0..count {
-            let seen = p.keys(first + i);
+            let seen = mask.keys(first + i);
             let row = (token + i) * heads + head;
+            let (lse, delta) = (stats[2 * row], stats[2 * row + 1]);
             let range = i * keys.len()..(i + 1) * keys.len();
             let pairs = scores[range.clone()].iter_mut().zip(&dp[range]);
             for (key, (score, dp)) in keys.clone().zip(pairs) {
-                *score = if seen.contains(&key) {
-                    (*score - lse[row]).exp() * (dp - delta[row])
-                } else {
-                    0.0
-                };
+                *score =
+                    if seen.contains(&key) { (*score - lse).exp() * (dp - delta) } else { 0.0 };
             }
         }
         let at_dq = View::rows(head * dim, width);

@@ -1,4 +1,4 @@
-//! Attention, backward: what the softmax's gradient subtracts from each row.
+//! Attention, backward: what the softmax's gradient subtracts from each row, with its log-sum-exp.
 //!
 //! delta\[r,h\] = Σ_d out\[r,h,d\] · d_out\[r,h,d\]  (= Σ_j p\[j\] · dp\[j\])
 //!
@@ -6,7 +6,10 @@
 //! |--------|-------------------------|-------|------|
 //! | out    | [rows, heads, head_dim] | f32   | in   |
 //! | d_out  | [rows, heads, head_dim] | f32   | in   |
-//! | delta  | [rows, heads]           | f32   | out  |
+//! | lse    | [rows, heads]           | f32   | in   |
+//! | stats  | [rows, heads, 2]        | f32   | out: lse, delta |
+//!
+//! Both in one buffer, since `attention_backward_kv` binds as many as every device has.
 //!
 //! How: one invocation a row and head.
 //! Accuracy: f32 sums over `head_dim`.
@@ -36,17 +39,18 @@ crate::params! {
     }
 }
 
-/// Writes the products of `out` and `d_out`, head by head, to `delta`.
+/// Writes `lse` and the products of `out` and `d_out`, head by head, to `stats`.
 pub fn dispatch<B>(
     rows: u32,
     heads: u32,
     head_dim: u32,
     out: B,
     d_out: B,
-    delta: B,
+    lse: B,
+    stats: B,
 ) -> Dispatch<B> {
     let params = Params { rows, heads, head_dim };
-    Dispatch::new(&AttentionDelta, Call::new(&params), vec![out, d_out, delta])
+    Dispatch::new(&AttentionDelta, Call::new(&params), vec![out, d_out, lse, stats])
 }
 
 impl Op for AttentionDelta {
@@ -59,7 +63,7 @@ impl Op for AttentionDelta {
     }
 
     fn bindings(&self, _: &Call) -> Vec<Binding> {
-        vec![read("out"), read("d_out"), read_write("delta")]
+        vec![read("out"), read("d_out"), read("lse"), read_write("stats")]
     }
 
     fn fields(&self) -> &'static [Field] {
@@ -77,13 +81,13 @@ impl Op for AttentionDelta {
 
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {
         let p: Params = call.params();
-        let [out, d_out, delta] = buffers else { unreachable!("three bindings") };
+        let [out, d_out, lse, stats] = buffers else { unreachable!("four bindings") };
         let (dim, count) = (p.head_dim as usize, (p.rows * p.heads) as usize);
         let heads = out.f32().par_chunks(dim).zip(d_out.f32().par_chunks(dim));
-        let delta = delta.f32_mut()[..count].par_iter_mut();
-        delta.zip(heads).with_min_len(64).for_each(|(delta, (out, d_out))| {
+        let stats = stats.f32_mut()[..2 * count].par_chunks_exact_mut(2).zip(lse.f32());
+        stats.zip(heads).with_min_len(64).for_each(|((stats, lse), (out, d_out))| {
             let sum: f64 = out.iter().zip(d_out).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            *delta = sum as f32;
+            stats.copy_from_slice(&[*lse, sum as f32]);
         });
     }
 
@@ -103,7 +107,8 @@ impl Op for AttentionDelta {
         vec![
             uniform_f32(rng, count, -1.0, 1.0),
             uniform_f32(rng, count, -1.0, 1.0),
-            CaseBuffer::Output(rows),
+            uniform_f32(rng, rows, -1.0, 1.0),
+            CaseBuffer::Output(2 * rows),
         ]
     }
 
@@ -111,7 +116,7 @@ impl Op for AttentionDelta {
         let p: Params = call.params();
         let rows = u64::from(p.rows) * u64::from(p.heads);
         let count = rows * u64::from(p.head_dim);
-        Work { bytes: 4 * (2 * count + rows), flops: 2 * count }
+        Work { bytes: 4 * (2 * count + 3 * rows), flops: 2 * count }
     }
 
     fn tolerance(&self, _: &Call) -> Tolerance {

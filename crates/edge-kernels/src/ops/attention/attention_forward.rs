@@ -9,6 +9,7 @@
 //! | q      | [batch · q_len, heads · head_dim]       | f32   | in                        |
 //! | k      | [batch · kv_stride, kv_heads · head_dim]| f32   | in                        |
 //! | v      | [batch · kv_stride, kv_heads · head_dim]| f32   | in                        |
+//! | segments | [batch · q_len, 2]                    | u32   | in, as [`Params`] says    |
 //! | out    | [batch · q_len, heads · head_dim]       | f32   | out                       |
 //! | lse    | [batch · q_len, heads]                  | f32   | out, for the backward pass|
 //!
@@ -25,7 +26,7 @@ use rayon::prelude::*;
 
 use super::bodies::Shared;
 use super::product::{View, product};
-use super::shape::{inputs, training_cases};
+use super::shape::{Mask, inputs, training_cases};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
@@ -40,13 +41,13 @@ const BLOCK: usize = 32;
 /// See the module.
 pub struct AttentionForward;
 
-/// Attends `k` and `v` from `q`.
+/// Attends `k` and `v` from `q`, within `segments`.
 ///
 /// # Panics
 /// When `heads` is no multiple of `kv_heads`, or a query has no key of its own.
-pub fn dispatch<B>(params: Params, q: B, k: B, v: B, out: B, lse: B) -> Dispatch<B> {
+pub fn dispatch<B>(params: Params, q: B, k: B, v: B, segments: B, out: B, lse: B) -> Dispatch<B> {
     params.check();
-    Dispatch::new(&AttentionForward, Call::new(&params), vec![q, k, v, out, lse])
+    Dispatch::new(&AttentionForward, Call::new(&params), vec![q, k, v, segments, out, lse])
 }
 
 /// The body for GPUs.
@@ -71,7 +72,8 @@ impl Op for AttentionForward {
     }
 
     fn bindings(&self, _: &Call) -> Vec<Binding> {
-        vec![read("q"), read("k"), read("v"), read_write("out"), read_write("lse")]
+        let inputs = ["q", "k", "v", "segments"].map(read);
+        inputs.into_iter().chain(["out", "lse"].map(read_write)).collect()
     }
 
     fn fields(&self) -> &'static [Field] {
@@ -93,15 +95,16 @@ impl Op for AttentionForward {
 
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {
         let p: Params = call.params();
-        let [q, k, v, out, lse] = buffers else { unreachable!("five bindings") };
-        let (q, k, v) = (q.f32(), k.f32(), v.f32());
+        let [q, k, v, segments, out, lse] = buffers else { unreachable!("six bindings") };
+        let (q, k, v, segments) = (q.f32(), k.f32(), v.f32(), segments.u32());
         let (width, heads) = (p.q_width(), p.heads as usize);
         let sequences = out.f32_mut()[..p.q_count()].par_chunks_mut(p.q_len as usize * width);
         let lses = lse.f32_mut()[..p.rows()].par_chunks_mut(p.q_len as usize * heads);
         sequences.zip(lses).enumerate().for_each(|(sequence, (out, lse))| {
+            let mask = p.mask(segments, sequence);
             let blocks = out.par_chunks_mut(BLOCK * width).zip(lse.par_chunks_mut(BLOCK * heads));
             blocks.enumerate().for_each_init(Vec::new, |scores, (block, (out, lse))| {
-                forward_block(&p, sequence, block * BLOCK, [q, k, v], scores, out, lse);
+                forward_block(&mask, sequence, block * BLOCK, [q, k, v], scores, out, lse);
             });
         });
     }
@@ -135,13 +138,15 @@ impl Op for AttentionForward {
     fn buffers(&self, call: &Call, rng: &mut SeededRng) -> Vec<CaseBuffer> {
         let p: Params = call.params();
         let [q, k, v] = inputs(&p, rng).map(CaseBuffer::F32);
-        vec![q, k, v, CaseBuffer::Output(p.q_count()), CaseBuffer::Output(p.rows())]
+        let segments = CaseBuffer::U32(p.segments(rng));
+        vec![q, k, v, segments, CaseBuffer::Output(p.q_count()), CaseBuffer::Output(p.rows())]
     }
 
     fn work(&self, call: &Call) -> Work {
         let p: Params = call.params();
         let keys = u64::from(p.batch) * u64::from(p.kv_len) * p.kv_width() as u64;
-        let bytes = 4 * (2 * p.q_count() as u64 + 2 * keys + p.rows() as u64);
+        let segments = 2 * u64::from(p.batch * p.q_len);
+        let bytes = 4 * (2 * p.q_count() as u64 + 2 * keys + segments + p.rows() as u64);
         Work { bytes, flops: 4 * p.pairs() * u64::from(p.head_dim) }
     }
 
@@ -152,7 +157,7 @@ impl Op for AttentionForward {
 
 /// Queries `first..` of a sequence, as many as `out` has rows.
 fn forward_block(
-    p: &Params,
+    mask: &Mask<'_>,
     sequence: usize,
     first: usize,
     [q, k, v]: [&[f32]; 3],
@@ -160,9 +165,10 @@ fn forward_block(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
+    let p = mask.p;
     let (width, kv_width, dim) = (p.q_width(), p.kv_width(), p.head_dim as usize);
     let (heads, count) = (p.heads as usize, out.len() / width);
-    let keys = p.keys(first).start..p.keys(first + count - 1).end;
+    let keys = mask.keys(first).start..mask.keys(first + count - 1).end;
     scores.resize(count * keys.len(), 0.0);
     let at_scores = View::rows(0, keys.len());
     let key_row = sequence * p.kv_stride as usize + keys.start;
@@ -179,7 +185,7 @@ fn forward_block(
             (scores, at_scores),
         );
         for (i, row) in scores.chunks_exact_mut(keys.len()).enumerate() {
-            let seen = p.keys(first + i);
+            let seen = mask.keys(first + i);
             let seen = seen.start - keys.start..seen.end - keys.start;
             lse[i * heads + head] = softmax(row, seen);
         }

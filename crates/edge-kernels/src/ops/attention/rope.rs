@@ -7,10 +7,12 @@
 //! | tensor | shape                                | dtype | role                       |
 //! |--------|--------------------------------------|-------|----------------------------|
 //! | table  | [positions, head_dim]                | f32   | in: cosines, then sines    |
+//! | segments | [rows, 2]                          | u32   | in                         |
 //! | x      | [rows, heads, head_dim] from `offset`| f32   | in and out                 |
 //!
-//! The position of a row is `position0 + row % seq_len`; [`rope_table`] makes
-//! the table.
+//! The position of a row is `position0 + row % seq_len - segments[row][0]`: that in its own sample,
+//! by the segments of [`attention_forward`](super::attention_forward). [`rope_table`] makes the
+//! table.
 //!
 //! How: one invocation per pair, or per four.
 //! Accuracy: two products and a sum; the angles are those of the table, formed in f64.
@@ -64,10 +66,10 @@ impl Params {
 ///
 /// # Panics
 /// When `head_dim` is odd or there are no rows in a sequence.
-pub fn dispatch<B>(params: Params, table: B, x: B) -> Dispatch<B> {
+pub fn dispatch<B>(params: Params, table: B, segments: B, x: B) -> Dispatch<B> {
     assert!(params.head_dim.is_multiple_of(2), "head_dim {} has no pairs", params.head_dim);
     assert!(params.seq_len > 0, "a sequence has rows");
-    Dispatch::new(&Rope, Call::new(&params), vec![table, x])
+    Dispatch::new(&Rope, Call::new(&params), vec![table, segments, x])
 }
 
 impl Op for Rope {
@@ -80,7 +82,7 @@ impl Op for Rope {
     }
 
     fn bindings(&self, _: &Call) -> Vec<Binding> {
-        vec![read("table"), read_write("x")]
+        vec![read("table"), read("segments"), read_write("x")]
     }
 
     fn fields(&self) -> &'static [Field] {
@@ -98,13 +100,15 @@ impl Op for Rope {
 
     fn reference(&self, call: &Call, buffers: &mut [HostBuffer<'_>]) {
         let p: Params = call.params();
-        let [table, x] = buffers else { unreachable!("two bindings") };
+        let [table, segments, x] = buffers else { unreachable!("three bindings") };
+        let segments = segments.u32();
         let (table, dim) = (table.f32(), p.head_dim as usize);
         let width = p.heads as usize * dim;
         let sign = if p.inverse == 1 { -1.0 } else { 1.0 };
         let x = &mut x.f32_mut()[p.offset as usize..][..p.rows as usize * width];
         x.par_chunks_mut(width).enumerate().for_each(|(row, x)| {
-            let position = p.position0 as usize + row % p.seq_len as usize;
+            let position = p.position0 + row as u32 % p.seq_len - segments[2 * row];
+            let position = position as usize;
             let (cosines, sines) = table[position * dim..][..dim].split_at(dim / 2);
             for head in x.chunks_exact_mut(dim) {
                 let (low, high) = head.split_at_mut(dim / 2);
@@ -148,13 +152,20 @@ impl Op for Rope {
         let positions = p.position0 + p.seq_len;
         let table = rope_table(positions, p.head_dim, 10000.0, RopeScaling::None);
         let count = p.offset + p.rows * p.heads * p.head_dim;
-        vec![CaseBuffer::F32(table), uniform_f32(rng, count as usize, -2.0, 2.0)]
+        // Of every other row a segment begins there or before.
+        let first = |row: u32| (row % 2) * (p.position0 + row % p.seq_len).saturating_sub(row % 3);
+        let segments = (0..p.rows).flat_map(|row| [first(row), p.seq_len]).collect();
+        vec![
+            CaseBuffer::F32(table),
+            CaseBuffer::U32(segments),
+            uniform_f32(rng, count as usize, -2.0, 2.0),
+        ]
     }
 
     fn work(&self, call: &Call) -> Work {
         let p: Params = call.params();
         let table = u64::from(p.rows.min(p.seq_len)) * u64::from(p.head_dim);
-        Work { bytes: 4 * (4 * p.pairs() + table), flops: 6 * p.pairs() }
+        Work { bytes: 4 * (4 * p.pairs() + table + 2 * u64::from(p.rows)), flops: 6 * p.pairs() }
     }
 
     fn tolerance(&self, _: &Call) -> Tolerance {
@@ -171,10 +182,15 @@ mod tests {
     const P: Params =
         Params { rows: 6, seq_len: 3, heads: 2, head_dim: 6, position0: 4, offset: 5, inverse: 0 };
 
+    /// The first of each row's segment.
+    const FIRST: [u32; 6] = [0, 0, 6, 4, 5, 0];
+
     fn run(params: Params, x: &mut [f32]) {
+        let segments: Vec<u32> = FIRST.iter().flat_map(|first| [*first, 3]).collect();
         let table = rope_table(7, 6, 100.0, RopeScaling::None);
         let mut buffers = [
             HostBuffer::Read(bytemuck::cast_slice(&table)),
+            HostBuffer::Read(&segments),
             HostBuffer::ReadWrite(bytemuck::cast_slice_mut(x)),
         ];
         Rope.reference(&Call::new(&params), &mut buffers);
@@ -188,8 +204,9 @@ mod tests {
         let mut x = before.clone();
         run(P, &mut x);
         assert_eq!(x[..5], before[..5]);
-        for (row, head, i) in [(0, 0, 0), (1, 1, 2), (3, 0, 1), (5, 1, 1)] {
-            let angle = (4.0 + (row % 3) as f64) * 100_f64.powf(-2.0 * i as f64 / 6.0);
+        for (row, head, i) in [(0, 0, 0), (1, 1, 2), (2, 1, 0), (3, 0, 1), (4, 0, 0), (5, 1, 1)] {
+            let position = 4.0 + (row % 3) as f64 - f64::from(FIRST[row]);
+            let angle = position * 100_f64.powf(-2.0 * i as f64 / 6.0);
             let at = 5 + (row * 2 + head) * 6 + i;
             let (a, b) = (f64::from(before[at]), f64::from(before[at + 3]));
             let (size, phase) = (a.hypot(b), b.atan2(a) + angle);

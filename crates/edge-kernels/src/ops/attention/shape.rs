@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rand::RngExt;
+
 use crate::lanes;
 use crate::op::{Call, Case, Variant};
 use crate::util::{SeededRng, fold_grid, uniform_vec};
@@ -13,6 +15,12 @@ crate::params! {
     /// `j <= position`, `j < kv_len` and, with a window, `j > position - window`. Each query has
     /// to attend at least itself: `position0 + q_len <= kv_len`. Head `h` reads the keys and
     /// values of head `h / (heads / kv_heads)`.
+    ///
+    /// Sequences may hold several samples, which do not see each other: `segments
+    /// [batch · q_len, 2]` has, for each query, the first key of its segment, at or in front of
+    /// its own position, and the query behind the segment's last one. Segments follow each other
+    /// without a gap, so that both never fall along a sequence. A sequence of one sample has
+    /// `[0, q_len]` everywhere; the forward pass reads the first of the two alone.
     pub struct Params {
         /// Sequences.
         batch: u32,
@@ -107,16 +115,16 @@ impl Params {
         (self.batch * self.q_len * self.heads) as usize
     }
 
-    /// The keys that a query attends.
-    pub(super) fn keys(&self, query: usize) -> Range<usize> {
+    /// The keys that a query attends where its segment begins with the first key.
+    fn keys(&self, query: usize) -> Range<usize> {
         let position = self.position0 as usize + query;
         let first =
             if self.window == 0 { 0 } else { (position + 1).saturating_sub(self.window as usize) };
         first..(position + 1).min(self.kv_len as usize)
     }
 
-    /// The queries that attend a key.
-    pub(super) fn queries(&self, key: usize) -> Range<usize> {
+    /// The queries that attend a key where all are of one segment.
+    fn queries(&self, key: usize) -> Range<usize> {
         let first = key.saturating_sub(self.position0 as usize);
         let end = if self.window == 0 {
             self.q_len as usize
@@ -128,7 +136,44 @@ impl Params {
         first..end.max(first)
     }
 
-    /// Pairs of a query and a key that it attends, over all sequences and heads.
+    /// Who sees whom in a sequence; `segments` as bound.
+    pub(super) fn mask<'a>(&'a self, segments: &'a [u32], sequence: usize) -> Mask<'a> {
+        let len = self.q_len as usize;
+        let segments = &segments.as_chunks::<2>().0[sequence * len..(sequence + 1) * len];
+        Mask { p: self, segments }
+    }
+
+    /// Segments of sequences of one sample each.
+    #[cfg(test)]
+    pub(super) fn whole(&self) -> Vec<u32> {
+        [0, self.q_len].repeat((self.batch * self.q_len) as usize)
+    }
+
+    /// Random segments: every other sequence is one sample, and the others hold samples of 1 to 16
+    /// tokens, so that their edges fall on those of tiles and between them.
+    pub(super) fn segments(&self, rng: &mut SeededRng) -> Vec<u32> {
+        let mut segments = Vec::with_capacity(2 * (self.batch * self.q_len) as usize);
+        for sequence in 0..self.batch {
+            let (mut first, mut end) = (0, self.q_len);
+            for query in 0..self.q_len {
+                let position = self.position0 + query;
+                if sequence % 2 == 1 && (query == 0 || query == end) {
+                    const LENGTHS: [u32; 8] = [1, 1, 2, 3, 7, 8, 11, 16];
+                    let len = LENGTHS[rng.random_range(0..LENGTHS.len())];
+                    // That of the first query may have begun in front of it.
+                    let before = rng.random_range(0..len).min(position);
+                    (first, end) =
+                        if query == 0 { (position - before, len) } else { (position, query + len) };
+                    end = end.min(self.q_len);
+                }
+                segments.extend([first, end]);
+            }
+        }
+        segments
+    }
+
+    /// Pairs of a query and a key that it attends, over all sequences and heads, where sequences
+    /// are one sample.
     pub(super) fn pairs(&self) -> u64 {
         let pairs: usize = (0..self.q_len as usize).map(|query| self.keys(query).len()).sum();
         pairs as u64 * u64::from(self.batch) * u64::from(self.heads)
@@ -153,6 +198,31 @@ impl Params {
             .spec("HEAD_DIM", self.head_dim)
             .spec(name, tile);
         (variant, fold_grid(invocations.div_ceil(width)))
+    }
+}
+
+/// Who sees whom in a sequence.
+pub(super) struct Mask<'a> {
+    /// The call.
+    pub p: &'a Params,
+    /// Of each query.
+    segments: &'a [[u32; 2]],
+}
+
+impl Mask<'_> {
+    /// The keys that a query attends.
+    pub(super) fn keys(&self, query: usize) -> Range<usize> {
+        let keys = self.p.keys(query);
+        keys.start.max(self.segments[query][0] as usize)..keys.end
+    }
+
+    /// The queries that attend a key.
+    pub(super) fn queries(&self, key: usize) -> Range<usize> {
+        let queries = self.p.queries(key);
+        // The first query that stands at the key or behind it tells whose segment the key is in.
+        let [first, end] = self.segments[queries.start.min(self.segments.len() - 1)];
+        let end = if key >= first as usize { queries.end.min(end as usize) } else { 0 };
+        queries.start..end.max(queries.start)
     }
 }
 
@@ -185,9 +255,9 @@ pub(super) fn training_cases(head_dims: &[u32]) -> Vec<Case> {
     // More than one tile of rows and of keys, for bodies through workgroup memory: those hold up to
     // 8 rows and stream 4 to 128 at a time, fewer of longer heads.
     for (name, params) in [
-        ("37_tokens", Params::causal(1, 37, 2, 2, 64)),
+        ("37_tokens", Params::causal(2, 37, 2, 2, 64)),
         ("37_tokens_window_5", Params { window: 5, ..Params::causal(2, 37, 8, 1, 64) }),
-        ("70_tokens_group_3", Params { window: 33, ..Params::causal(1, 70, 3, 1, 80) }),
+        ("70_tokens_group_3", Params { window: 33, ..Params::causal(2, 70, 3, 1, 80) }),
         ("long_head", Params::causal(1, 19, 3, 1, 256)),
         ("many_workgroups", Params::causal(9, 20, 20, 20, 64)),
     ] {
