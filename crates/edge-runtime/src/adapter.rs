@@ -353,7 +353,7 @@ fn load_tensors(
             tensor.shape,
             config.r
         );
-        Ok(tensor.to_f32())
+        tensor.to_f32()
     };
     let mut tensors = AdapterTensors::new();
     for ((layer, projection), (has_a, has_b)) in places {

@@ -167,7 +167,7 @@ impl Exits {
             learned.check(exits).with_context(|| format!("{shown} is not usable"))?;
         }
         let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
-        let norm = |exit| Ok(tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32());
+        let norm = |exit| tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32();
         let gammas: Result<Vec<_>> = (1..=file.after_block.len()).map(norm).collect();
         let File { after_block, vote, learned, isolated, .. } = file;
         Ok(Some(Self { after_block, vote, gammas: gammas?, learned, isolated }))

@@ -75,6 +75,7 @@ pub mod tokenizer;
 pub mod tune;
 pub mod tuner;
 pub mod vote;
+mod weight_file;
 
 pub use self::cli::args::{Bits, Method};
 pub use self::cli::options::TuneOptions;

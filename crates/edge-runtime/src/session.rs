@@ -31,7 +31,7 @@ pub struct Source {
     pub dir: PathBuf,
     /// `config.json`.
     pub config: ModelConfig,
-    /// The weights, memory-mapped.
+    /// The weights, read when they are asked for.
     pub checkpoint: Checkpoint,
     /// The tokenizer.
     pub tokenizer: Tokenizer,

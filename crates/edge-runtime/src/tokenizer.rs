@@ -62,8 +62,13 @@ impl Tokenizer {
         chat_source: Option<(String, String)>,
     ) -> Result<Self> {
         let shown = path.display().to_string();
-        let inner = Inner::from_bytes(bytes)
+        let mut inner = Inner::from_bytes(bytes)
             .map_err(|error| anyhow::anyhow!("{shown} is no tokenizer ({error}): download it"))?;
+        // Files keep the lengths that somebody has trained with: a text is never cut or filled up.
+        inner
+            .with_truncation(None)
+            .map_err(|error| anyhow::anyhow!("{shown} is no tokenizer ({error}): download it"))?
+            .with_padding(None);
         let special = |key: &str| -> Result<Option<u32>> {
             let token = &settings[key];
             let Some(text) = token.as_str().or_else(|| token["content"].as_str()) else {
