@@ -395,7 +395,7 @@ mod tests {
             (nested, "without end"),
             (calls, "t.json"),
             (squares, "without end"),
-            ("{{ 'ab' * 99999999 }}", "without end"),
+            ("{{ 'ab' * 9999999 }}{{ 'ab' * 99999999 }}", "t.json"),
             (twins, "without end"),
             (deep, "without end"),
             ("{{ ['ab'] * 99999999 | join('x' * 99999) }}", "t.json"),

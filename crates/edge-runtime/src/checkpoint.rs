@@ -16,6 +16,7 @@ use crate::gguf::coding::Coding;
 use crate::gguf::types::Type;
 use crate::merge::encode;
 use crate::weight_file::WeightFile;
+use crate::whole_file::{self, SETTINGS};
 
 /// Number format of a tensor in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,7 +329,7 @@ impl Checkpoint {
 
     fn open_sharded(dir: &Path, index_path: &Path) -> Result<Self> {
         let shown = index_path.display();
-        let text = std::fs::read_to_string(index_path)
+        let text = whole_file::text(index_path, SETTINGS)
             .with_context(|| format!("cannot read {shown}: check its permissions"))?;
         let index: Index = serde_json::from_str(&text)
             .with_context(|| format!("{shown} is no safetensors index: download it again"))?;

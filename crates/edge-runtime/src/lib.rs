@@ -76,6 +76,7 @@ pub mod tune;
 pub mod tuner;
 pub mod vote;
 mod weight_file;
+mod whole_file;
 
 pub use self::cli::args::{Bits, Method};
 pub use self::cli::options::TuneOptions;

@@ -10,6 +10,7 @@ use tokenizers::Tokenizer as Inner;
 
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
+use crate::whole_file::{self, LARGE, SETTINGS};
 
 /// A tokenizer of a model folder.
 pub struct Tokenizer {
@@ -42,7 +43,7 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let shown = path.display().to_string();
-        let bytes = std::fs::read(&path).with_context(|| {
+        let bytes = whole_file::bytes(&path, LARGE).with_context(|| {
             format!("cannot read {shown}: give --model a folder with the model's tokenizer.json")
         })?;
         let beside = dir.join("tokenizer_config.json");
@@ -298,7 +299,7 @@ fn read_settings(path: &Path) -> Result<Value> {
     if !path.exists() {
         return Ok(Value::Null);
     }
-    let text = std::fs::read_to_string(path)
+    let text = whole_file::text(path, SETTINGS)
         .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
     serde_json::from_str(&text)
         .with_context(|| format!("{} is no JSON: download it again", path.display()))
@@ -309,7 +310,7 @@ fn read_settings(path: &Path) -> Result<Value> {
 fn chat_source(dir: &Path, settings: &Value) -> Result<Option<(String, String)>> {
     let path = dir.join("chat_template.jinja");
     if path.exists() {
-        let source = std::fs::read_to_string(&path)
+        let source = whole_file::text(&path, SETTINGS)
             .with_context(|| format!("cannot read {}: download it again", path.display()))?;
         return Ok(Some((source, path.display().to_string())));
     }

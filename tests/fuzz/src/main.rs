@@ -1,6 +1,7 @@
-//! `fuzz [TARGET...] [--seconds N] [--seed S] [--out DIR]`: runs mutated inputs on any toolchain,
+//! `fuzz [TARGET...] [--seconds N] [--seed S] [--out DIR] [--seeds]`: runs mutated inputs on any toolchain,
 //! without coverage. Each target has a process of its own, so that an input that ends it is seen
-//! and kept. `cargo xtask fuzz` calls this.
+//! and kept. With `--seeds` the valid file of each target is written to `DIR/TARGET/valid` instead,
+//! and the targets are listed. `cargo xtask fuzz` calls this.
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
 use std::collections::HashSet;
@@ -30,12 +31,14 @@ struct Args {
     seed: u64,
     out: PathBuf,
     worker: bool,
+    seeds: bool,
 }
 
 impl Args {
     fn parse(words: impl Iterator<Item = String>) -> Result<Self> {
         let out = PathBuf::from("target/fuzz/findings");
-        let mut args = Self { targets: Vec::new(), seconds: 10, seed: 0, out, worker: false };
+        let targets = Vec::new();
+        let mut args = Self { targets, seconds: 10, seed: 0, out, worker: false, seeds: false };
         let mut words = words.peekable();
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} has no value"));
@@ -44,6 +47,7 @@ impl Args {
                 "--seed" => args.seed = value()?.parse().context("--seed is no number")?,
                 "--out" => args.out = value()?.into(),
                 "--worker" => args.worker = true,
+                "--seeds" => args.seeds = true,
                 flag if flag.starts_with('-') => bail!("there is no {flag}"),
                 name => args.targets.push(Target::named(name)?),
             }
@@ -58,6 +62,7 @@ impl Args {
 fn main() -> ExitCode {
     let done = Args::parse(std::env::args().skip(1)).and_then(|args| match args.worker {
         true => work(&args),
+        false if args.seeds => seeds(&args),
         false => watch(&args),
     });
     match done {
@@ -67,6 +72,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes what coverage-guided runs begin with.
+fn seeds(args: &Args) -> Result<()> {
+    for target in &args.targets {
+        let out = args.out.join(target.name);
+        std::fs::create_dir_all(&out)
+            .with_context(|| format!("{} cannot be made", out.display()))?;
+        std::fs::write(out.join("valid"), &Prepared::new(target)?.valid)?;
+        println!("{}", target.name);
+    }
+    Ok(())
 }
 
 /// Starts the workers, one after the other, and keeps the inputs that end them.

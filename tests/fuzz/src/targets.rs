@@ -13,10 +13,10 @@ use edge_runtime::data::{Columns, DataSpec, Dataset, load_eval};
 use edge_runtime::session::{Source, Tuned, run_options};
 use edge_runtime::tokenizer::Tokenizer;
 use edge_runtime::{Inference, gguf, report};
+use edge_tests::folders::{self, TEXT};
 use serde_json::Value;
 
 use crate::Target;
-use crate::folders::{self, TEXT};
 
 /// All targets.
 pub const TARGETS: &[Target] = &[

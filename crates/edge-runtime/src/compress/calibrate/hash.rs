@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Gguf;
+use crate::whole_file::{self, SETTINGS};
 
 /// Tensors of more bytes than this are hashed in pieces.
 const WHOLE_BYTES: u64 = 1 << 20;
@@ -61,7 +62,7 @@ pub fn model_hash(dir: &Path, checkpoint: &Checkpoint) -> Result<String> {
     let path = dir.join("config.json");
     let config = match dir.is_file() {
         true => Gguf::open(dir)?.header()?,
-        false => std::fs::read(&path)
+        false => whole_file::bytes(&path, SETTINGS)
             .with_context(|| format!("cannot read {}: check its permissions", path.display()))?,
     };
     let mut hash = Fnv::default();

@@ -1,6 +1,6 @@
 //! Folders of valid files, small, as the program itself writes them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use edge_gpu::{Device, Options};
@@ -14,8 +14,9 @@ use edge_runtime::gguf::types::Type;
 use edge_runtime::session::{Source, Tuned};
 use edge_runtime::{Tuner, gguf};
 use edge_scheduler::{BlockPolicy, Policy, Projection};
-use edge_tests::tiny;
 use serde_json::{Map, Value, json};
+
+use crate::tiny;
 
 /// A text in the letters of [`tokenizer`].
 pub const TEXT: &str = "the cat sat on the mat\nthe dog and the hat\n\na rat sat on that cat\n";
@@ -128,7 +129,6 @@ pub fn data(root: &Path) -> Result<()> {
         json!({"question": "what", "answer": "that"}),
         json!({"instruction": "sit", "input": "here", "output": "no"}),
         json!({"instruction": "sit", "output": "no"}),
-        json!({"text": TEXT}),
     ];
     let lines: Vec<String> = items.iter().map(Value::to_string).collect();
     std::fs::write(root.join("a.jsonl"), lines.join("\n"))?;
@@ -226,9 +226,4 @@ fn source(root: &Path) -> Result<Source> {
 /// It does not open.
 pub fn device() -> Result<Device> {
     Device::open("cpu", &Options::default()).context("the device cpu")
-}
-
-/// The path of a part of a folder.
-pub fn part(root: &Path, name: &str) -> PathBuf {
-    root.join(name)
 }
