@@ -59,6 +59,7 @@ pub mod exits;
 pub mod family;
 pub mod generate;
 pub mod gguf;
+mod guard;
 pub mod inference;
 pub mod interrupt;
 pub mod merge;

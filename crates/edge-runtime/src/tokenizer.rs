@@ -10,6 +10,7 @@ use tokenizers::Tokenizer as Inner;
 
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
+use crate::guard::guarded;
 use crate::whole_file::{self, LARGE, SETTINGS};
 
 /// A tokenizer of a model folder.
@@ -63,13 +64,14 @@ impl Tokenizer {
         chat_source: Option<(String, String)>,
     ) -> Result<Self> {
         let shown = path.display().to_string();
-        let mut inner = Inner::from_bytes(bytes)
+        let inner = guarded(|| {
+            let mut inner = Inner::from_bytes(bytes)?;
+            // Files keep the lengths that somebody has trained with: no text is cut or filled up.
+            inner.with_truncation(None)?.with_padding(None);
+            tokenizers::Result::Ok(inner)
+        });
+        let inner = inner
             .map_err(|error| anyhow::anyhow!("{shown} is no tokenizer ({error}): download it"))?;
-        // Files keep the lengths that somebody has trained with: a text is never cut or filled up.
-        inner
-            .with_truncation(None)
-            .map_err(|error| anyhow::anyhow!("{shown} is no tokenizer ({error}): download it"))?
-            .with_padding(None);
         let special = |key: &str| -> Result<Option<u32>> {
             let token = &settings[key];
             let Some(text) = token.as_str().or_else(|| token["content"].as_str()) else {
@@ -84,7 +86,7 @@ impl Tokenizer {
             Ok(Some(id))
         };
         let (bos_id, eos_id) = (special("bos_token")?, special("eos_token")?);
-        let (prefix, suffix) = template(&inner)
+        let (prefix, suffix) = guarded(|| template(&inner))
             .map_err(|error| anyhow::anyhow!("{shown} does not tokenise ({error}): download it"))?;
         let chat = OnceLock::new();
         let mut tokenizer = Self { inner, path, bos_id, eos_id, prefix, suffix, chat_source, chat };
@@ -147,7 +149,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer itself fails, as with a character that it cannot represent.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| {
+        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(|error| {
             anyhow::anyhow!("{} cannot tokenise the text ({error})", self.path.display())
         })?;
         if !add_special {
@@ -162,7 +164,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
-        let encoding = self.inner.encode(text, false).map_err(|error| {
+        let encoding = guarded(|| self.inner.encode(text, false)).map_err(|error| {
             anyhow::anyhow!("{} cannot tokenise the text ({error})", self.path.display())
         })?;
         // A chat template may write the beginning-of-sequence token itself.
@@ -222,7 +224,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer itself fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| {
+        guarded(|| self.inner.decode(ids, true)).map_err(|error| {
             anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
         })
     }
@@ -232,7 +234,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer itself fails.
     pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|error| {
+        guarded(|| self.inner.decode(ids, false)).map_err(|error| {
             anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
         })
     }

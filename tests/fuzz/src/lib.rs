@@ -133,7 +133,7 @@ mod tests {
             for kind in ["corpus", "regressions"] {
                 for (path, input) in kept(kind, target.name).unwrap() {
                     let shown = path.strip_prefix(home()).unwrap().display();
-                    println!("{shown}");
+                    eprintln!("{shown}");
                     let started = Instant::now();
                     let result = prepared.run(&input);
                     let took = started.elapsed();
