@@ -48,7 +48,7 @@ const COMMANDS: [&str; 14] = [
     "man",
 ];
 
-/// What `$NAME` stands for; `%20` is a space. What is given behind it wins where a flag may be repeated.
+/// What `$NAME` stands for; `%20` is a space, and a flag that is given again behind it wins.
 const FLAGS: [(&str, &str); 9] = [
     ("$tune", "tune --model model --data a.txt --out out --device cpu --steps 1 $small"),
     ("$plan", "plan --model model --device cpu --windows 2"),

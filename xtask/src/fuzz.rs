@@ -19,8 +19,8 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
                         -Cllvm-args=-sanitizer-coverage-pc-table \
                         -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// Longest input, bytes, as in `tests/fuzz/src/lib.rs`; time of an input, seconds, twice that there,
-/// since coverage costs as much.
+/// Longest input, bytes, as in `tests/fuzz/src/lib.rs`; time of an input, seconds, twice that
+/// there, since coverage costs as much.
 const LIMITS: [&str; 2] = ["-max_len=262144", "-timeout=20"];
 
 struct Args {

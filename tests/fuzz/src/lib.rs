@@ -2,8 +2,8 @@
 //! with it. The file may be refused with an error; a panic, an abort, much memory or much time is
 //! a finding.
 //!
-//! [`targets`] has them, [`edge_tests::folders`] what lies beside the file, [`mutate`] makes new inputs of
-//! known ones. `main.rs` runs them on any toolchain, `guided.rs` under libFuzzer. Inputs worth
+//! [`targets`] has them, [`edge_tests::folders`] what lies beside the file, [`mutate`] makes new
+//! inputs of known ones. `main.rs` runs them on any toolchain, `guided.rs` under libFuzzer. Inputs worth
 //! keeping are in `corpus/TARGET/`, what was found in `regressions/TARGET/`; both are run by the
 //! tests of this package.
 
