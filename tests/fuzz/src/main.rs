@@ -1,7 +1,7 @@
 //! `fuzz [TARGET...] [--seconds N] [--seed S] [--out DIR] [--seeds]`: runs mutated inputs on any
-//! toolchain, without coverage. Each target has a process of its own, so that an input that ends it is seen
-//! and kept. With `--seeds` the valid file of each target is written to `DIR/TARGET/valid` instead,
-//! and the targets are listed. `cargo xtask fuzz` calls this.
+//! toolchain, without coverage. Each target has a process of its own, so that an input that ends it
+//! is seen and kept. With `--seeds` the valid file of each target is written to `DIR/TARGET/valid`
+//! instead, and the targets are listed. `cargo xtask fuzz` calls this.
 #![allow(clippy::print_stdout, reason = "a command line tool talks on stdout")]
 
 use std::collections::HashSet;
