@@ -63,7 +63,7 @@ pub(crate) fn inputs(
     seq_len: usize,
     x: &[f32],
 ) -> [Vec<f64>; 4] {
-    let floats = |name: &str| checkpoint.tensor(name).expect("a tensor").to_f32();
+    let floats = |name: &str| checkpoint.tensor(name).expect("a tensor").to_f32().expect("values");
     let shape = config.shape();
     let d = shape.hidden_size as usize;
     let weight = |p: Projection| floats(&weight_name(block as usize, p));

@@ -134,7 +134,7 @@ impl Tiny {
     fn packed(&self, block: u32, projection: Projection, format: Format) -> Arc<PackedHost> {
         let (n, k) = self.config.shape().projection(projection);
         let weight = self.checkpoint.weight(&self.config, block as usize, projection);
-        Arc::new(pack(format, n, k, &weight.expect("a weight").to_f32()))
+        Arc::new(pack(format, n, k, &weight.expect("a weight").to_f32().expect("values")))
     }
 
     /// Replaces all projections of all blocks as [`mixed`] says.

@@ -73,7 +73,12 @@ fn compress(source: &Source, table: Format, out: &Path) -> PathBuf {
             .map(|projection| {
                 let (n, k) = shape.projection(projection);
                 let tensor = source.checkpoint.tensor(&weight_name(block, projection));
-                pack(rule.get(projection), n, k, &tensor.expect("a weight").to_f32())
+                pack(
+                    rule.get(projection),
+                    n,
+                    k,
+                    &tensor.expect("a weight").to_f32().expect("values"),
+                )
             })
             .collect();
         writer.block(&matrices).expect("a block");

@@ -156,7 +156,7 @@ fn tensors(dir: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let checkpoint = Checkpoint::open(dir).expect("weights");
     let read = |name: &str| {
         let tensor = checkpoint.tensor(name).expect("a tensor");
-        (name.to_owned(), (tensor.shape.clone(), tensor.to_f32()))
+        (name.to_owned(), (tensor.shape.clone(), tensor.to_f32().expect("values")))
     };
     checkpoint.names().map(read).collect()
 }

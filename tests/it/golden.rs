@@ -49,7 +49,7 @@ impl Golden {
 
     fn floats(&self, name: &str) -> Vec<f32> {
         let tensor = self.tensors.tensor(name);
-        tensor.unwrap_or_else(|error| panic!("{}: {error:#}", self.name)).to_f32()
+        tensor.unwrap_or_else(|error| panic!("{}: {error:#}", self.name)).to_f32().expect("values")
     }
 
     /// Name and gradient of a trained tensor, of those that the file has.
@@ -74,8 +74,8 @@ impl Golden {
         let tensor = self.tensors.tensor(&name);
         let tensor = tensor.unwrap_or_else(|error| panic!("{}: {error:#}", self.name));
         let values = match rows {
-            Some(rows) => tensor.take_rows(rows).to_f32(),
-            None => tensor.to_f32(),
+            Some(rows) => tensor.take_rows(rows).to_f32().expect("values"),
+            None => tensor.to_f32().expect("values"),
         };
         Some((name, values))
     }

@@ -1,5 +1,6 @@
 //! The one integration test binary: each further one would link everything again.
 
+mod bad_inputs;
 mod block_f64;
 mod browser;
 mod calibrate;

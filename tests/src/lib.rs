@@ -1,11 +1,13 @@
 //! The harness: devices for tests, comparison of results, the shared reference data.
 //!
 //! * [`gpu`], [`gpu_with`] — the adapter that tests run on.
+//! * [`folders`] — small folders of every kind of file, valid.
 //! * [`compare`] — got against wanted, with the first few differences.
 //! * [`parity`] — an op's shaders against its reference, between guard zones.
 //! * `anonymous_bytes` — memory of the process without its cached files, on Linux.
 //! * [`shared`] — reference data beside the repository.
 
+pub mod folders;
 pub mod parity;
 pub mod tiny;
 

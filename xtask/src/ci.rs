@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{cmd, dashboard, shaders, test, vulkan};
+use crate::{cmd, dashboard, fuzz, shaders, test, vulkan};
 
 type Step = fn() -> Result<()>;
 
@@ -14,6 +14,7 @@ const STEPS: &[(&str, Step)] = &[
     ("format", format),
     ("clippy", clippy),
     ("test", tests),
+    ("fuzz", fuzz_targets),
     ("benches", benches),
     ("dashboard", page),
     ("doc", doc),
@@ -55,6 +56,12 @@ fn clippy() -> Result<()> {
 
 fn tests() -> Result<()> {
     test::run(&[])
+}
+
+/// A few seconds of each fuzz target, with the same mutations each time: the targets do not rot,
+/// and kept inputs are mutated. Searching is another command's.
+fn fuzz_targets() -> Result<()> {
+    fuzz::run(&["--seconds".into(), "3".into()])
 }
 
 /// Runs the benches of one op once, so that they do not rot. All of them are model-sized, which

@@ -7,6 +7,7 @@ mod ci;
 mod cmd;
 mod dashboard;
 mod dist;
+mod fuzz;
 mod interop;
 mod models;
 mod quickstart;
@@ -32,6 +33,9 @@ cargo xtask COMMAND
   interop [peft|gguf [MODEL...]]
                           what transformers, peft and llama.cpp make of our files, by default of
                           the demo model's; installs them into target/interop (3 GB)
+  fuzz [TARGET...] [--seconds N] [--seed S] [--guided]
+                          runs damaged files through what reads them, 60 s a target; --guided:
+                          by coverage, with libFuzzer (needs a C++ compiler)
   tidy                    the checks of the source text alone (they are also part of `test`)
   shaders [--check] [--dump]
                           writes shaders/README.md; --check: only compares it; --dump: also
@@ -56,6 +60,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("test", test::run),
     ("ci", ci::run),
     ("interop", interop::run),
+    ("fuzz", fuzz::run),
     ("tidy", tidy::run),
     ("shaders", shaders::run),
     ("bench", bench::run),

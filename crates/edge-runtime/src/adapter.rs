@@ -16,6 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::family::{self, Family, Fused};
 use crate::run_dir::{write_atomically, write_tensors_atomically};
+use crate::whole_file::{self, SETTINGS};
 
 /// File name of the settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -273,7 +274,7 @@ pub fn load(dir: &Path, model: &ModelConfig) -> Result<(AdapterConfig, AdapterTe
 pub(crate) fn load_config(dir: &Path) -> Result<AdapterConfig> {
     let path = dir.join(CONFIG_FILE);
     let shown = path.display();
-    let text = std::fs::read_to_string(&path).with_context(|| {
+    let text = whole_file::text(&path, SETTINGS).with_context(|| {
         format!("cannot read {shown}: give --adapter a PEFT folder or a run directory")
     })?;
     let keys: Map<String, Value> = serde_json::from_str(&text)
@@ -309,15 +310,19 @@ fn interpret(keys: &Map<String, Value>) -> Result<AdapterConfig> {
         };
         ensure!(unset, "{key} is set, which is not supported: use a plain LoRA adapter");
     }
-    let bias = keys.get("bias").and_then(Value::as_str).unwrap_or("none");
-    ensure!(bias == "none", "bias is {bias:?}, and supported is \"none\": use a plain adapter");
-    let r = keys.get("r").and_then(Value::as_u64).unwrap_or(8);
-    ensure!((1..=4096).contains(&r), "r is {r} instead of a number in 1..=4096: correct the file");
-    let lora_alpha = keys.get("lora_alpha").and_then(Value::as_f64).unwrap_or(8.0);
-    ensure!(
-        lora_alpha > 0.0 && lora_alpha < 1e9,
-        "lora_alpha is {lora_alpha} instead of a number above 0: correct the file"
-    );
+    let given = |key: &str| keys.get(key).filter(|value| !value.is_null());
+    let bias = given("bias").cloned().unwrap_or_else(|| json!("none"));
+    ensure!(bias == "none", "bias is {bias}, and supported is \"none\": use a plain adapter");
+    // What PEFT takes where a key is absent.
+    let r = given("r").cloned().unwrap_or_else(|| json!(8));
+    let r = r.as_u64().filter(|r| (1..=4096).contains(r)).with_context(|| {
+        format!("r is {r} instead of a whole number in 1..=4096: correct the file")
+    })?;
+    let alpha = given("lora_alpha").cloned().unwrap_or_else(|| json!(8));
+    let lora_alpha = alpha.as_f64().filter(|alpha| *alpha > 0.0 && *alpha < 1e9);
+    let lora_alpha = lora_alpha.with_context(|| {
+        format!("lora_alpha is {alpha} instead of a number above 0: correct the file")
+    })?;
     let base = keys.get("base_model_name_or_path").and_then(Value::as_str);
     Ok(AdapterConfig {
         r: r as usize,
@@ -360,7 +365,7 @@ fn load_tensors(
             tensor.shape,
             config.r
         );
-        Ok(tensor.to_f32())
+        tensor.to_f32()
     };
     let mut tensors = AdapterTensors::new();
     for ((layer, projection), (has_a, has_b)) in places {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compress::layout::shards_of;
 use crate::run_dir::write_atomically;
+use crate::whole_file::{self, SETTINGS};
 
 /// Version of the file.
 const FILE_VERSION: u32 = 1;
@@ -79,7 +80,7 @@ impl File {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
+        let text = whole_file::text(path, SETTINGS)
             .with_context(|| format!("{} cannot be read", path.display()))?;
         let remedy = || format!("{} is not usable: delete it and measure again", path.display());
         let file: Self = serde_json::from_str(&text).with_context(remedy)?;

@@ -6,7 +6,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::{Environment, Error, ErrorKind, State, Value, context};
 use serde::Serialize as _;
 use serde_json::{Map, Value as Json};
 
@@ -96,6 +96,14 @@ pub(crate) struct ChatTemplate {
 
 const NAME: &str = "chat";
 
+/// What a template may do for one text: an instruction or 64 bytes of data each, so that neither a
+/// loop nor a text that doubles goes on for ever. Templates of models take some hundred a message.
+const FUEL: u64 = 4 << 20;
+
+/// Messages of a conversation at most. A conversation is written once for each answer, so that time
+/// grows by the square.
+const MOST_MESSAGES: usize = 4096;
+
 /// The key of the calls of tools that a message of the assistant makes.
 pub(crate) const CALLS: &str = "tool_calls";
 
@@ -109,7 +117,10 @@ impl ChatTemplate {
         // As transformers sets Jinja up.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| anyhow::anyhow!("{error}"))?);
-        environment.set_unknown_method_callback(|_, value, name, args| method(value, name, args));
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(|state, value, name, args| {
+            method(state, value, name, args)
+        });
         environment.add_function("raise_exception", |text: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, text))
         });
@@ -135,6 +146,12 @@ impl ChatTemplate {
         });
         rendered.map_err(|error| {
             let file = &self.file;
+            if error.kind() == ErrorKind::OutOfFuel {
+                return anyhow::anyhow!(
+                    "the chat template of {file} loops or grows without end (over {FUEL} steps): \
+                     download it again, or shorten the conversation"
+                );
+            }
             anyhow::anyhow!(
                 "the chat template of {file} refuses this conversation ({error}): correct or \
                  remove it"
@@ -188,23 +205,45 @@ impl ChatTemplate {
 
 /// JSON as Python's `json.dumps(…, ensure_ascii=False)` writes it, which is what transformers gives
 /// templates: Jinja's own filter escapes for HTML.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+fn to_json(state: &State, value: &Value, options: Kwargs) -> Result<String, Error> {
     let failed = |error: &dyn std::fmt::Display| {
         Error::new(ErrorKind::InvalidOperation, format!("no JSON: {error}"))
     };
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
-    let mut bytes = Vec::new();
+    let mut paid = Paid { pay: &|steps| state.consume_fuel(steps), bytes: Vec::new() };
     let spaces = " ".repeat(indent.unwrap_or(0).min(16));
     let written = match indent {
         Some(_) => {
             let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, pretty))
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut paid, pretty))
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Spaced)),
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut paid, Spaced)),
     };
+    // Where the fuel ran out while this was written, it is out now as well.
+    state.consume_fuel(1)?;
     written.map_err(|error| failed(&error))?;
-    String::from_utf8(bytes).map_err(|error| failed(&error))
+    String::from_utf8(paid.bytes).map_err(|error| failed(&error))
+}
+
+/// Takes bytes that a template pays for: a list that holds another twice, and so on, is short in
+/// memory and endless as text.
+struct Paid<'a> {
+    pay: &'a dyn Fn(u64) -> Result<(), Error>,
+    bytes: Vec<u8>,
+}
+
+impl std::io::Write for Paid<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let steps = 1 + bytes.len() as u64 / 64;
+        (self.pay)(steps).map_err(std::io::Error::other)?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A space behind commas and colons.
@@ -234,7 +273,7 @@ impl serde_json::ser::Formatter for Spaced {
 }
 
 /// The methods of Python's strings that templates call, which Jinja itself has not.
-fn method(value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let unknown = || Error::new(ErrorKind::UnknownMethod, format!("no method {name} of a string"));
     let text = value.as_str().ok_or_else(unknown)?;
     let args: Option<Vec<&str>> = args.iter().map(Value::as_str).collect();
@@ -249,11 +288,18 @@ fn method(value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
         ("startswith", [part]) => text.starts_with(part).into(),
         ("endswith", [part]) => text.ends_with(part).into(),
         ("split", [at]) if !at.is_empty() => text.split(at).collect(),
-        ("replace", [from, to]) => text.replace(from, to).into(),
+        ("replace", [from, to]) => replaced(state, text, [from, to])?.into(),
         ("upper", []) => text.to_uppercase().into(),
         ("lower", []) => text.to_lowercase().into(),
         _ => return Err(unknown()),
     })
+}
+
+/// Python's `replace`, paid for before it is done: it can multiply a text's length.
+fn replaced(state: &State, text: &str, [from, to]: [&str; 2]) -> Result<String, Error> {
+    let grows = text.matches(from).count().saturating_mul(to.len()).saturating_add(text.len());
+    state.consume_fuel(grows as u64 / 64)?;
+    Ok(text.replace(from, to))
 }
 
 /// The pieces of a conversation without a template of the model's own; `eos` is the text of its
@@ -283,9 +329,14 @@ pub(crate) fn plain(messages: &[Message], eos: &str) -> Vec<Piece> {
 /// Checks that a conversation has something to learn.
 ///
 /// # Errors
-/// There is no message, an empty answer, or none.
+/// There is no message, an empty answer, or none; or there are too many.
 pub(crate) fn check(messages: &[Message], place: &str) -> Result<()> {
     ensure!(!messages.is_empty(), "{place} has no message: remove the item");
+    ensure!(
+        messages.len() <= MOST_MESSAGES,
+        "{place} has {} messages, and {MOST_MESSAGES} are the most: cut the conversation",
+        messages.len()
+    );
     let mut answers = messages.iter().filter(|message| message.role == Role::Assistant).peekable();
     ensure!(
         answers.peek().is_some(),
@@ -324,6 +375,39 @@ mod tests {
     const CHATML: &str = "{{ bos_token }}{% for message in messages %}\
         {{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}\
         {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    #[test]
+    fn templates_that_do_not_end_are_stopped() {
+        let said = talk(&[(Role::User, "q"), (Role::Assistant, "r")]);
+        let doubles = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}\
+            {% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}";
+        let nested = "{% for i in range(9999) %}{% for j in range(9999) %}\
+            {% for k in range(9999) %}{% endfor %}{% endfor %}{% endfor %}";
+        let calls = "{% macro f(x) %}{{ f(x + x) }}{% endmacro %}{{ f('ab') }}";
+        let squares = "{% set ns = namespace(x='aaaa') %}{% for i in range(9) %}\
+            {% set ns.x = ns.x.replace('a', ns.x) %}{% endfor %}";
+        let twins = "{% set ns = namespace(x=1) %}{% for i in range(60) %}\
+            {% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}";
+        let deep = "{% set ns = namespace(x=1) %}{% for i in range(99999) %}\
+            {% for j in range(100) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+        for (source, part) in [
+            (doubles, "without end"),
+            (nested, "without end"),
+            (calls, "t.json"),
+            (squares, "without end"),
+            ("{{ 'ab' * 9999999 }}{{ 'ab' * 99999999 }}", "t.json"),
+            (twins, "without end"),
+            (deep, "without end"),
+            ("{{ ['ab'] * 99999999 | join('x' * 99999) }}", "t.json"),
+        ] {
+            let error = refused(template(source).unwrap().pieces(&said));
+            assert!(error.contains(part), "{source}: {error}");
+        }
+        let deep = format!("{{{{ {}1{} }}}}", "(".repeat(50_000), ")".repeat(50_000));
+        assert!(refused(template(&deep)).contains("t.json"));
+        let many = talk(&vec![(Role::Assistant, "r"); MOST_MESSAGES + 1]);
+        assert!(refused(check(&many.messages, "a.json item 1")).contains("4097 messages"));
+    }
 
     #[test]
     fn answers_are_what_follows_the_generation_prompt() {

@@ -1,21 +1,22 @@
-//! Weights of a Hugging Face folder, memory-mapped: `model.safetensors`, or the shards that
-//! `model.safetensors.index.json` lists; or those of a GGUF file, by the same names.
+//! Weights of a Hugging Face folder: `model.safetensors`, or the shards that
+//! `model.safetensors.index.json` lists; or those of a GGUF file, by the same names. Headers are
+//! read when a file is opened, rows when they are asked for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use memmap2::Mmap;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype as FileDtype, SafeTensorError};
+use safetensors::tensor::{Dtype as FileDtype, Metadata, TensorInfo};
 use serde::Deserialize;
 
 use crate::compress::read::Compressed;
 use crate::gguf::coding::Coding;
 use crate::gguf::types::Type;
 use crate::merge::encode;
+use crate::weight_file::WeightFile;
+use crate::whole_file::{self, SETTINGS};
 
 /// Number format of a tensor in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,27 +39,27 @@ impl Dtype {
     }
 }
 
-/// A tensor whose bytes lie in the memory map.
+/// A tensor of a file.
 #[derive(Clone, Debug)]
 pub struct TensorView<'a> {
     /// Number format: the file's, or f16 for what the file has in fewer bits.
     pub dtype: Dtype,
     /// Sizes, slowest first; empty for a scalar.
     pub shape: Vec<usize>,
-    /// What the file has, not necessarily aligned: see [`TensorView::plain`].
-    pub bytes: &'a [u8],
-    pub(crate) coding: Coding,
+    file: &'a WeightFile,
+    /// Its first byte in the file.
+    start: u64,
+    coding: Coding,
 }
 
-impl<'a> TensorView<'a> {
+impl TensorView<'_> {
     /// Some rows as a tensor of their own; whole heads, where a file has rows in another order.
     ///
     /// # Panics
     /// When `rows` exceeds the tensor.
     #[must_use]
     pub fn take_rows(mut self, rows: Range<usize>) -> Self {
-        let stride = self.coding.kind.row_bytes(self.cols());
-        self.bytes = &self.bytes[rows.start * stride..rows.end * stride];
+        self.start = self.places(&rows).start;
         if let Some(first) = self.shape.first_mut() {
             *first = rows.len();
         }
@@ -75,40 +76,68 @@ impl<'a> TensorView<'a> {
         self.shape.iter().skip(1).product()
     }
 
-    /// The bytes, if they are little-endian elements of `dtype`, row-major; `None` where rows have
-    /// to be converted or brought into order first.
-    pub fn plain(&self) -> Option<&'a [u8]> {
-        self.coding.is_plain().then_some(self.bytes)
+    /// The bytes of some rows in the file.
+    fn places(&self, rows: &Range<usize>) -> Range<u64> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows(), "rows of the tensor");
+        let stride = self.coding.kind.row_bytes(self.cols()) as u64;
+        self.start + rows.start as u64 * stride..self.start + rows.end as u64 * stride
+    }
+
+    /// Whether the file has little-endian elements of `dtype`, row-major; else rows have to be
+    /// converted or brought into order first.
+    pub fn is_plain(&self) -> bool {
+        self.coding.is_plain()
+    }
+
+    /// The bytes of some rows as the file has them; see [`TensorView::is_plain`].
+    ///
+    /// # Errors
+    /// The file was changed since it was opened, or cannot be read.
+    ///
+    /// # Panics
+    /// When `rows` exceeds the tensor.
+    pub fn bytes(&self, rows: Range<usize>) -> Result<Vec<u8>> {
+        self.file.read(self.places(&rows))
     }
 
     /// All elements as f32, exactly.
-    pub fn to_f32(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`TensorView::bytes`].
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
         self.rows_f32(0..self.rows())
     }
 
     /// The elements of some rows as f32: one shard of a tensor.
     ///
+    /// # Errors
+    /// As [`TensorView::bytes`].
+    ///
     /// # Panics
     /// When `rows` exceeds the tensor.
-    pub fn rows_f32(&self, rows: Range<usize>) -> Vec<f32> {
-        self.coding.rows_f32(self.bytes, self.cols(), rows)
+    pub fn rows_f32(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        let stored = self.coding.stored_rows(&rows, self.rows());
+        let bytes = self.bytes(stored.clone())?;
+        let rows = rows.start - stored.start..rows.end - stored.start;
+        Ok(self.coding.rows_f32(&bytes, self.cols(), rows))
     }
 
     /// Some rows in `dtype`, four bytes a word, little-endian; the last word is filled up with
     /// zero bytes.
     ///
+    /// # Errors
+    /// As [`TensorView::bytes`].
+    ///
     /// # Panics
     /// When `rows` exceeds the tensor.
-    pub fn words(&self, rows: Range<usize>) -> Vec<u32> {
-        let stride = self.cols() * self.dtype.bytes();
-        let converted;
-        let bytes = match self.plain() {
-            Some(bytes) => &bytes[rows.start * stride..rows.end * stride],
-            None => {
-                converted = encode(&self.rows_f32(rows), self.dtype);
-                &converted
-            }
-        };
+    pub fn words(&self, rows: Range<usize>) -> Result<Vec<u32>> {
+        if self.is_plain() {
+            let places = self.places(&rows);
+            let mut words = vec![0; (places.end - places.start).div_ceil(4) as usize];
+            self.file.read_words(places, &mut words)?;
+            return Ok(words);
+        }
+        let bytes = encode(&self.rows_f32(rows)?, self.dtype);
         let (words, rest) = bytes.as_chunks::<4>();
         let mut out: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
         if !rest.is_empty() {
@@ -116,7 +145,21 @@ impl<'a> TensorView<'a> {
             last[..rest.len()].copy_from_slice(rest);
             out.push(u32::from_le_bytes(last));
         }
-        out
+        Ok(out)
+    }
+
+    /// Its bytes in the file.
+    pub(crate) fn byte_len(&self) -> u64 {
+        let all = self.places(&(0..self.rows()));
+        all.end - all.start
+    }
+
+    /// Some of them, as the file has them.
+    ///
+    /// # Errors
+    /// As [`TensorView::bytes`].
+    pub(crate) fn piece(&self, bytes: Range<u64>) -> Result<Vec<u8>> {
+        self.file.read(self.start + bytes.start..self.start + bytes.end)
     }
 }
 
@@ -147,35 +190,42 @@ pub(crate) struct Entry {
     pub(crate) interleaved: Option<usize>,
 }
 
-/// A file of tensors, mapped.
+/// A file of tensors.
 pub(crate) struct Shard {
-    pub(crate) path: PathBuf,
-    pub(crate) map: Mmap,
+    pub(crate) file: Arc<WeightFile>,
     /// Where the tensors' bytes start.
-    pub(crate) data: usize,
+    pub(crate) data: u64,
     pub(crate) tensors: BTreeMap<String, Entry>,
     /// The strings of `__metadata__`.
     pub(crate) notes: HashMap<String, String>,
 }
 
+/// Bytes of the longest header that is read: the format's own bound.
+const MOST_HEADER: u64 = 100_000_000;
+
 impl Shard {
-    /// Maps a file; `remedy` is what helps where it is not whole.
+    /// Opens a file and reads its header; `remedy` is what helps where it is not whole.
     pub(crate) fn open(path: PathBuf, remedy: &str) -> Result<Self> {
-        let shown = path.display().to_string();
-        let file = File::open(&path)
-            .with_context(|| format!("cannot open {shown}: check its permissions, or {remedy}"))?;
-        let bytes = file.metadata().with_context(|| format!("cannot read {shown}"))?.len();
+        let file = WeightFile::open(path, remedy)?;
+        let (shown, bytes) = (file.path().display(), file.bytes());
         ensure!(bytes >= 8, "{shown} is truncated ({bytes} bytes): {remedy}");
-        // SAFETY: the map is only read. Its contents change under us if another process writes
-        // the file meanwhile, which would be a wrong weight, never a wrong length or index: all
-        // offsets come from the header copied out below and are checked against the map's length.
-        // Truncation meanwhile ends the process (SIGBUS), which no reader of maps can avoid.
-        let map = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {shown}"))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            let cause = describe(&error);
+        let damaged = |cause: &dyn std::fmt::Display| {
             anyhow::anyhow!("{shown} is no whole safetensors file ({cause}): {remedy}")
-        })?;
-        let entry = |info: &safetensors::tensor::TensorInfo| Entry {
+        };
+        let mut length = [0; 8];
+        file.read_into(0, &mut length)?;
+        let length = u64::from_le_bytes(length);
+        if length > MOST_HEADER.min(bytes - 8) {
+            return Err(damaged(&"its header is longer than the file or than 100 MB"));
+        }
+        let header = file.read(8..8 + length)?;
+        // Checks sizes, and that the tensors lie behind each other without gaps.
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|error| damaged(&error))?;
+        if metadata.data_len() as u64 != bytes - 8 - length {
+            return Err(damaged(&"its header describes more or fewer bytes than there are"));
+        }
+        let entry = |info: &TensorInfo| Entry {
             dtype: Kind::Safetensors(info.dtype),
             shape: info.shape.clone(),
             data_offsets: info.data_offsets,
@@ -184,7 +234,16 @@ impl Shard {
         let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, entry(info)));
         let tensors = tensors.collect();
         let notes = metadata.metadata().clone().unwrap_or_default();
-        Ok(Self { path, map, data: 8 + header, tensors, notes })
+        Ok(Self { file: Arc::new(file), data: 8 + length, tensors, notes })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Reads bytes behind [`Shard::data`].
+    pub(crate) fn read(&self, (start, end): (usize, usize)) -> Result<Vec<u8>> {
+        self.file.read(self.data + start as u64..self.data + end as u64)
     }
 
     fn tensor(&self, name: &str) -> Option<Result<TensorView<'_>>> {
@@ -198,24 +257,13 @@ impl Shard {
                 return Some(Err(anyhow::anyhow!(
                     "tensor {name} in {} is {other}, and supported are F32, F16 and BF16: use \
                      an unquantised checkpoint",
-                    self.path.display()
+                    self.path().display()
                 )));
             }
         };
-        let (start, end) = info.data_offsets;
-        let bytes = &self.map[self.data + start..self.data + end];
+        let (file, start) = (&*self.file, self.data + info.data_offsets.0 as u64);
         let coding = Coding { kind, interleaved: info.interleaved };
-        Some(Ok(TensorView { dtype: kind.dtype(), shape: info.shape.clone(), bytes, coding }))
-    }
-}
-
-fn describe(error: &SafeTensorError) -> String {
-    match error {
-        SafeTensorError::InvalidHeaderLength => "its header is longer than the file".to_owned(),
-        SafeTensorError::MetadataIncompleteBuffer => {
-            "its header describes more or fewer bytes than there are".to_owned()
-        }
-        other => other.to_string(),
+        Some(Ok(TensorView { dtype: kind.dtype(), shape: info.shape.clone(), file, start, coding }))
     }
 }
 
@@ -239,7 +287,7 @@ pub struct Checkpoint {
 
 impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let paths: Vec<_> = self.shards.iter().map(|shard| &shard.path).collect();
+        let paths: Vec<_> = self.shards.iter().map(Shard::path).collect();
         f.debug_struct("Checkpoint").field("files", &paths).finish_non_exhaustive()
     }
 }
@@ -281,7 +329,7 @@ impl Checkpoint {
 
     fn open_sharded(dir: &Path, index_path: &Path) -> Result<Self> {
         let shown = index_path.display();
-        let text = std::fs::read_to_string(index_path)
+        let text = whole_file::text(index_path, SETTINGS)
             .with_context(|| format!("cannot read {shown}: check its permissions"))?;
         let index: Index = serde_json::from_str(&text)
             .with_context(|| format!("{shown} is no safetensors index: download it again"))?;
@@ -364,7 +412,7 @@ impl Checkpoint {
             [] => "the expected shape".to_owned(),
             keys => format!("{} {said}", keys.join(" and ")),
         };
-        let path = shard.path.display();
+        let path = shard.path().display();
         bail!(
             "tensor {name} in {path} has shape {:?} instead of {shape:?}, which contradicts \
              {cause}: use files of the same model",
@@ -376,20 +424,20 @@ impl Checkpoint {
     ///
     /// # Errors
     /// There is none of that name.
-    pub(crate) fn place(&self, name: &str) -> Result<(&Path, u64)> {
+    pub(crate) fn place(&self, name: &str) -> Result<(Arc<WeightFile>, u64)> {
         let found = self.places.get(name).map(|place| &self.shards[*place]);
         let found = found.and_then(|shard| Some((shard, shard.tensors.get(name)?)));
         let (shard, info) = found.with_context(|| {
             format!("tensor {name} is missing in {}: download the model again", self.location())
         })?;
-        Ok((&shard.path, (shard.data + info.data_offsets.0) as u64))
+        Ok((Arc::clone(&shard.file), shard.data + info.data_offsets.0 as u64))
     }
 
     fn location(&self) -> String {
         match self.shards.as_slice() {
-            [only] => only.path.display().to_string(),
+            [only] => only.path().display().to_string(),
             shards => {
-                let dir = shards.first().and_then(|shard| shard.path.parent());
+                let dir = shards.first().and_then(|shard| shard.path().parent());
                 let dir = dir.map(|dir| dir.display().to_string()).unwrap_or_default();
                 format!("the {} shards in {dir}", shards.len())
             }
@@ -471,15 +519,15 @@ mod tests {
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["b", "h", "ids", UP]);
         let up = checkpoint.expect(UP, &[3, 2]).unwrap();
-        assert_eq!(up.to_f32(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-        assert_eq!(up.rows_f32(1..3), [2.0, 3.0, 4.0, 5.0]);
-        assert_eq!(up.words(2..3), [4f32.to_bits(), 5f32.to_bits()]);
+        assert_eq!(up.to_f32().unwrap(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(up.rows_f32(1..3).unwrap(), [2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(up.words(2..3).unwrap(), [4f32.to_bits(), 5f32.to_bits()]);
         let b = checkpoint.tensor("b").unwrap();
-        assert_eq!((b.dtype, b.to_f32()), (Dtype::BF16, vec![1.5, -2.0, 0.25]));
-        assert_eq!(b.words(0..3), [0xC000_3FC0, 0x0000_3E80]);
+        assert_eq!((b.dtype, b.to_f32().unwrap()), (Dtype::BF16, vec![1.5, -2.0, 0.25]));
+        assert_eq!(b.words(0..3).unwrap(), [0xC000_3FC0, 0x0000_3E80]);
         let h = checkpoint.tensor("h").unwrap();
-        assert_eq!(h.to_f32(), [5.960_464_5e-8, 65504.0, -0.5]);
-        assert_eq!((h.rows(), h.cols(), h.rows_f32(1..2)), (3, 1, vec![65504.0]));
+        assert_eq!(h.to_f32().unwrap(), [5.960_464_5e-8, 65504.0, -0.5]);
+        assert_eq!((h.rows(), h.cols(), h.rows_f32(1..2).unwrap()), (3, 1, vec![65504.0]));
     }
 
     #[test]
@@ -535,6 +583,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_cut_off_in_use_is_an_error() {
+        let dir = folder(&sample());
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let path = dir.path().join("model.safetensors");
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_len(16).unwrap();
+        let up = checkpoint.expect(UP, &[3, 2]).unwrap();
+        for error in [message(up.to_f32()), message(up.words(0..1)), message(up.bytes(2..3))] {
+            assert!(error.contains("model.safetensors was changed"), "{error}");
+        }
+    }
+
+    #[test]
     fn shards_are_read_through_their_index() {
         let dir = tempdir().unwrap();
         let write =
@@ -547,8 +608,8 @@ mod tests {
             Checkpoint::open(dir.path())
         };
         let checkpoint = index("m-1.safetensors", "m-2.safetensors").unwrap();
-        assert_eq!(checkpoint.tensor("a").unwrap().to_f32(), [1.0]);
-        assert_eq!(checkpoint.tensor("b").unwrap().to_f32(), [2.0]);
+        assert_eq!(checkpoint.tensor("a").unwrap().to_f32().unwrap(), [1.0]);
+        assert_eq!(checkpoint.tensor("b").unwrap().to_f32().unwrap(), [2.0]);
         assert!(message(checkpoint.tensor("c")).contains("the 2 shards"));
         for path in ["../m-2.safetensors", "/m-2.safetensors", "x/m.safetensors", "..", "", "a\\b"]
         {

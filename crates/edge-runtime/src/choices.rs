@@ -1,7 +1,6 @@
 //! Questions with several answers to choose from: the answer is the choice that the model gives
 //! the largest probability behind the question, as `acc` of EleutherAI's lm-evaluation-harness.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::data::{Example, Stream};
 use crate::evaluate::SequenceScores;
 use crate::tokenizer::Tokenizer;
+use crate::whole_file::{self, LARGE};
 
 /// The names of choices that a question lists itself, in the lines `A. …`, `B. …`.
 const LETTERS: [&str; 8] = ["A", "B", "C", "D", "E", "F", "G", "H"];
@@ -112,7 +112,7 @@ impl Choices {
         limit: Option<usize>,
     ) -> Result<Self> {
         let shown = path.display();
-        let text = fs::read_to_string(path)
+        let text = whole_file::text(path, LARGE)
             .with_context(|| format!("cannot read {shown}: give --choices a JSONL file"))?;
         let mut sequences = Sequences::default();
         let (mut items, mut cut) = (Vec::new(), 0);

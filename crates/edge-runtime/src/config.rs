@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
 use crate::family::{self, Family, Windows};
+use crate::whole_file::{self, SETTINGS};
 
 /// How rotary frequencies are changed for contexts longer than those of pre-training.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,7 +89,7 @@ impl ModelConfig {
     /// here, or holds a number out of bounds.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).with_context(|| {
+        let text = whole_file::text(&path, SETTINGS).with_context(|| {
             format!(
                 "cannot read {}: give --model a Hugging Face model folder with config.json",
                 path.display()

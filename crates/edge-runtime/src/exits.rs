@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::run_dir::write_atomically;
 use crate::vote::Learned;
+use crate::whole_file::{self, SETTINGS};
 
 /// File name of the description.
 pub const CONFIG_FILE: &str = "exits.json";
@@ -146,7 +147,7 @@ impl Exits {
             return Ok(None);
         }
         let shown = path.display();
-        let text = std::fs::read_to_string(&path)
+        let text = whole_file::text(&path, SETTINGS)
             .with_context(|| format!("cannot read {shown}: check its permissions"))?;
         let file: File = serde_json::from_str(&text)
             .with_context(|| format!("{shown} does not describe exits: run tune again"))?;
@@ -167,7 +168,7 @@ impl Exits {
             learned.check(exits).with_context(|| format!("{shown} is not usable"))?;
         }
         let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
-        let norm = |exit| Ok(tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32());
+        let norm = |exit| tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32();
         let gammas: Result<Vec<_>> = (1..=file.after_block.len()).map(norm).collect();
         let File { after_block, vote, learned, isolated, .. } = file;
         Ok(Some(Self { after_block, vote, gammas: gammas?, learned, isolated }))

@@ -185,6 +185,7 @@ impl Inference {
 
     /// Tokens of a prompt, for which the model is on the device behind this.
     fn prepare(&mut self, prompt: &str, max_new_tokens: usize) -> Result<Vec<u32>> {
+        ensure!(max_new_tokens > 0, "--max-new-tokens is 0: give a whole number above 0");
         let tokenizer = &self.source.tokenizer;
         let mut prompt = tokenizer.encode(prompt, true)?;
         if prompt.is_empty() {
@@ -198,7 +199,7 @@ impl Inference {
             "the prompt has {} tokens and the model's context is {context}: shorten --prompt",
             prompt.len()
         );
-        let positions = (prompt.len() + max_new_tokens).min(context);
+        let positions = prompt.len().saturating_add(max_new_tokens).min(context);
         let held = self.loaded.as_ref().map_or(0, |model| model.job.positions as usize);
         if held < positions {
             // Prompts that get longer and longer, as of a conversation, must not load each time.

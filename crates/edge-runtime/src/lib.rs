@@ -60,6 +60,7 @@ pub mod exits;
 pub mod family;
 pub mod generate;
 pub mod gguf;
+mod guard;
 pub mod inference;
 pub mod interrupt;
 pub mod merge;
@@ -77,6 +78,8 @@ pub mod tokenizer;
 pub mod tune;
 pub mod tuner;
 pub mod vote;
+mod weight_file;
+mod whole_file;
 
 pub use self::cli::args::{Bits, Method};
 pub use self::cli::options::TuneOptions;

@@ -2,7 +2,7 @@
 //! section 4.1), and the last exit's norm in place of the final one.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
@@ -66,7 +66,7 @@ impl<'a> Merging<'a> {
     /// has.
     ///
     /// # Errors
-    /// The base is compressed.
+    /// The base is compressed, or a weight that changes has another shape than `config.json` says.
     pub fn new(source: &'a Source, tuned: &'a Tuned) -> Result<Self> {
         ensure!(
             source.checkpoint.compressed().is_none(),
@@ -84,6 +84,7 @@ impl<'a> Merging<'a> {
                     continue;
                 }
                 let place = source.config.weight_place(*layer, *projection);
+                source.checkpoint.weight(&source.config, *layer, *projection)?;
                 let change = changes.entry(place.name);
                 let change = change.or_insert_with(|| Change::Lora { config, parts: Vec::new() });
                 if let Change::Lora { parts, .. } = change {
@@ -92,6 +93,7 @@ impl<'a> Merging<'a> {
             }
         }
         if let Some(norm) = exits.and_then(|exits| exits.gammas.last()) {
+            source.checkpoint.expect(NORM, &[norm.len()])?;
             changes.insert(NORM.into(), Change::Values(source.config.stored_norm(norm)));
         }
         Ok(Self { checkpoint: &source.checkpoint, changes })
@@ -106,7 +108,7 @@ impl<'a> Merging<'a> {
     /// When `rows` exceeds it.
     pub fn rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         let tensor = self.checkpoint.tensor(name)?;
-        let mut values = tensor.rows_f32(rows.clone());
+        let mut values = tensor.rows_f32(rows.clone())?;
         match self.changes.get(name) {
             None => {}
             Some(Change::Values(new)) => values.copy_from_slice(&new[rows]),
@@ -148,6 +150,7 @@ pub fn merge(
     }
     let names: Vec<&str> = source.checkpoint.names().collect();
     let rounding = Cell::new(Rounding::default());
+    let failed = RefCell::new(None);
     let mut views = Vec::with_capacity(names.len());
     for &name in &names {
         let tensor = source.checkpoint.tensor(name)?;
@@ -159,11 +162,13 @@ pub fn merge(
                 shape: tensor.shape.to_vec(),
                 dtype: dtype.unwrap_or(tensor.dtype),
                 rounding: &rounding,
+                failed: &failed,
                 progress,
             },
         ));
     }
-    write_tensors_atomically(&out.join(WEIGHTS), views, || Ok(()))?;
+    let check = || failed.borrow_mut().take().map_or(Ok(()), Err);
+    write_tensors_atomically(&out.join(WEIGHTS), views, check)?;
     Ok(rounding.get())
 }
 
@@ -174,29 +179,27 @@ struct Merged<'a> {
     shape: Vec<usize>,
     dtype: Dtype,
     rounding: &'a Cell<Rounding>,
+    failed: &'a RefCell<Option<anyhow::Error>>,
     progress: &'a dyn Fn(),
 }
 
 impl Merged<'_> {
-    fn bytes(&self) -> Cow<'_, [u8]> {
+    fn bytes(&self) -> Result<Vec<u8>> {
         (self.progress)();
-        let Ok(tensor) = self.merging.checkpoint.tensor(self.name) else {
-            unreachable!("the tensor was there when the file was laid out");
-        };
+        let tensor = self.merging.checkpoint.tensor(self.name)?;
         let mut rounding = self.rounding.get();
-        let own = tensor.plain().filter(|_| tensor.dtype == self.dtype);
-        if let (None, Some(bytes)) = (self.merging.changes.get(self.name), own) {
+        let own = tensor.is_plain() && tensor.dtype == self.dtype;
+        if own && !self.merging.changes.contains_key(self.name) {
+            let bytes = tensor.bytes(0..tensor.rows())?;
             rounding.weights += (bytes.len() / self.dtype.bytes()) as u64;
             self.rounding.set(rounding);
-            return Cow::Borrowed(bytes);
+            return Ok(bytes);
         }
-        let Ok(values) = self.merging.rows_f32(self.name, 0..tensor.rows()) else {
-            unreachable!("the tensor was there a moment ago");
-        };
+        let values = self.merging.rows_f32(self.name, 0..tensor.rows())?;
         let bytes = encode(&values, self.dtype);
         rounding.count(&values, Type::Plain(self.dtype), &bytes);
         self.rounding.set(rounding);
-        Cow::Owned(bytes)
+        Ok(bytes)
     }
 }
 
@@ -214,7 +217,10 @@ impl View for Merged<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.bytes()
+        Cow::Owned(self.bytes().unwrap_or_else(|error| {
+            self.failed.borrow_mut().get_or_insert(error);
+            vec![0; self.data_len()]
+        }))
     }
 
     fn data_len(&self) -> usize {

@@ -154,7 +154,7 @@ impl RunState {
 /// There is no such file.
 pub fn events(dir: &Path) -> Result<Vec<Value>> {
     let path = dir.join(EVENTS);
-    let text = fs::read_to_string(&path).with_context(|| {
+    let text = crate::whole_file::text(&path, crate::whole_file::LARGE).with_context(|| {
         format!("cannot read {}: give a directory that tune wrote", path.display())
     })?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())

@@ -24,6 +24,7 @@ use crate::model::{LoraInit, Model, device_facts};
 use crate::plan::choose::{can_stream, remedy};
 use crate::tokenizer::Tokenizer;
 use crate::tune::save::COMPANIONS;
+use crate::whole_file::{self, LARGE, SETTINGS};
 
 /// A model, opened.
 pub struct Source {
@@ -31,7 +32,7 @@ pub struct Source {
     pub dir: PathBuf,
     /// `config.json`.
     pub config: ModelConfig,
-    /// The weights, memory-mapped.
+    /// The weights, read when they are asked for.
     pub checkpoint: Checkpoint,
     /// The tokenizer.
     pub tokenizer: Tokenizer,
@@ -103,7 +104,7 @@ impl Source {
         }
         let files = COMPANIONS.into_iter().map(|name| (name, self.dir.join(name)));
         let read = |(name, path): (&'static str, PathBuf)| {
-            let bytes = std::fs::read(&path);
+            let bytes = whole_file::bytes(&path, LARGE);
             Ok((name, bytes.with_context(|| format!("cannot read {}", path.display()))?))
         };
         files.filter(|(_, path)| path.is_file()).map(read).collect()
@@ -314,7 +315,7 @@ impl Tuned {
 /// The folder is no run directory.
 pub fn run_options(dir: &Path) -> Result<TuneOptions> {
     let path = dir.join("config.resolved.yaml");
-    let text = std::fs::read_to_string(&path).with_context(|| {
+    let text = whole_file::text(&path, SETTINGS).with_context(|| {
         format!("cannot read {}: give --run a directory that tune wrote", path.display())
     })?;
     serde_norway::from_str(&text)

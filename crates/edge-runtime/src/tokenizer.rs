@@ -10,6 +10,8 @@ use tokenizers::Tokenizer as Inner;
 
 use crate::chat::ChatTemplate;
 use crate::config::ModelConfig;
+use crate::guard::guarded;
+use crate::whole_file::{self, LARGE, SETTINGS};
 
 /// A tokenizer of a model folder.
 pub struct Tokenizer {
@@ -42,7 +44,7 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let shown = path.display().to_string();
-        let bytes = std::fs::read(&path).with_context(|| {
+        let bytes = whole_file::bytes(&path, LARGE).with_context(|| {
             format!("cannot read {shown}: give --model a folder with the model's tokenizer.json")
         })?;
         let beside = dir.join("tokenizer_config.json");
@@ -62,7 +64,13 @@ impl Tokenizer {
         chat_source: Option<(String, String)>,
     ) -> Result<Self> {
         let shown = path.display().to_string();
-        let inner = Inner::from_bytes(bytes)
+        let inner = guarded(|| {
+            let mut inner = Inner::from_bytes(bytes)?;
+            // Files keep the lengths that somebody has trained with: no text is cut or filled up.
+            inner.with_truncation(None)?.with_padding(None);
+            tokenizers::Result::Ok(inner)
+        });
+        let inner = inner
             .map_err(|error| anyhow::anyhow!("{shown} is no tokenizer ({error}): download it"))?;
         let special = |key: &str| -> Result<Option<u32>> {
             let token = &settings[key];
@@ -78,7 +86,7 @@ impl Tokenizer {
             Ok(Some(id))
         };
         let (bos_id, eos_id) = (special("bos_token")?, special("eos_token")?);
-        let (prefix, suffix) = template(&inner)
+        let (prefix, suffix) = guarded(|| template(&inner))
             .map_err(|error| anyhow::anyhow!("{shown} does not tokenise ({error}): download it"))?;
         let chat = OnceLock::new();
         let mut tokenizer = Self { inner, path, bos_id, eos_id, prefix, suffix, chat_source, chat };
@@ -141,7 +149,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer itself fails, as with a character that it cannot represent.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| {
+        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(|error| {
             anyhow::anyhow!("{} cannot tokenise the text ({error})", self.path.display())
         })?;
         if !add_special {
@@ -156,7 +164,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_spans(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
-        let encoding = self.inner.encode(text, false).map_err(|error| {
+        let encoding = guarded(|| self.inner.encode(text, false)).map_err(|error| {
             anyhow::anyhow!("{} cannot tokenise the text ({error})", self.path.display())
         })?;
         // A chat template may write the beginning-of-sequence token itself.
@@ -216,7 +224,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer itself fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| {
+        guarded(|| self.inner.decode(ids, true)).map_err(|error| {
             anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
         })
     }
@@ -226,7 +234,7 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer itself fails.
     pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|error| {
+        guarded(|| self.inner.decode(ids, false)).map_err(|error| {
             anyhow::anyhow!("{} cannot decode token ids ({error})", self.path.display())
         })
     }
@@ -293,7 +301,7 @@ fn read_settings(path: &Path) -> Result<Value> {
     if !path.exists() {
         return Ok(Value::Null);
     }
-    let text = std::fs::read_to_string(path)
+    let text = whole_file::text(path, SETTINGS)
         .with_context(|| format!("cannot read {}: check its permissions", path.display()))?;
     serde_json::from_str(&text)
         .with_context(|| format!("{} is no JSON: download it again", path.display()))
@@ -304,7 +312,7 @@ fn read_settings(path: &Path) -> Result<Value> {
 fn chat_source(dir: &Path, settings: &Value) -> Result<Option<(String, String)>> {
     let path = dir.join("chat_template.jinja");
     if path.exists() {
-        let source = std::fs::read_to_string(&path)
+        let source = whole_file::text(&path, SETTINGS)
             .with_context(|| format!("cannot read {}: download it again", path.display()))?;
         return Ok(Some((source, path.display().to_string())));
     }

@@ -142,6 +142,7 @@ const CHECKS: &[fn(&Tree, &mut Complaints)] = &[
     rust::module_docs,
     rust::banned,
     rust::gpu_api_in_one_crate,
+    rust::unsafe_in_few_files,
     shader::header,
     shader::banned,
     shader::every_file_is_used,

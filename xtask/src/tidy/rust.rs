@@ -130,6 +130,46 @@ pub(super) fn gpu_api_in_one_crate(tree: &Tree, out: &mut Complaints) {
     }
 }
 
+/// Files with `unsafe`, and what it is worth there.
+const UNSAFE: &[(&str, &str)] = &[
+    ("crates/edge-gpu/src/device.rs", "leave to use experimental features"),
+    ("crates/edge-gpu/src/host.rs", "buffers of the cpu device, shared as those of a GPU are"),
+    ("crates/edge-gpu/src/pipeline.rs", "shaders without bounds checks of the driver's own"),
+    ("crates/edge-gpu/src/transfer.rs", "words written into mapped buffers in place"),
+    ("crates/edge-gpu/src/upload.rs", "words written into mapped buffers in place"),
+    ("crates/edge-kernels/src/ops/attention/product.rs", "gemm takes pointers and strides"),
+    ("crates/edge-kernels/src/ops/matmul/product.rs", "gemm takes pointers and strides"),
+    ("crates/edge-runtime/src/compress/solve/linear.rs", "an instruction of processors with AVX"),
+    ("crates/edge-runtime/src/data/store.rs", "a map of a file that has no name"),
+    ("kernels-bench/peers/src/cpu.rs", "gemm takes pointers and strides"),
+];
+
+/// `unsafe` is in the files of the list alone, each with its reason.
+pub(super) fn unsafe_in_few_files(tree: &Tree, out: &mut Complaints) {
+    let forms = ["{", "fn ", "impl ", "trait ", "extern "].map(|what| format!("unsafe {what}"));
+    // The checks themselves have the words as texts.
+    for file in tree.with_extension("rs").filter(|file| !file.below("xtask")) {
+        let has = |line: &str| {
+            let comment = line.trim_start().starts_with("//");
+            !comment && forms.iter().any(|form| line.contains(form))
+        };
+        let found = file.lines().find(|(_, line)| has(line));
+        let listed = UNSAFE.iter().any(|(path, _)| *path == file.path);
+        match found {
+            Some((line, _)) if !listed => out.push(
+                &file.path,
+                line,
+                "`unsafe` in a new file: use a safe crate, or add the file to UNSAFE in \
+                 xtask/src/tidy/rust.rs with what it is worth",
+            ),
+            None if listed => {
+                out.push(&file.path, 0, "has no `unsafe` any more: remove it from UNSAFE");
+            }
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +197,17 @@ mod tests {
         let files =
             [("crates/edge-runtime/src/cli/a.rs", text), ("crates/edge-runtime/src/a.rs", text)];
         assert_eq!(places(banned, &files), ["crates/edge-runtime/src/a.rs:2"]);
+    }
+
+    #[test]
+    fn unsafe_has_its_places() {
+        let (listed, reason) = UNSAFE[0];
+        assert!(UNSAFE.iter().all(|(_, reason)| !reason.is_empty()), "{reason}");
+        let text = "//! a\n// unsafe { no }\nlet a = unsafe { b };\n";
+        let files = [("crates/a/src/a.rs", text), (listed, text), ("xtask/src/a.rs", text)];
+        assert_eq!(places(unsafe_in_few_files, &files), ["crates/a/src/a.rs:3"]);
+        let safe = [(listed, "//! a\n")];
+        assert_eq!(places(unsafe_in_few_files, &safe), [format!("{listed}:0")]);
     }
 
     #[test]

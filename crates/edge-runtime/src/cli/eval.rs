@@ -51,6 +51,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         open_tuned(args.model.as_deref(), args.adapter.as_deref(), args.run.as_deref())?;
     check_seq_len(args.seq_len, source.config.max_position_embeddings)?;
     ensure!(args.seq_len >= 2, "--seq-len is below 2: give at least 2");
+    ensure!(args.max_windows != Some(0), "--max-windows is 0: give at least 1, or leave it out");
     match &args.choices {
         Some(path) => choices(args, &source, &tuned, path),
         None => text(args, &source, &tuned),

@@ -20,6 +20,7 @@ use crate::family::{self, Fused};
 use crate::gguf::{self, Gguf};
 use crate::session::{mebibytes, run_options};
 use crate::tune::session::RESULT;
+use crate::whole_file::{self, SETTINGS};
 
 /// What is printed about a path: lines for people, an object for programs.
 struct Found {
@@ -353,7 +354,7 @@ fn json_file(path: &Path) -> Result<Option<Value>> {
         return Ok(None);
     }
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
+    let text = whole_file::text(path, SETTINGS)
         .with_context(|| format!("cannot read {shown}: check its permissions"))?;
     let value = serde_json::from_str(&text)
         .map_err(|error| anyhow::anyhow!("{shown} is no JSON ({error}): run tune again"))?;

@@ -75,6 +75,28 @@ impl std::fmt::Display for Misfit {
 
 impl std::error::Error for Misfit {}
 
+/// Characters of a sentence at most: names come from files, and may be as long as these.
+const SENTENCE: usize = 1000;
+
+/// An error for a terminal: on one line, without what moves the cursor or changes colours, however
+/// a file names its tensors.
+fn sentence(error: &str) -> String {
+    let mut shown = String::new();
+    for (count, c) in error.chars().enumerate() {
+        match c {
+            _ if count == SENTENCE => return shown + "\u{2026}",
+            '\n' | '\r' | '\t' => shown.push(' '),
+            // Those that reverse the direction of writing, too.
+            '\u{200E}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => {
+                shown.extend(c.escape_unicode());
+            }
+            c if c.is_control() => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// Runs the program: parses the arguments, runs the command, prints what went wrong.
 pub fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("EDGE_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
@@ -99,7 +121,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(&format!("{error:#}")));
             let status = if error.is::<Interrupted>() {
                 EXIT_INTERRUPTED
             } else if error.is::<Usage>() {
@@ -111,5 +133,19 @@ pub fn main() -> ExitCode {
             };
             ExitCode::from(status as u8)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_whatever_a_file_says() {
+        assert_eq!(sentence("tensor a\nb\u{1b}[31m\u{202e}"), "tensor a b\\u{1b}[31m\\u{202e}");
+        let long = sentence(&"\u{e9}".repeat(SENTENCE + 1));
+        assert_eq!(long.chars().count(), SENTENCE + 1);
+        assert!(long.ends_with('\u{2026}'));
+        assert_eq!(sentence("caf\u{e9}"), "caf\u{e9}");
     }
 }

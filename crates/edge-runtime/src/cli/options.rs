@@ -17,6 +17,7 @@ use crate::exits::Vote;
 use crate::schedule::Schedule;
 use crate::session::{Source, refuse_formats};
 use crate::tune::course::Budget;
+use crate::whole_file::{self, SETTINGS};
 
 /// All options of a run. Written to `config.resolved.yaml`, which `--config` reads again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -167,7 +168,7 @@ impl TuneFlags {
     /// It is absent, no YAML, or has an unknown key or wrong value (named with its line).
     pub fn load(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path)
+        let text = whole_file::text(path, SETTINGS)
             .with_context(|| format!("cannot read {shown}: correct the path of --config"))?;
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());

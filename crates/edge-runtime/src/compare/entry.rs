@@ -10,6 +10,7 @@ use serde_norway::{Mapping, Value};
 
 use crate::cli::args::{Method, TuneFlags};
 use crate::cli::schema::explain;
+use crate::whole_file::{self, SETTINGS};
 
 /// A method under a name.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,7 +165,7 @@ impl Overrides {
 /// It is absent, no YAML, or has an unknown key or wrong value.
 pub fn load_config(path: &Path) -> Result<(TuneFlags, Overrides)> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
+    let text = whole_file::text(path, SETTINGS)
         .with_context(|| format!("cannot read {shown}: correct the path of --config"))?;
     let wrong = |error: &dyn std::fmt::Display| {
         anyhow!("{shown} is not usable ({}): correct that line", explain(error))

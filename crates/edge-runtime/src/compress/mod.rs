@@ -11,7 +11,7 @@
 //! * [`header`] — what a compressed checkpoint says of itself.
 //! * [`layout`] — what is where in a compressed checkpoint.
 //! * [`mod@write`] — a compressed model folder, block by block.
-//! * [`read`] — the same, mapped and checked.
+//! * [`read`] — the same, opened and checked.
 //! * [`solve`] — a weight matrix, pruned and quantised together.
 
 pub mod calibrate;

@@ -26,6 +26,7 @@ use edge_scheduler::{Layer, Policy, Projection};
 use serde::{Deserialize, Serialize};
 
 use crate::run_dir::write_atomically;
+use crate::whole_file::{self, SETTINGS};
 
 /// File name in a compressed model folder.
 pub const FILE: &str = "policy.json";
@@ -120,7 +121,7 @@ fn is_false(value: &bool) -> bool {
 /// does not exist.
 pub fn read(path: &Path, num_blocks: usize) -> Result<Policy> {
     let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path)
+    let text = whole_file::text(path, SETTINGS)
         .with_context(|| format!("cannot read {shown}: correct the path of the policy"))?;
     parse(&text, &shown, num_blocks)
 }

@@ -1,4 +1,4 @@
-//! Opens the weights of a compressed model folder: mapped, and checked before anything is used.
+//! Opens the weights of a compressed model folder, checked before anything is used.
 //!
 //! Opening checks the header's checksum, and every tensor's place against what policy and
 //! `config.json` demand. The data of a section are checked by [`Checkpoint::verify`] when a model
@@ -13,6 +13,9 @@ use super::layout::{Layout, values_name};
 use super::{header, policy_file, write};
 use crate::checkpoint::{Checkpoint, Kind, Shard};
 use crate::config::ModelConfig;
+
+/// Bytes that are read at once to be checked.
+const PIECE: usize = 1 << 20;
 
 /// What is known of an open compressed checkpoint.
 #[derive(Clone, Debug)]
@@ -59,8 +62,8 @@ impl Checkpoint {
         }
         let shard = Shard::open(path.clone(), "copy or compress it again")?;
         let shape = config.shape();
-        let text = &shard.map[8..shard.data];
-        let (about, checksums) = header::decode(&shown, text, &shard.notes, &shape)?;
+        let text = shard.file.read(8..shard.data)?;
+        let (about, checksums) = header::decode(&shown, &text, &shard.notes, &shape)?;
         let layout = Layout::new(config, &about.policy, [about.embedding, about.head]);
         check_tensors(&shown, &shard, &layout)?;
         let beside = dir.join(policy_file::FILE);
@@ -74,7 +77,7 @@ impl Checkpoint {
                 write::FILE
             );
         }
-        let bytes = shard.map.len() as u64;
+        let bytes = shard.file.bytes();
         let mut checkpoint = Self::from_shard(shard);
         checkpoint.compressed = Some(Compressed { path, about, layout, bytes, checksums });
         Ok(checkpoint)
@@ -90,30 +93,51 @@ impl Checkpoint {
         self.compressed.is_some() && self.contains(&values_name(name, 0))
     }
 
-    /// Little-endian words of a stored tensor, as bytes of the map.
+    /// Bytes of a stored tensor.
     ///
     /// # Errors
     /// There is none of this name.
-    pub fn stored(&self, name: &str) -> Result<&[u8]> {
+    pub fn stored_bytes(&self, name: &str) -> Result<u64> {
+        let (start, end) = self.stored_place(name)?;
+        Ok((end - start) as u64)
+    }
+
+    /// Reads the words of a stored tensor.
+    ///
+    /// # Errors
+    /// There is none of this name, or the file was changed since it was opened.
+    ///
+    /// # Panics
+    /// When `out` is too short.
+    pub fn stored(&self, name: &str, out: &mut [u32]) -> Result<()> {
+        let (start, end) = self.stored_place(name)?;
+        let shard = &self.shards[0];
+        shard.file.read_words(shard.data + start as u64..shard.data + end as u64, out)
+    }
+
+    fn stored_place(&self, name: &str) -> Result<(usize, usize)> {
         let shard = &self.shards[0];
         let info = shard.tensors.get(name).with_context(|| {
-            format!("{} has no tensor {name}: compress the model again", shard.path.display())
+            format!("{} has no tensor {name}: compress the model again", shard.path().display())
         })?;
-        let (start, end) = info.data_offsets;
-        Ok(&shard.map[shard.data + start..shard.data + end])
+        Ok(info.data_offsets)
     }
 
     /// Checks the data of a section of a compressed checkpoint: 0 the tables, then the blocks. Of
     /// any other checkpoint nothing is known.
     ///
     /// # Errors
-    /// They are damaged.
+    /// They are damaged, or cannot be read.
     pub fn verify(&self, section: usize) -> Result<()> {
         let Some(compressed) = &self.compressed else { return Ok(()) };
         let (shard, place) = (&self.shards[0], &compressed.layout.sections[section]);
-        let range = shard.data + place.start as usize..shard.data + place.end as usize;
+        let mut sum = crc32fast::Hasher::new();
+        for start in (place.start..place.end).step_by(PIECE) {
+            let end = place.end.min(start + PIECE as u64);
+            sum.update(&shard.read((start as usize, end as usize))?);
+        }
         ensure!(
-            crc32fast::hash(&shard.map[range]) == compressed.checksums[section],
+            sum.finalize() == compressed.checksums[section],
             "{} is damaged in {} (its checksum differs): copy or compress it again",
             compressed.path.display(),
             place.name

@@ -211,7 +211,7 @@ impl<'a> Writer<'a> {
 
     fn vector(&mut self, name: &str, len: u32) -> Result<()> {
         let checkpoint: &Checkpoint = &self.source.checkpoint;
-        let values = checkpoint.expect(name, &[len as usize])?.to_f32();
+        let values = checkpoint.expect(name, &[len as usize])?.to_f32()?;
         self.begin(name);
         self.words(bytemuck::cast_slice(&values))
     }
@@ -222,7 +222,7 @@ impl<'a> Writer<'a> {
         if format.is_packed() {
             for (index, part) in table_shards_of(&self.shape, format).into_iter().enumerate() {
                 let first = part.row0 as usize;
-                let values = tensor.rows_f32(first..first + part.rows as usize);
+                let values = tensor.rows_f32(first..first + part.rows as usize)?;
                 let packed = pack(format, part.rows, cols as u32, &values);
                 self.packed(name, index, &packed)?;
             }
@@ -231,13 +231,12 @@ impl<'a> Writer<'a> {
         self.begin(name);
         for first in (0..rows).step_by(TABLE_ROWS) {
             let range = first..rows.min(first + TABLE_ROWS);
-            let own = tensor.plain().filter(|_| dense_format(tensor.dtype) == format);
-            if let Some(bytes) = own {
-                self.bytes(&bytes[2 * range.start * cols..2 * range.end * cols])?;
+            if tensor.is_plain() && dense_format(tensor.dtype) == format {
+                self.bytes(&tensor.bytes(range)?)?;
                 continue;
             }
             let count = range.len() as u32;
-            let packed = pack(format, count, cols as u32, &tensor.rows_f32(range));
+            let packed = pack(format, count, cols as u32, &tensor.rows_f32(range)?);
             // Rows of an odd number of columns end in half a word, which the file has not.
             for row in packed.values.chunks(cols.div_ceil(2)) {
                 let bytes: Vec<u8> = row.iter().flat_map(|word| word.to_le_bytes()).collect();

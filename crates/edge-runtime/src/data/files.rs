@@ -1,17 +1,23 @@
 //! Files of data, read in pieces: which file a name means, its lines, items or text.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::{Deserializer as _, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde_json::Value;
 
+use crate::whole_file;
+
 const ENDINGS: [&str; 4] = ["jsonl", "json", "txt", "md"];
 
 /// Bytes that are read at once.
 const BUFFER: usize = 1 << 18;
+
+/// Bytes of a document of JSON at most: parsed, it takes up to twenty times its length.
+const DOCUMENT: u64 = 64 << 20;
 
 /// What Windows editors put first, which no model has seen in training.
 const BYTE_ORDER_MARK: &[u8] = "\u{FEFF}".as_bytes();
@@ -113,7 +119,7 @@ impl DataFile {
 
     /// Behind a byte-order mark.
     fn reader(&self) -> Result<(BufReader<File>, Place)> {
-        let file = File::open(&self.path).with_context(|| self.unreadable())?;
+        let file = whole_file::open(&self.path).with_context(|| self.unreadable())?;
         let mut reader = BufReader::with_capacity(BUFFER, file);
         let start = reader.fill_buf().with_context(|| self.unreadable())?;
         let mut place = Place { shown: self.path.display().to_string(), bytes: 0, line: 1 };
@@ -180,10 +186,18 @@ impl DataFile {
         let (mut line, mut any) = (Vec::new(), false);
         loop {
             line.clear();
-            let count = reader.read_until(b'\n', &mut line).with_context(|| self.unreadable())?;
+            let count = (&mut reader).take(DOCUMENT + 1).read_until(b'\n', &mut line);
+            let count = count.with_context(|| self.unreadable())?;
             if count == 0 {
                 break;
             }
+            ensure!(
+                line.len() as u64 <= DOCUMENT,
+                "{} line {} has more than {} MiB: cut it into documents",
+                self.path.display(),
+                place.line,
+                DOCUMENT >> 20
+            );
             let text = std::str::from_utf8(&line)
                 .map_err(|error| anyhow!(place.not_utf8(&line[..error.valid_up_to()])))?;
             let text = text.strip_suffix('\n').unwrap_or(text);
@@ -199,8 +213,11 @@ impl DataFile {
     }
 
     fn items(&self, count: bool, sink: Sink) -> Result<()> {
-        let mut json = serde_json::Deserializer::from_reader(self.reader()?.0);
-        let mut items = Items { bytes: self.bytes, count, number: 0, sink, refused: None };
+        let left = Cell::new(DOCUMENT);
+        let reader = Bounded { reader: self.reader()?.0, left: &left };
+        let mut json = serde_json::Deserializer::from_reader(reader);
+        let bytes = self.bytes;
+        let mut items = Items { bytes, count, number: 0, left: &left, sink, refused: None };
         let read = (&mut json).deserialize_seq(&mut items).and_then(|()| json.end());
         let Items { number, refused, .. } = items;
         if let Some(error) = refused {
@@ -252,11 +269,31 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
+/// A reader of items, each of which has a bounded length.
+struct Bounded<'a> {
+    reader: BufReader<File>,
+    /// Bytes that the item may go on for.
+    left: &'a Cell<u64>,
+}
+
+impl Read for Bounded<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.reader.read(out)?;
+        let left = self.left.get().checked_sub(count as u64);
+        let most = DOCUMENT >> 20;
+        self.left.set(left.ok_or_else(|| {
+            std::io::Error::other(format!("an item has more than {most} MiB, cut it"))
+        })?);
+        Ok(count)
+    }
+}
+
 /// Gives the items of an array to a sink, one by one.
 struct Items<'a> {
     bytes: u64,
     count: bool,
     number: u64,
+    left: &'a Cell<u64>,
     sink: Sink<'a>,
     /// What the sink said, since a visitor can only give an error of its own.
     refused: Option<anyhow::Error>,
@@ -277,6 +314,7 @@ impl<'de> Visitor<'de> for &mut Items<'_> {
             };
             let Some(item) = item else { return Ok(()) };
             self.number += 1;
+            self.left.set(DOCUMENT);
             // How far it is cannot be told; the size is at least not too little.
             if let Err(error) = (self.sink)(item, self.bytes) {
                 self.refused = Some(error);

@@ -136,7 +136,7 @@ impl Checkpoint {
         let name = config.vector_name(layer, vector);
         ensure!(len.is_some(), "{name} is no tensor of {} models", config.family.name);
         let len = len.map_or(0, |(_, len)| len as usize);
-        Ok(plus(self.expect(&name, &[len])?.to_f32(), config.vector_offset(vector)))
+        Ok(plus(self.expect(&name, &[len])?.to_f32()?, config.vector_offset(vector)))
     }
 
     /// The final norm as it is computed with.
@@ -144,7 +144,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::weight`].
     pub fn final_norm(&self, config: &ModelConfig) -> Result<Vec<f32>> {
-        let stored = self.expect(NORM, &[config.hidden_size])?.to_f32();
+        let stored = self.expect(NORM, &[config.hidden_size])?.to_f32()?;
         Ok(plus(stored, config.family.norm_offset))
     }
 }

@@ -34,7 +34,15 @@ impl Coding {
         matches!(self.kind, Type::Plain(_)) && self.interleaved.is_none()
     }
 
-    /// Rows of `cols` elements, of a tensor's `bytes`.
+    /// The stored rows that some rows of a tensor of `count` are among: whole heads where their
+    /// rows have changed places.
+    pub(crate) fn stored_rows(self, rows: &Range<usize>, count: usize) -> Range<usize> {
+        let head_dim = self.interleaved.unwrap_or(1);
+        let end = rows.end.next_multiple_of(head_dim).min(count);
+        rows.start / head_dim * head_dim..end
+    }
+
+    /// Rows of `cols` elements, of `bytes` that begin with a head.
     ///
     /// # Panics
     /// When `rows` exceeds the tensor.

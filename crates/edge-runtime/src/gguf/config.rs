@@ -83,7 +83,7 @@ fn scaling_json(gguf: &Gguf, family: &Family, theta: f64, head_dim: u64) -> Resu
     let key = |name: &str| family.key(&format!("rope.scaling.{name}"));
     let kind = gguf.text(&key("type"))?.unwrap_or("none");
     if let Some(tensor) = gguf.stored(ROPE_FREQS) {
-        let factors = gguf.values(tensor);
+        let factors = gguf.values(tensor)?;
         let context = gguf.number(&key("original_context_length"))?;
         let llama3 = rope::recognise(&factors, theta, head_dim as usize, context);
         let llama3 = llama3.with_context(|| {

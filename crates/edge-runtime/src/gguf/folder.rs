@@ -11,6 +11,7 @@ use super::tokenizer::{self, Files, kind};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::tokenizer::Tokenizer;
+use crate::whole_file::{self, LARGE};
 
 /// Opens a file: configuration, weights and tokenizer.
 ///
@@ -79,7 +80,7 @@ pub fn companions(path: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
         for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
             let path = dir.join(name);
             if path.is_file() {
-                let bytes = std::fs::read(&path);
+                let bytes = whole_file::bytes(&path, LARGE);
                 let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
                 files.push((name, bytes));
             }

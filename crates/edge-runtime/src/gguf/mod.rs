@@ -11,15 +11,15 @@
 //! rows. [`vocab`] is the way back, [`mod@write`] lays out files, [`export`] makes them of a model.
 
 use std::fs::File;
-use std::io::Cursor;
+use std::io::BufReader;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use gguf_rs_lib::error::GGUFError;
 use gguf_rs_lib::format::metadata::{Metadata, MetadataValue};
 use gguf_rs_lib::reader::GGUFFileReader;
-use memmap2::Mmap;
 use serde_json::Value;
 
 pub(crate) mod coding;
@@ -41,6 +41,7 @@ use self::families::Family;
 use self::types::{NAMES, Type};
 use crate::checkpoint::{Checkpoint, Entry, Kind, Shard};
 use crate::config::ModelConfig;
+use crate::weight_file::WeightFile;
 
 /// A tensor of a file, by its own name.
 #[derive(Clone, Debug)]
@@ -55,11 +56,11 @@ pub struct Stored {
     pub bytes: Range<usize>,
 }
 
-/// An open file: mapped, and its header checked.
+/// An open file, its header checked.
 pub struct Gguf {
     /// Where it is.
     pub path: PathBuf,
-    map: Mmap,
+    file: WeightFile,
     /// What it says of itself.
     pub metadata: Metadata,
     /// All tensors.
@@ -96,23 +97,19 @@ fn has_magic(path: &Path) -> bool {
 }
 
 impl Gguf {
-    /// Maps a file and reads its header.
+    /// Opens a file and reads its header.
     ///
     /// # Errors
     /// It is absent, cut off, damaged, of another version, a part of a model, or has a tensor of a
     /// type that is not computed here.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
-        let file = File::open(path)
-            .with_context(|| format!("cannot open {shown}: check that it exists"))?;
+        let file = WeightFile::open(path.to_path_buf(), "download it again")?;
         ensure!(
-            file.metadata().is_ok_and(|about| about.len() >= 4),
+            file.bytes() >= 4,
             "{shown} is no whole GGUF file (it is cut off): download it again"
         );
-        // SAFETY: as in `Shard::open`: the map is only read, and what is read of it lies within
-        // ranges that were checked against its length.
-        let map = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {shown}"))?;
-        let reader = GGUFFileReader::new(Cursor::new(&map[..])).map_err(|error| {
+        let reader = GGUFFileReader::new(BufReader::new(file.file())).map_err(|error| {
             let cause = describe(&error);
             anyhow::anyhow!("{shown} is no whole GGUF file ({cause}): download it again")
         })?;
@@ -141,15 +138,12 @@ impl Gguf {
             );
             let start = first + info.data_offset();
             let end = start + info.expected_data_size();
-            ensure!(
-                end <= map.len() as u64,
-                "{shown} ends within tensor {name}: download it again"
-            );
+            ensure!(end <= file.bytes(), "{shown} ends within tensor {name}: download it again");
             let bytes = start as usize..end as usize;
             tensors.push(Stored { name: name.to_owned(), kind, shape, bytes });
         }
         let metadata = reader.metadata().clone();
-        let gguf = Self { path: path.to_path_buf(), map, metadata, tensors };
+        let gguf = Self { path: path.to_path_buf(), file, metadata, tensors };
         let parts = gguf.number("split.count")?.unwrap_or(1);
         ensure!(
             parts <= 1,
@@ -223,16 +217,23 @@ impl Gguf {
     }
 
     /// All values of a tensor.
-    pub(crate) fn values(&self, tensor: &Stored) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// The file was changed since it was opened, or cannot be read.
+    pub(crate) fn values(&self, tensor: &Stored) -> Result<Vec<f32>> {
         let mut out = vec![0.0; tensor.shape.iter().product()];
-        dequant::dequantize(tensor.kind, &self.map[tensor.bytes.clone()], &mut out);
-        out
+        let bytes = self.file.read(tensor.bytes.start as u64..tensor.bytes.end as u64)?;
+        dequant::dequantize(tensor.kind, &bytes, &mut out);
+        Ok(out)
     }
 
     /// Bytes of everything that comes before the tensors.
-    pub(crate) fn header(&self) -> &[u8] {
-        let end = self.tensors.iter().map(|tensor| tensor.bytes.start).min();
-        &self.map[..end.unwrap_or(self.map.len())]
+    ///
+    /// # Errors
+    /// As [`Gguf::values`].
+    pub(crate) fn header(&self) -> Result<Vec<u8>> {
+        let end = self.tensors.iter().map(|tensor| tensor.bytes.start as u64).min();
+        self.file.read(0..end.unwrap_or(self.file.bytes()))
     }
 
     /// Its family.
@@ -304,7 +305,7 @@ impl Gguf {
             tensors.insert(name, entry);
         }
         let notes = std::collections::HashMap::new();
-        let shard = Shard { path: self.path, map: self.map, data: 0, tensors, notes };
+        let shard = Shard { file: Arc::new(self.file), data: 0, tensors, notes };
         Ok(Checkpoint::from_shard(shard))
     }
 }

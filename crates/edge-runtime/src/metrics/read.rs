@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{JSONL, Row, StepRow, ValidationRow};
+use crate::whole_file;
 
 /// The rows of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -57,7 +58,7 @@ impl Tail {
     /// There is none.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(JSONL);
-        let file = File::open(&path).with_context(|| {
+        let file = whole_file::open(&path).with_context(|| {
             format!("cannot read {}: give a directory that tune wrote", path.display())
         })?;
         Ok(Self { file, path, part: Vec::new(), lines: 0 })

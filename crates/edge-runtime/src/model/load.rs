@@ -1,7 +1,7 @@
 //! From a checkpoint to device memory, in the formats that the job names.
 
 use std::ops::Range;
-use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use edge_gpu::{Device, Slice, UploadSlot};
@@ -22,6 +22,7 @@ use crate::checkpoint::{Checkpoint, Dtype, TensorView};
 use crate::compress::layout::{scales_name, shards_of, table_shards_of, values_name};
 use crate::config::ModelConfig;
 use crate::family::names::{EMBEDDING, HEAD, weight_name};
+use crate::weight_file::WeightFile;
 
 /// The format that holds a checkpoint's own numbers.
 pub fn dense_format(dtype: Dtype) -> Format {
@@ -34,16 +35,20 @@ pub fn dense_format(dtype: Dtype) -> Format {
 
 /// The rows of a shard of a tensor in a format: the checkpoint's own bytes where that is its
 /// format.
-pub(crate) fn stored_rows(tensor: &TensorView<'_>, shard: Shard, format: Format) -> PackedHost {
+pub(crate) fn stored_rows(
+    tensor: &TensorView<'_>,
+    shard: Shard,
+    format: Format,
+) -> Result<PackedHost> {
     let (rows, cols) = (shard.rows, tensor.cols() as u32);
     let range = shard.row0 as usize..(shard.row0 + shard.rows) as usize;
     // Rows of 16-bit numbers are whole words only where the columns are even.
     let same = dense_format(tensor.dtype) == format;
     if same && (format == Format::F32 || cols.is_multiple_of(2)) {
-        let values = tensor.words(range);
-        return PackedHost { format, rows, cols, values, scales: Vec::new() };
+        let values = tensor.words(range)?;
+        return Ok(PackedHost { format, rows, cols, values, scales: Vec::new() });
     }
-    pack(format, rows, cols, &tensor.rows_f32(range))
+    Ok(pack(format, rows, cols, &tensor.rows_f32(range)?))
 }
 
 /// The parts of a matrix in a file must be the plan's shards, which are smaller where a device
@@ -51,7 +56,7 @@ pub(crate) fn stored_rows(tensor: &TensorView<'_>, shard: Shard, format: Format)
 fn check_parts(
     name: &str,
     parts: &[Shard],
-    part_bytes: usize,
+    part_bytes: u64,
     shards: &[Shard],
     (device, max_bytes): (&str, u64),
 ) -> Result<()> {
@@ -61,13 +66,6 @@ fn check_parts(
          {device} binds {max_bytes} at most: use --device cpu or the original model"
     );
     Ok(())
-}
-
-/// Copies little-endian words; a buffer has at least one.
-fn copy_words(bytes: &[u8], out: &mut [u32]) {
-    for (out, word) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        *out = u32::from_le_bytes(*word);
-    }
 }
 
 /// Builds the parts of a model.
@@ -145,19 +143,19 @@ impl<'a> Loader<'a, '_> {
             if full {
                 let range = shard.row0 as usize..(shard.row0 + shard.rows) as usize;
                 let (parameter, _) = self.parameter(owner(shard)).context("a planned weight")?;
-                let values = tensor.rows_f32(range);
+                let values = tensor.rows_f32(range)?;
                 self.device.write(&parameter.value, bytemuck::cast_slice(&values))?;
                 let weight = WeightBuffers::dense(Format::F32, parameter.value);
                 parts.push(MatrixShard { shard, weight, grad: parameter.grad, scales: None });
                 continue;
             }
-            let stored = stored_rows(&tensor, shard, format);
+            let stored = stored_rows(&tensor, shard, format)?;
             parts.push(self.upload(&format!("{label}.{index}"), shard, &stored)?);
         }
         Ok(Matrix { rows, cols, shards: parts })
     }
 
-    /// A matrix of a compressed checkpoint: its words go from the map into device buffers.
+    /// A matrix of a compressed checkpoint: its words go from the file into device buffers.
     fn stored(
         &mut self,
         checkpoint: &Checkpoint,
@@ -170,19 +168,17 @@ impl<'a> Loader<'a, '_> {
             EMBEDDING | HEAD => table_shards_of(&self.config.shape(), format),
             _ => shards_of(rows, cols, format),
         };
-        let part_bytes = checkpoint.stored(&values_name(name, 0))?.len();
+        let part_bytes = checkpoint.stored_bytes(&values_name(name, 0))?;
         let limit = (self.device.info().name.as_str(), self.plan.max_shard_bytes);
         check_parts(name, &parts, part_bytes, &shards, limit)?;
         let mut parts = Vec::with_capacity(shards.len());
         for (index, shard) in shards.into_iter().enumerate() {
-            let values = checkpoint.stored(&values_name(name, index))?;
             let label = format!("{label}.{index}");
-            let values = self.pool.filled_with(&label, |out| copy_words(values, out))?;
+            let values = self.words(checkpoint, &values_name(name, index), &label)?;
             let scales = match format.is_packed() {
                 true => {
-                    let scales = checkpoint.stored(&scales_name(name, index))?;
                     let label = format!("{label}.scales");
-                    Some(self.pool.filled_with(&label, |out| copy_words(scales, out))?)
+                    Some(self.words(checkpoint, &scales_name(name, index), &label)?)
                 }
                 false => None,
             };
@@ -190,6 +186,13 @@ impl<'a> Loader<'a, '_> {
             parts.push(MatrixShard { shard, weight, grad: None, scales: None });
         }
         Ok(Matrix { rows, cols, shards: parts })
+    }
+
+    /// A planned buffer with the words of a stored tensor.
+    fn words(&mut self, checkpoint: &Checkpoint, name: &str, label: &str) -> Result<Slice> {
+        let mut read = Ok(());
+        let slice = self.pool.filled_with(label, |out| read = checkpoint.stored(name, out))?;
+        read.map(|()| slice)
     }
 
     /// A matrix of zeros.
@@ -373,12 +376,8 @@ impl<'a> Loader<'a, '_> {
         }
         let name = weight_name(block as usize, part.projection);
         let (n, k) = self.config.shape().projection(part.projection);
-        let piece = |path: &Path, byte, bytes| Piece {
-            path: path.to_path_buf(),
-            byte,
-            word: part.offset,
-            bytes,
-        };
+        let piece =
+            |file: Arc<WeightFile>, byte, bytes| Piece { file, byte, word: part.offset, bytes };
         if checkpoint.is_packed(&name) {
             let parts = shards_of(n, k, format);
             let own = self.job.projection_shards(
@@ -387,19 +386,19 @@ impl<'a> Loader<'a, '_> {
                 part.projection,
                 self.plan.max_shard_bytes,
             );
-            let part_bytes = checkpoint.stored(&values_name(&name, 0))?.len();
+            let part_bytes = checkpoint.stored_bytes(&values_name(&name, 0))?;
             let limit = (self.device.info().name.as_str(), self.plan.max_shard_bytes);
             check_parts(&name, &parts, part_bytes, &own, limit)?;
             let stored = match part.scales {
                 true => scales_name(&name, part.index),
                 false => values_name(&name, part.index),
             };
-            let bytes = checkpoint.stored(&stored)?.len() as u64;
-            let (path, byte) = checkpoint.place(&stored)?;
-            return Ok(piece(path, byte, bytes));
+            let bytes = checkpoint.stored_bytes(&stored)?;
+            let (file, byte) = checkpoint.place(&stored)?;
+            return Ok(piece(file, byte, bytes));
         }
         let tensor = checkpoint.weight(self.config, block as usize, part.projection)?;
-        let same = dense_format(tensor.dtype) == format && tensor.plain().is_some();
+        let same = dense_format(tensor.dtype) == format && tensor.is_plain();
         ensure!(
             same && (format == Format::F32 || k.is_multiple_of(2)),
             "the weights of layer {block} would have to be converted each time that they are \
@@ -407,9 +406,9 @@ impl<'a> Loader<'a, '_> {
         );
         let stride = u64::from(k) * tensor.dtype.bytes() as u64;
         let place = self.config.weight_place(block as usize, part.projection);
-        let (path, byte) = checkpoint.place(&place.name)?;
+        let (file, byte) = checkpoint.place(&place.name)?;
         let first = byte + (place.rows.start as u64 + u64::from(part.shard.row0)) * stride;
-        Ok(piece(path, first, u64::from(part.shard.rows) * stride))
+        Ok(piece(file, first, u64::from(part.shard.rows) * stride))
     }
 
     fn lora(&self, block: u32, projection: Projection) -> Option<Lora> {

@@ -6,11 +6,6 @@
 //! needed by a later one, the loader is sent for that. Any other order works as well, without
 //! overlap. The simulator (`edge_scheduler::simulate`) moves by the same rules.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,12 +18,13 @@ use serde::Serialize;
 
 use super::Model;
 use crate::readahead::will_need;
+use crate::weight_file::WeightFile;
 
 /// Where some words of a slot are in a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Piece {
     /// The file.
-    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<WeightFile>,
     /// First byte there.
     pub(crate) byte: u64,
     /// First word in the slot.
@@ -115,20 +111,17 @@ impl Streamer {
         let (sender, done) = mpsc::channel();
         let shared = Arc::clone(&slots);
         let work = move || {
-            let mut files = HashMap::new();
             // Ends when the streamer drops its end.
             while let Ok(load) = orders.recv() {
                 let pieces = &pieces[load.block as usize];
                 // While the slot is still in use, the disk may be read already.
                 for piece in pieces {
-                    if let Ok(file) = open(piece, &mut files) {
-                        will_need(file, piece.byte, piece.bytes);
-                    }
+                    will_need(piece.file.file(), piece.byte, piece.bytes);
                 }
                 let mut start = Instant::now();
                 let result = shared[load.slot].fill(&load.after, |words| {
                     start = Instant::now();
-                    read_pieces(pieces, words, &mut files)
+                    read_pieces(pieces, words).map_err(Failure)
                 });
                 let bytes = pieces.iter().map(|piece| piece.bytes).sum();
                 let (Load { slot, block, serial, .. }, end) = (load, Instant::now());
@@ -322,46 +315,9 @@ impl From<Error> for Failure {
     }
 }
 
-fn read_pieces(
-    pieces: &[Piece],
-    words: &mut [u32],
-    files: &mut HashMap<PathBuf, File>,
-) -> Result<(), Failure> {
-    for piece in pieces {
-        read_piece(piece, words, files).map_err(Failure)?;
-    }
-    Ok(())
-}
-
-/// The file of a piece, opened once.
-fn open<'a>(piece: &Piece, files: &'a mut HashMap<PathBuf, File>) -> std::io::Result<&'a mut File> {
-    match files.entry(piece.path.clone()) {
-        Entry::Occupied(entry) => Ok(entry.into_mut()),
-        Entry::Vacant(entry) => Ok(entry.insert(File::open(&piece.path)?)),
-    }
-}
-
-fn read_piece(piece: &Piece, words: &mut [u32], files: &mut HashMap<PathBuf, File>) -> Result<()> {
-    let shown = piece.path.display();
-    let failed = || {
-        format!(
-            "cannot read {} bytes of weights at byte {} of {shown}: check the disk, and that the \
-             file was not changed",
-            piece.bytes, piece.byte
-        )
-    };
-    let file = open(piece, files).with_context(failed)?;
-    let first = piece.word as usize;
-    let target = &mut words[first..first + piece.bytes.div_ceil(4) as usize];
-    if let (false, Some(last)) = (piece.bytes.is_multiple_of(4), target.last_mut()) {
-        *last = 0;
-    }
-    file.seek(SeekFrom::Start(piece.byte)).with_context(failed)?;
-    let bytes = bytemuck::cast_slice_mut::<u32, u8>(target);
-    file.read_exact(&mut bytes[..piece.bytes as usize]).with_context(failed)?;
-    // Files are little-endian; where the host is too, this is nothing.
-    for word in target {
-        *word = u32::from_le(*word);
+fn read_pieces(pieces: &[Piece], words: &mut [u32]) -> Result<()> {
+    for Piece { file, byte, word, bytes } in pieces {
+        file.read_words(*byte..byte + bytes, &mut words[*word as usize..])?;
     }
     Ok(())
 }

@@ -156,7 +156,7 @@ pub fn can_stream(source: &Source, job: &Job) -> bool {
         let format = job.blocks[block].get(projection);
         let (_, k) = shape.projection(projection);
         let weight = source.checkpoint.weight(&source.config, block, projection);
-        let own = weight.ok().filter(|tensor| tensor.plain().is_some());
+        let own = weight.ok().filter(|tensor| tensor.is_plain());
         own.is_some_and(|own| dense_format(own.dtype) == format)
             && (format == Format::F32 || k.is_multiple_of(2))
     };

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::price::Speed;
 use crate::autotune::cache_file;
 use crate::run_dir::write_atomically;
+use crate::whole_file::{self, SETTINGS};
 
 /// Folder of the files in the user's cache folder.
 const FOLDER: &str = "facts";
@@ -134,7 +135,7 @@ impl Facts {
 
     fn load_from(path: &Path, info: &DeviceInfo) -> Result<Option<Self>> {
         let remedy = || format!("{} is not usable: delete it and measure again", path.display());
-        let text = std::fs::read_to_string(path).with_context(remedy)?;
+        let text = whole_file::text(path, SETTINGS).with_context(remedy)?;
         let facts: Self = serde_json::from_str(&text).with_context(remedy)?;
         let own = [&facts.name, &facts.backend, &facts.driver_info]
             == [&info.name, &info.backend, &info.driver_info];

@@ -18,6 +18,7 @@ use crate::session::run_options;
 use crate::tune::header::Header;
 use crate::tune::session::RESULT;
 use crate::tune::validate::BEST;
+use crate::whole_file::{self, SETTINGS};
 
 /// File name in a run directory.
 pub const FILE: &str = "report.html";
@@ -85,7 +86,7 @@ fn result(dir: &Path) -> Result<Value> {
         return Ok(Value::Null);
     }
     let shown = path.display();
-    let text = std::fs::read_to_string(&path)
+    let text = whole_file::text(&path, SETTINGS)
         .with_context(|| format!("cannot read {shown}: check its permissions"))?;
     serde_json::from_str(&text)
         .map_err(|error| anyhow::anyhow!("{shown} is damaged ({error}): delete it"))

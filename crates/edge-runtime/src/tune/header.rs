@@ -18,6 +18,7 @@ use crate::data::Dataset;
 use crate::packing::Packing;
 use crate::plan::choose::{Chosen, describe};
 use crate::session::{Source, mebibytes};
+use crate::whole_file::{self, SETTINGS};
 
 /// File name in a run directory.
 pub const FILE: &str = "header.json";
@@ -193,7 +194,7 @@ impl Header {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         let shown = path.display();
-        let text = std::fs::read_to_string(&path)
+        let text = whole_file::text(&path, SETTINGS)
             .with_context(|| format!("cannot read {shown}: give a directory that tune wrote"))?;
         serde_json::from_str(&text)
             .map_err(|error| anyhow::anyhow!("{shown} is damaged ({error}): tune again"))

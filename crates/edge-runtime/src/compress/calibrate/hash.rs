@@ -1,17 +1,19 @@
 //! Hashes that say what a measurement belongs to: they find changes, not forgeries.
 
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Gguf;
+use crate::whole_file::{self, SETTINGS};
 
 /// Tensors of more bytes than this are hashed in pieces.
-const WHOLE_BYTES: usize = 1 << 20;
+const WHOLE_BYTES: u64 = 1 << 20;
 
 /// Bytes of a piece.
-const PIECE_BYTES: usize = 4096;
+const PIECE_BYTES: u64 = 4096;
 
 /// FNV-1a of 64 bits (Fowler, Noll and Vo), the same on every platform and in every release.
 #[derive(Clone, Debug)]
@@ -39,8 +41,8 @@ impl Fnv {
 
     /// Takes bytes in: all of them, or where they are many, pieces ([`model_hash`]).
     pub fn sampled(&mut self, bytes: &[u8]) -> &mut Self {
-        for piece in pieces(bytes) {
-            self.bytes(piece);
+        for piece in pieces(bytes.len() as u64) {
+            self.bytes(&bytes[piece.start as usize..piece.end as usize]);
         }
         self
     }
@@ -67,8 +69,8 @@ impl Fnv {
 pub fn model_hash(dir: &Path, checkpoint: &Checkpoint) -> Result<String> {
     let path = dir.join("config.json");
     let config = match dir.is_file() {
-        true => Gguf::open(dir)?.header().to_vec(),
-        false => std::fs::read(&path)
+        true => Gguf::open(dir)?.header()?,
+        false => whole_file::bytes(&path, SETTINGS)
             .with_context(|| format!("cannot read {}: check its permissions", path.display()))?,
     };
     let mut hash = Fnv::default();
@@ -82,22 +84,21 @@ pub fn model_hash(dir: &Path, checkpoint: &Checkpoint) -> Result<String> {
     for name in checkpoint.names() {
         let tensor = checkpoint.tensor(name)?;
         hash.text(name).text(&format!("{:?} {:?}", tensor.dtype, tensor.shape));
-        hash.sampled(tensor.bytes);
+        for piece in pieces(tensor.byte_len()) {
+            hash.bytes(&tensor.piece(piece)?);
+        }
     }
     Ok(hash.hex())
 }
 
-/// All of it, or evenly spaced pieces with first and last bytes among them.
-fn pieces(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// All of `len` bytes, or evenly spaced pieces with first and last bytes among them.
+fn pieces(len: u64) -> impl Iterator<Item = Range<u64>> {
     let count = WHOLE_BYTES / PIECE_BYTES;
-    let (count, size) = match bytes.len() > WHOLE_BYTES {
-        true => (count, PIECE_BYTES),
-        false => (1, bytes.len()),
-    };
-    let last = bytes.len() - size;
+    let (count, size) = if len > WHOLE_BYTES { (count, PIECE_BYTES) } else { (1, len) };
+    let last = len - size;
     (0..count).map(move |index| {
         let start = last * index / (count - 1).max(1);
-        &bytes[start..start + size]
+        start..start + size
     })
 }
 
@@ -117,13 +118,11 @@ mod tests {
 
     #[test]
     fn pieces_reach_both_ends() {
-        let bytes: Vec<u8> = (0..3 * WHOLE_BYTES + 5).map(|i| (i % 251) as u8).collect();
-        let taken: Vec<&[u8]> = pieces(&bytes).collect();
-        assert_eq!((taken.len(), taken[0].len()), (256, PIECE_BYTES));
-        assert_eq!(taken[0].as_ptr(), bytes.as_ptr());
-        assert_eq!(taken[255].as_ptr_range().end, bytes.as_ptr_range().end);
-        let small: Vec<&[u8]> = pieces(&bytes[..WHOLE_BYTES]).collect();
-        assert_eq!(small, [&bytes[..WHOLE_BYTES]]);
-        assert_eq!(pieces(&[]).next(), Some(&[][..]));
+        let len = 3 * WHOLE_BYTES + 5;
+        let taken: Vec<Range<u64>> = pieces(len).collect();
+        assert_eq!((taken.len(), taken[0].clone()), (256, 0..PIECE_BYTES));
+        assert_eq!(taken[255], len - PIECE_BYTES..len);
+        assert_eq!(pieces(WHOLE_BYTES).next(), Some(0..WHOLE_BYTES));
+        assert_eq!(pieces(0).next(), Some(0..0));
     }
 }

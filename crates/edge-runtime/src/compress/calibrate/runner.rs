@@ -221,7 +221,7 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// The checkpoint lacks it.
     pub fn own_weight(&self, block: u32, projection: Projection) -> Result<Vec<f32>> {
-        Ok(self.checkpoint.weight(&self.config, block as usize, projection)?.to_f32())
+        self.checkpoint.weight(&self.config, block as usize, projection)?.to_f32()
     }
 
     /// Runs a projection with another matrix from now on. The matrix is kept on the host, and
@@ -328,7 +328,7 @@ impl<'a> Runner<'a> {
                     let rows = weight.take_rows(shard.row0..shard.row0 + shard.rows);
                     part.replace(&device, &rows)?;
                 }
-                None => part.replace(&device, &stored_rows(&tensor, shard, own))?,
+                None => part.replace(&device, &stored_rows(&tensor, shard, own)?)?,
             }
         }
         Ok(())

@@ -21,6 +21,7 @@ use super::states::States;
 use super::text::CalibrationSet;
 use crate::compress::solve::Hessian;
 use crate::run_dir::write_atomically;
+use crate::whole_file::{self, LARGE};
 
 /// What is measured of a block that is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,7 +158,7 @@ impl Sensitivity {
     /// Reads a file that [`Sensitivity::save`] wrote. `None`, and a line in the log that says
     /// why, where there is none, where it is damaged, and where it belongs to another measurement.
     pub fn load(path: &Path, measure: &Measure, key: &str, num_blocks: u32) -> Option<Self> {
-        let text = std::fs::read_to_string(path).ok()?;
+        let text = whole_file::text(path, LARGE).ok()?;
         let found = parse(&text).filter(|found| {
             let finite = |entry: &Entry| entry.output_mse.is_finite() && entry.output_mse >= 0.0;
             found.entries.len() == measure.count(found.num_blocks)
