@@ -184,7 +184,9 @@ fn every_path_keeps_samples_apart() {
                 let place = format!("{path:?}, cached {cached}, {device:?}");
                 if cached {
                     let folder = dir.path().join(place.replace(['/', ' '], "-"));
-                    let cache = TrunkCache::new(&folder, false, "packed".to_owned(), sizes);
+                    let lens = vec![sizes.seq_len as u32; sizes.sequences as usize];
+                    let key = "packed".to_owned();
+                    let cache = TrunkCache::new(&folder, false, key, sizes, lens);
                     trainer.cache = Some(cache.expect("a folder"));
                     trainer.begin(1).expect("a phase");
                 }

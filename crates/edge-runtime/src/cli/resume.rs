@@ -29,9 +29,9 @@ const FREE: [&str; 9] = [
 #[derive(Debug)]
 pub(super) enum Begin {
     /// A new run, with the flags that were given.
-    New(TuneFlags),
+    New(Box<TuneFlags>),
     /// One that goes on, with its options.
-    GoOn(Box<TuneOptions>, Resume),
+    GoOn(Box<(TuneOptions, Resume)>),
     /// One that is finished, in this directory.
     Finished(PathBuf),
 }
@@ -44,13 +44,13 @@ pub(super) fn begin(whence: &str, flags: TuneFlags) -> Result<Begin> {
     let path = match whence {
         "auto" => match automatic(flags.out.as_deref()) {
             Some(path) => path,
-            None => return Ok(Begin::New(flags)),
+            None => return Ok(Begin::New(Box::new(flags))),
         },
         path => PathBuf::from(path),
     };
     let Some(resume) = Resume::find(&path)? else { return Ok(Begin::Finished(path)) };
     let options = options(resume.run(), flags)?;
-    Ok(Begin::GoOn(Box::new(options), resume))
+    Ok(Begin::GoOn(Box::new((options, resume))))
 }
 
 /// The run in `out`; else the newest one below `runs/`, unless it is finished or goes on.

@@ -56,13 +56,14 @@ pub(super) fn run(mut args: TuneArgs) -> Result<u8> {
     }
     let begin = match &args.resume {
         Some(whence) => resume::begin(whence, flags)?,
-        None => Begin::New(flags),
+        None => Begin::New(Box::new(flags)),
     };
     match begin {
-        Begin::New(flags) => start(&args, flags),
-        Begin::GoOn(options, resume) => {
+        Begin::New(flags) => start(&args, *flags),
+        Begin::GoOn(both) => {
             interrupt::install()?;
-            let options = TuneOptions { trace: args.trace, ..*options };
+            let (options, resume) = *both;
+            let options = TuneOptions { trace: args.trace, ..options };
             follow(&args, Tuner::go_on(options, resume)?, false)
         }
         Begin::Finished(run) => {
