@@ -103,8 +103,11 @@ const chart = (id) => {
 addEventListener("load", async () => {
   const found = { width: innerWidth };
   for (const id of ["series", "runs"]) {
-    document.getElementById(id).scrollIntoView();
-    await rest(200);
+    // What is drawn above moves what is below: it is looked for until it is there.
+    for (let turn = 0; turn < 30 && !document.querySelector(`#${id} svg`); turn++) {
+      document.getElementById(id).scrollIntoView();
+      await rest(50);
+    }
   }
   found.charts = Object.fromEntries(["series", "runs", "ratios", "roofline"]
     .map((id) => [id, chart(id)]));
