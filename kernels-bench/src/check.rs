@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_slow_down_of_15_percent_is_seen() {
         let checked = Checked::new(&row(1.15), &HISTORY);
-        assert!(checked.outside().is_some_and(|distance| distance > 1.5));
+        assert!(checked.outside().is_some_and(|distance| distance > 1.0));
         let outcome = Outcome { rows: vec![checked, Checked::new(&row(1.03), &HISTORY)] };
         assert_eq!((outcome.slower().len(), outcome.faster().len()), (1, 0));
         let text = outcome.text();
