@@ -98,7 +98,11 @@ const NAME: &str = "chat";
 
 /// What a template may do for one text: an instruction or 64 bytes of data each, so that neither a
 /// loop nor a text that doubles goes on for ever. Templates of models take some hundred a message.
-const FUEL: u64 = 4 << 20;
+const FUEL: u64 = 1 << 18;
+
+/// The stack of a thread that renders. A template can put a list into a list for each step that it
+/// has, and what is nested so deep is dropped, compared and printed by recursion.
+const STACK_BYTES: usize = 512 << 20;
 
 /// Messages of a conversation at most. A conversation is written once for each answer, so that time
 /// grows by the square.
@@ -167,6 +171,18 @@ impl ChatTemplate {
     /// The template refuses the conversation, or rewrites what it has asked, so that it cannot be
     /// told what is answer.
     pub(crate) fn pieces(&self, talk: &Conversation) -> Result<Vec<Piece>> {
+        // Memory of a stack is taken when it is reached.
+        let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+        std::thread::scope(|scope| {
+            let rendering = builder
+                .spawn_scoped(scope, || self.pieces_here(talk))
+                .context("the system starts no thread for a chat template: try again")?;
+            let done = rendering.join();
+            done.unwrap_or_else(|_| bail!("the chat template of {} fails: correct it", self.file))
+        })
+    }
+
+    fn pieces_here(&self, talk: &Conversation) -> Result<Vec<Piece>> {
         let answers: Vec<usize> = (0..talk.messages.len())
             .filter(|&index| talk.messages[index].role == Role::Assistant)
             .collect();
@@ -390,6 +406,19 @@ mod tests {
             {% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}";
         let deep = "{% set ns = namespace(x=1) %}{% for i in range(99999) %}\
             {% for j in range(100) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+        let opened = "[".repeat(30);
+        let closed = "]".repeat(30);
+        let deepest = format!(
+            "{{% set ns = namespace(x=1) %}}{{% for i in range(9000) %}}\
+             {{% set ns.x = {opened}ns.x{closed} %}}{{% endfor %}}"
+        );
+        let printed = format!("{deepest}{{{{ ns.x }}}}");
+        let json = format!("{deepest}{{{{ ns.x | tojson }}}}");
+        let equal = format!("{deepest}{{{{ ns.x == [ns.x] }}}}");
+        for source in [&deepest, &printed, &json, &equal] {
+            // Whatever comes of it, it comes to an end.
+            let _ = template(source).unwrap().pieces(&said);
+        }
         for (source, part) in [
             (doubles, "without end"),
             (nested, "without end"),

@@ -1,4 +1,4 @@
-//! Tests of [`super`]: files as they are downloaded, and damaged ones.
+//! Tests of safetensors folders: whole, cut off, damaged, sharded.
 
 use half::{bf16, f16};
 use safetensors::tensor::TensorView as FileView;

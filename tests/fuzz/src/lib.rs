@@ -3,9 +3,9 @@
 //! a finding.
 //!
 //! [`targets`] has them, [`edge_tests::folders`] what lies beside the file, [`mutate`] makes new
-//! inputs of known ones. `main.rs` runs them on any toolchain, `guided.rs` under libFuzzer.
-//! Inputs worth keeping are in `corpus/TARGET/`, what was found in `regressions/TARGET/`; both are
-//! run by the tests of this package.
+//! inputs of known ones. `main.rs` runs them on any toolchain, `guided.rs` under libFuzzer. Inputs
+//! worth keeping are in `corpus/TARGET/`, what was found in `regressions/TARGET/`; both are run by
+//! the tests of this package.
 
 pub mod mutate;
 pub mod targets;
