@@ -129,19 +129,16 @@ fn slots_take_the_place_of_weights_in_the_plan() {
 
 #[test]
 fn a_file_that_goes_away_is_named() {
-    let tiny = tiny();
     for device in devices() {
+        let tiny = tiny();
         let job = streamed(&job(&tiny, Path::Rows, false), [false; 4], 1, device.stages_uploads());
         let mut trainer = Trainer::new(tiny.load(&device, &job), AdamW::default());
         trainer.step(1, &batches(), 1e-2).expect("a step");
         let file = tiny.path().join("model.safetensors");
-        let bytes = std::fs::read(&file).expect("weights");
         OpenOptions::new().write(true).open(&file).and_then(|f| f.set_len(64)).expect("cut off");
         let mut steps = (0..2).map(|_| trainer.step(1, &batches(), 1e-2));
         let error = steps.find_map(Result::err).expect("an error");
         let message = format!("{error:#}");
         assert!(message.contains("model.safetensors was changed"), "{message}");
-        drop(trainer);
-        std::fs::write(&file, bytes).expect("restored");
     }
 }

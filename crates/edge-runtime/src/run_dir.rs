@@ -480,9 +480,16 @@ mod tests {
     #[test]
     fn only_an_empty_directory_is_taken() {
         let dir = tempdir().unwrap();
-        RunDir::create(Some(dir.path()), "lora").unwrap();
+        let first = RunDir::create(Some(dir.path()), "lora").unwrap();
         let error = message(RunDir::create(Some(dir.path()), "lora"));
-        assert!(error.contains("has files already") && error.contains("--out"), "{error}");
+        assert!(error.contains("is in use by another process"), "{error}");
+        // Ended before its options were written: it has left nothing.
+        drop(first);
+        let second = RunDir::create(Some(dir.path()), "lora").unwrap();
+        write_config(second.path(), &json!({"method": "lora"})).unwrap();
+        drop(second);
+        let error = message(RunDir::create(Some(dir.path()), "lora"));
+        assert!(error.contains("has files already") && error.contains("--resume"), "{error}");
         let file = dir.path().join(EVENTS);
         assert!(message(RunDir::create(Some(&file), "lora")).contains("no directory"));
         assert!(message(RunDir::create(Some(&file.join("x")), "lora")).contains("cannot create"));
