@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::tiny;
 
-/// A text in the letters of [`tokenizer`].
+/// A text in the letters of `tokenizer`.
 pub const TEXT: &str = "the cat sat on the mat\nthe dog and the hat\n\na rat sat on that cat\n";
 
 /// A tokenizer of bytes with a few merges, in the manner of GPT-2.
