@@ -122,7 +122,8 @@ fn gathered_rows_are_evaluated_and_voted_on_alike() {
     }
 }
 
-fn report(args: &[&str]) -> (Value, String) {
+/// What a command with `--json` reports, and its stderr.
+pub(crate) fn report(args: &[&str]) -> (Value, String) {
     let output = run(args);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{args:?}: {errors}");

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::commands::{demo, run};
+use crate::examples::report;
 use crate::model::{Tiny, devices, lora, tiny_of};
 use crate::stream::job;
 
@@ -205,14 +206,6 @@ fn every_path_keeps_samples_apart() {
             }
         }
     }
-}
-
-fn report(args: &[&str]) -> (Value, String) {
-    let output = run(args);
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{args:?}: {errors}");
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    (serde_json::from_str(text.lines().last().expect("a line")).expect("JSON"), errors)
 }
 
 #[test]

@@ -27,8 +27,8 @@ impl WeightFile {
     pub(crate) fn open(path: PathBuf, remedy: &str) -> Result<Self> {
         let shown = path.display();
         // A pipe would be waited for here, and a device has no end.
-        let plain = std::fs::metadata(&path).is_ok_and(|about| !about.is_file());
-        ensure!(!plain, "{shown} is no file: {remedy}");
+        let other = std::fs::metadata(&path).is_ok_and(|about| !about.is_file());
+        ensure!(!other, "{shown} is no file: {remedy}");
         let file = File::open(&path)
             .with_context(|| format!("cannot open {shown}: check its permissions, or {remedy}"))?;
         let about = file.metadata().with_context(|| format!("cannot read {shown}"))?;

@@ -18,6 +18,7 @@ use crate::session::{Source, Tuned, demo_dir, mebibytes, open_tuned};
 use crate::tune::session::RESULT;
 use crate::tune::validate::BEST;
 use crate::tuner::Tuner;
+use crate::whole_file::{self, SETTINGS};
 
 /// What the demo's samples start with: both styles can go on from it.
 const DEMO_PROMPT: &str = "The ";
@@ -81,7 +82,7 @@ pub(super) fn run(mut args: TuneArgs) -> Result<u8> {
 /// What a finished run found.
 fn result(run: &Path) -> Result<Value> {
     let path = run.join(RESULT);
-    let text = std::fs::read_to_string(&path)
+    let text = whole_file::text(&path, SETTINGS)
         .with_context(|| format!("cannot read {}: start a new run", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
 }

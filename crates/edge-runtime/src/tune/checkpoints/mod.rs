@@ -8,7 +8,7 @@
 mod state;
 mod tensors;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub(super) use self::state::{Order, State};
 pub(super) use self::tensors::{bytes, restore, save};
-use crate::run_dir::{replace_dir, sync_dir, write_atomically};
+use crate::run_dir::{remove_dir, replace_dir, sync_dir, write_atomically};
+use crate::whole_file::{self, LARGE, SETTINGS};
 
 /// Folder of the checkpoints in a run directory.
 pub const DIR: &str = "checkpoints";
@@ -50,8 +51,8 @@ impl Checkpoint {
     fn open(path: &Path) -> Result<Self> {
         verify(path)?;
         let file = path.join(STATE);
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = whole_file::text(&file, LARGE)
+            .with_context(|| format!("cannot read {}", file.display()))?;
         let state: State = serde_json::from_str(&text)
             .with_context(|| format!("{} is of another version", file.display()))?;
         state.check_version().with_context(|| file.display().to_string())?;
@@ -126,13 +127,10 @@ pub(super) fn write(
     let dir = run.join(DIR);
     let step = state.step();
     let (path, next) = (dir.join(format!("{STEP}{step}")), dir.join(format!("{STEP}{step}.tmp")));
-    let make = |dir: &Path| {
-        fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make {}: check free space", dir.display()))
-    };
     // What a run that was killed left of it.
     clear(&dir)?;
-    make(&next)?;
+    fs::create_dir_all(&next)
+        .with_context(|| format!("cannot make {}: check free space", next.display()))?;
     let written = fill(&next).and_then(|()| {
         let text = serde_json::to_string_pretty(state).context("laying out the state")?;
         write_atomically(&next.join(STATE), text.as_bytes())?;
@@ -149,8 +147,7 @@ pub(super) fn write(
     old.retain(|(other, _)| *other < step);
     old.truncate(old.len().saturating_sub(keep.max(1) - 1));
     for (_, path) in old {
-        fs::remove_dir_all(&path)
-            .with_context(|| format!("cannot remove {}: check permissions", path.display()))?;
+        remove_dir(&path)?;
     }
     Ok(path)
 }
@@ -159,8 +156,7 @@ pub(super) fn write(
 pub(super) fn remove_behind(run: &Path, step: u64) -> Result<()> {
     clear(&run.join(DIR))?;
     for (_, path) in all(run)?.into_iter().filter(|(other, _)| *other > step) {
-        fs::remove_dir_all(&path)
-            .with_context(|| format!("cannot remove {}: check permissions", path.display()))?;
+        remove_dir(&path)?;
     }
     Ok(())
 }
@@ -170,8 +166,7 @@ fn clear(dir: &Path) -> Result<()> {
     let Ok(files) = fs::read_dir(dir) else { return Ok(()) };
     for path in files.flatten().map(|file| file.path()) {
         if path.extension().is_some_and(|end| end == "tmp") {
-            fs::remove_dir_all(&path)
-                .with_context(|| format!("cannot remove {}: check permissions", path.display()))?;
+            remove_dir(&path)?;
         }
     }
     sync_dir(dir).with_context(|| format!("cannot write {}", dir.display()))
@@ -180,7 +175,7 @@ fn clear(dir: &Path) -> Result<()> {
 /// CRC-32 and length of a file, read in pieces.
 fn sum(path: &Path) -> Result<(u32, u64)> {
     let read = || -> std::io::Result<(u32, u64)> {
-        let (mut file, mut hasher) = (File::open(path)?, crc32fast::Hasher::new());
+        let (mut file, mut hasher) = (whole_file::open(path)?, crc32fast::Hasher::new());
         let (mut buffer, mut len) = (vec![0; 1 << 16], 0);
         loop {
             let count = file.read(&mut buffer)?;
@@ -213,8 +208,8 @@ fn sums(dir: &Path) -> Result<String> {
 /// Checks the files of a folder against its sums.
 fn verify(dir: &Path) -> Result<()> {
     let path = dir.join(SUMS);
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = whole_file::text(&path, SETTINGS)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let mut state = false;
     for line in text.lines() {
         let parts: Vec<&str> = line.splitn(3, ' ').collect();
