@@ -20,6 +20,7 @@ mod follow;
 mod formats;
 mod gguf;
 mod golden;
+mod logits;
 mod model;
 mod numbers;
 mod ops;

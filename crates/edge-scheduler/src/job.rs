@@ -3,7 +3,7 @@
 use edge_kernels::Format;
 
 use crate::calibrate::{Calibration, widest};
-use crate::plan::LOGITS_BYTES;
+use crate::logits::LOGITS_BYTES;
 use crate::shape::{BlockFormats, ModelShape, Projection, Shard, Window};
 use crate::stream::Streaming;
 
@@ -84,7 +84,7 @@ pub struct Job {
     /// gradient, so that they go through the window block by block too.
     pub columns: bool,
     /// Bytes of a chunk of logits, at least 64 tokens' and never more than the pass has:
-    /// [`LOGITS_BYTES`] where memory does not matter.
+    /// [`LOGITS_BYTES`] where memory does not matter ([`crate::logits`]).
     pub logits_bytes: u64,
 }
 

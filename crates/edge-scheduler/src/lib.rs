@@ -7,6 +7,7 @@
 //! * [`params`] — where trained parameters live: groups, arenas, offsets.
 //! * [`calibrate`] — what calibration needs beside a forward pass.
 //! * [`job`] — what is to be run.
+//! * [`logits`] — how large a chunk of logits is and where it lies.
 //! * [`plan`] — every buffer of a run by name, category and size.
 //! * [`stream`] — blocks that come and go through transfer slots.
 //! * [`rates`] — what a dispatch takes, from measurements of others.
@@ -24,6 +25,7 @@
 pub mod allocate;
 pub mod calibrate;
 pub mod job;
+pub mod logits;
 pub mod luc;
 pub mod paper;
 pub mod params;

@@ -7,6 +7,7 @@ use edge_kernels::{Category, Format};
 
 use crate::calibrate::{Calibration, moment_buffers};
 use crate::job::{Job, Optimizer, Trained};
+use crate::logits::{LogitsChunk, VOCAB_CHUNK, VOTE_TOKENS, widest_shard};
 use crate::params::{ExitNorm, Group};
 use crate::shape::{ModelShape, Projection, Shard};
 use crate::stream::{Streaming, slot_words};
@@ -23,16 +24,6 @@ pub struct DeviceFacts {
 /// Shards stay below this many bytes also where the device would bind more: one dispatch over a
 /// shard stays short, and one upload stays small.
 pub const MAX_SHARD_BYTES: u64 = 64 << 20;
-
-/// Rows of the vocabulary in a chunk of logits; the head's shards are cut to it.
-pub const VOCAB_CHUNK: u32 = 8192;
-
-/// Bytes of a chunk of logits (tokens × vocabulary rows).
-pub const LOGITS_BYTES: u64 = 2 << 20;
-
-/// Tokens in a chunk of votes, at most. Only evaluation votes, so that a run of training should not
-/// keep much memory for it.
-pub const VOTE_TOKENS: u32 = 64;
 
 /// Row blocks in the first pass of the gradient of a norm's weight or of a bias.
 pub const NORM_GRAD_PARTS: u32 = 16;
@@ -60,8 +51,8 @@ pub struct Plan {
     pub groups: Vec<Group>,
     /// Bytes that the device itself keeps for staging.
     pub staging_bytes: u64,
-    /// Tokens in a chunk of logits.
-    pub token_chunk: u32,
+    /// How logits are cut.
+    pub logits: LogitsChunk,
     /// Largest shard in bytes.
     pub max_shard_bytes: u64,
 }
@@ -74,19 +65,19 @@ impl Plan {
         let groups = builder.groups();
         builder.weights();
         builder.parameters(&groups);
-        let token_chunk = builder.logits();
+        let logits = builder.logits();
         builder.activations();
         if job.training {
-            builder.backward(&groups, token_chunk);
+            builder.backward(&groups, logits.tokens);
         }
         if let Some(calibration) = &job.calibration {
-            builder.calibration(calibration, token_chunk);
+            builder.calibration(calibration, logits);
         }
         Self {
             buffers: builder.buffers,
             groups,
             staging_bytes: facts.staging_bytes,
-            token_chunk,
+            logits,
             max_shard_bytes,
         }
     }
@@ -300,25 +291,30 @@ impl Builder<'_> {
         }
     }
 
-    /// Chunks of logits and row statistics; returns the tokens in a chunk.
-    fn logits(&mut self) -> u32 {
-        let chunk = VOCAB_CHUNK.min(self.shape.vocab_size.next_multiple_of(64));
-        let fitting = self.job.logits_bytes / (4 * u64::from(chunk));
-        // Chunks of 64 tokens keep the offsets of their rows aligned.
-        let tokens = (fitting / 64 * 64).max(64).min(self.rows()) as u32;
-        self.add("logits", Category::Logits, u64::from(tokens) * u64::from(chunk));
+    /// Words of the buffer `hidden`, through which rows of the residual stream pass as well.
+    fn hidden(&self) -> u64 {
+        self.rows() * u64::from(self.shape.intermediate_size.max(self.shape.hidden_size))
+    }
+
+    /// Chunks of logits and row statistics.
+    fn logits(&mut self) -> LogitsChunk {
+        let logits = LogitsChunk::new(self.shape, self.job, self.rows(), self.hidden());
+        if !logits.in_hidden {
+            self.add("logits", Category::Logits, logits.words);
+        }
         self.add("loss", Category::Logits, 2);
         let (rows, compared) = (self.rows(), self.compared_rows());
         self.add("stats.0", Category::Logits, 3 * rows);
         if self.job.vote {
-            let votes = u64::from(tokens.min(VOTE_TOKENS)).min(compared) * u64::from(chunk);
+            let tokens = u64::from(logits.tokens.min(VOTE_TOKENS)).min(compared);
+            let votes = tokens * u64::from(widest_shard(self.shape));
             self.add("votes", Category::Logits, votes);
             self.add("vote_stats", Category::Logits, 3 * compared);
             for exit in 1..self.job.windows.len() {
                 self.add(format!("stats.{exit}"), Category::Logits, 3 * compared);
             }
         }
-        tokens
+        logits
     }
 
     fn activations(&mut self) {
@@ -336,8 +332,7 @@ impl Builder<'_> {
         self.add("counted", act, rows);
         self.add("normed", act, columns(d));
         self.add("rstd", act, rows);
-        // Rows of the residual stream pass through it as well.
-        self.add("hidden", act, columns(shape.intermediate_size.max(d)));
+        self.add("hidden", act, self.hidden());
         for kept in 0..self.job.kept_inputs() {
             self.add(format!("kept.{kept}.x"), act, columns(d));
         }
@@ -442,13 +437,11 @@ impl Builder<'_> {
     }
 
     /// A second distribution beside the first, and second moments.
-    fn calibration(&mut self, calibration: &Calibration, token_chunk: u32) {
+    fn calibration(&mut self, calibration: &Calibration, logits: LogitsChunk) {
         let (rows, shape) = (self.rows(), self.shape);
-        let chunk = VOCAB_CHUNK.min(shape.vocab_size.next_multiple_of(64));
-        let logits = u64::from(token_chunk) * u64::from(chunk);
         let d = u64::from(shape.hidden_size);
         self.add("reference.normed", Category::Activations, rows * d);
-        self.add("reference.logits", Category::Logits, logits);
+        self.add("reference.logits", Category::Logits, logits.words);
         self.add("reference.stats", Category::Logits, 3 * rows);
         self.add("kl", Category::Logits, rows);
         let moments = moment_buffers(shape, calibration.moment_buffers, self.max_shard_bytes);

@@ -1,9 +1,10 @@
 //! Exits: `z = Head(rms_norm(x))`, cross-entropy, its gradient, and votes.
 //!
-//! Logits exist one chunk at a time: `token_chunk` tokens × one shard of the head. The first
-//! sweep over the vocabulary leaves three numbers a row (maximum, sum of exponentials, logit of
-//! the target); the second one computes each chunk again where there is more than one, and turns
-//! it into gradients or votes (as in Cut Cross-Entropy, arXiv 2411.09009).
+//! Logits exist one chunk at a time (`edge_scheduler::logits`): some tokens × the whole vocabulary
+//! or one shard of the head. The first sweep over the vocabulary leaves three numbers a row
+//! (maximum, sum of exponentials, logit of the target); the second one turns logits into gradients
+//! or votes, and computes them again where the chunk has another shard's meanwhile (as in Cut
+//! Cross-Entropy, arXiv 2411.09009).
 
 use std::ops::Range;
 
@@ -14,7 +15,7 @@ use edge_kernels::ops::loss::{
     vote_reduce,
 };
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
-use edge_scheduler::plan::VOTE_TOKENS;
+use edge_scheduler::logits::VOTE_TOKENS;
 
 use super::block::Geometry;
 use super::linear::{MatrixShard, weight_gradient};
@@ -33,7 +34,7 @@ struct Rows {
 
 impl Model {
     fn row_chunks(&self, rows: u32) -> impl Iterator<Item = Rows> + use<> {
-        Self::chunks_of(rows, self.plan.token_chunk)
+        Self::chunks_of(rows, self.plan.logits.tokens)
     }
 
     fn chunks_of(rows: u32, step: u32) -> impl Iterator<Item = Rows> {
@@ -41,6 +42,16 @@ impl Model {
             let first = index * step;
             Rows { first, count: step.min(rows - first) }
         })
+    }
+
+    /// The place of a shard's logits in a chunk.
+    fn place(&self, part: &MatrixShard, chunk: &Slice) -> Slice {
+        let chunked = self.plan.logits;
+        let row0 = if chunked.whole { part.shard.row0 } else { 0 };
+        // Rows of shards come in 64s, so that the slice is aligned.
+        let (tokens, rows) = (u64::from(chunked.tokens), u64::from(part.shard.rows));
+        let first = chunk.offset_words() + tokens * u64::from(row0);
+        chunk.buffer().slice(first, tokens * rows)
     }
 
     /// `logits = normed[rows] · shardᵀ`, of and to the workspace.
@@ -60,7 +71,7 @@ impl Model {
         let d = self.shape.hidden_size;
         let mut params = matmul_nt::Params::dense(rows.count, part.shard.rows, d);
         params.in_offset = rows.first * d;
-        let (normed, logits) = (normed.clone(), logits.clone());
+        let (normed, logits) = (normed.clone(), self.place(part, logits));
         recorder.push(matmul_nt::dispatch(params, part.weight.clone(), normed, logits));
     }
 
@@ -83,7 +94,7 @@ impl Model {
             col0: part.shard.row0,
             first: (part.shard.row0 == 0).into(),
         };
-        let (logits, targets) = (logits.clone(), self.workspace.targets.clone());
+        let (logits, targets) = (self.place(part, logits), self.workspace.targets.clone());
         recorder.push(cross_entropy_forward::dispatch(params, logits, targets, stats.clone()));
     }
 
@@ -134,6 +145,7 @@ impl Model {
         let ws = &self.workspace;
         let back = ws.backward.as_ref().context("the model was not built for training")?;
         let (head, d) = (self.head_matrix(), self.shape.hidden_size);
+        let made_again = head.shards.len() > 1 && !self.plan.logits.whole;
         self.norm(recorder, g.rows(), x, &exit.norm);
         for rows in self.row_chunks(g.rows()) {
             for part in &head.shards {
@@ -141,9 +153,10 @@ impl Model {
                 self.statistics(recorder, rows, part, &ws.stats[0]);
             }
             for (index, part) in head.shards.iter().enumerate() {
-                if head.shards.len() > 1 {
+                if made_again {
                     self.logits(recorder, rows, part);
                 }
+                let logits = self.place(part, &ws.logits);
                 let params = cross_entropy_backward::Params {
                     rows: rows.count,
                     cols: part.shard.rows,
@@ -154,21 +167,21 @@ impl Model {
                 };
                 recorder.push(cross_entropy_backward::dispatch(
                     params,
-                    ws.logits.clone(),
+                    logits.clone(),
                     ws.targets.clone(),
                     ws.stats[0].clone(),
                 ));
                 let mut params = matmul_nn::Params::dense(rows.count, part.shard.rows, d);
                 params.out_offset = rows.first * d;
                 params.accumulate = (index > 0).into();
-                let (dy, dx) = (ws.logits.clone(), back.d_normed.clone());
+                let (dy, dx) = (logits.clone(), back.d_normed.clone());
                 recorder.push(matmul_nn::dispatch(params, part.weight.clone(), dy, dx));
                 if let Some(grad) = &part.grad {
                     // A chunk starts at a multiple of 64 rows, so the slice is aligned.
                     let (first, count) = (u64::from(rows.first * d), u64::from(rows.count * d));
                     let x = ws.normed.buffer().slice(first, count);
                     let params = matmul_tn::Params::dense(rows.count, part.shard.rows, d);
-                    weight_gradient(recorder, params, &ws.logits, &x, grad, &back.partials);
+                    weight_gradient(recorder, params, &logits, &x, grad, &back.partials);
                 }
             }
         }
@@ -215,7 +228,7 @@ impl Model {
                 }
             }
             for part in shards {
-                if shards.len() > 1 {
+                if shards.len() > 1 && !self.plan.logits.whole {
                     logits.iter().for_each(|pair| self.logits_of(recorder, rows, part, *pair));
                 }
                 let params = kl_divergence::Params {
@@ -227,7 +240,7 @@ impl Model {
                 };
                 recorder.push(kl_divergence::dispatch(
                     params,
-                    logits.map(|(_, logits)| logits.clone()),
+                    logits.map(|(_, logits)| self.place(part, logits)),
                     stats.map(Slice::clone),
                     reference.kl.clone(),
                 ));
@@ -267,7 +280,7 @@ impl Model {
                 }
             }
         }
-        for rows in Self::chunks_of(g.rows(), self.plan.token_chunk.min(VOTE_TOKENS)) {
+        for rows in Self::chunks_of(g.rows(), self.plan.logits.tokens.min(VOTE_TOKENS)) {
             for part in &self.head_matrix().shards {
                 self.vote_chunk(recorder, vote, rows, part, g)?;
                 let params = vote_reduce::Params {
@@ -366,7 +379,7 @@ impl Model {
                 first: (turn == 0).into(),
                 weight,
             };
-            let (logits, stats) = (ws.logits.clone(), ws.stats[index].clone());
+            let (logits, stats) = (self.place(part, &ws.logits), ws.stats[index].clone());
             recorder.push(vote_combine::dispatch(params, logits, stats, votes.clone()));
         }
         Ok(())
@@ -383,7 +396,8 @@ impl Model {
                 self.logits(&mut recorder, rows, part);
                 recorder.submit()?;
                 let words = u64::from(rows.count) * u64::from(part.shard.rows);
-                let chunk = self.workspace.logits.buffer().slice(0, words);
+                let chunk = self.place(part, &self.workspace.logits);
+                let chunk = chunk.buffer().slice(chunk.offset_words(), words);
                 let values = self.device.read_f32(&chunk)?;
                 for (row, values) in values.chunks(part.shard.rows as usize).enumerate() {
                     let at = (rows.first as usize + row) * vocab + part.shard.row0 as usize;

@@ -186,7 +186,7 @@ pub struct Workspace {
     pub rstd: Slice,
     /// SwiGLU output.
     pub hidden: Slice,
-    /// A chunk of logits.
+    /// A chunk of logits; in `hidden` where the plan says so.
     pub logits: Slice,
     /// Sum of losses and count of counted tokens.
     pub loss: Slice,
@@ -222,6 +222,8 @@ impl Workspace {
         let stats = if job.vote { job.windows.len() } else { 1 };
         let caches = job.caches(shape.num_blocks);
         let exits = if job.vote { job.windows.len() } else { 0 };
+        let hidden = pool.zeroed("hidden")?;
+        let in_hidden = pool.plan.logits.in_hidden;
         Ok(Self {
             ids: pool.zeroed("ids")?,
             targets: pool.zeroed("targets")?,
@@ -231,8 +233,8 @@ impl Workspace {
             counted: pool.zeroed("counted")?,
             normed: pool.zeroed("normed")?,
             rstd: pool.zeroed("rstd")?,
-            hidden: pool.zeroed("hidden")?,
-            logits: pool.zeroed("logits")?,
+            logits: if in_hidden { hidden.clone() } else { pool.zeroed("logits")? },
+            hidden,
             loss: pool.zeroed("loss")?,
             stats: (0..stats)
                 .map(|exit| pool.zeroed(&format!("stats.{exit}")))

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use edge_gpu::Device;
 use edge_kernels::Format;
-use edge_scheduler::plan::LOGITS_BYTES;
+use edge_scheduler::logits::LOGITS_BYTES;
 use edge_scheduler::profiles::DeviceProfile;
 use edge_scheduler::search::{
     Found, Objective, SLOTS_MAX, Schedule, Space, Turns, block_bytes, search,

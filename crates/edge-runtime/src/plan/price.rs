@@ -190,7 +190,7 @@ mod tests {
 
     use edge_gpu::Options;
     use edge_kernels::Format;
-    use edge_scheduler::plan::LOGITS_BYTES;
+    use edge_scheduler::logits::LOGITS_BYTES;
     use edge_scheduler::{BlockFormats, Optimizer, Path, Projection, Trained, Window};
 
     use super::*;

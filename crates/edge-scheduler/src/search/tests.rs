@@ -4,7 +4,7 @@ use edge_kernels::Format;
 
 use super::*;
 use crate::job::Trained;
-use crate::plan::LOGITS_BYTES;
+use crate::logits::LOGITS_BYTES;
 use crate::shape::{BlockFormats, Extras, Projection, Window};
 
 fn shape() -> ModelShape {
