@@ -120,3 +120,46 @@ fn a_shader_that_is_refused_has_a_substitute() {
     let (whole, other) = (loss("whole", ""), loss("refused", "shader@matmul_nt_lora:1"));
     assert!((whole - other).abs() < 1e-3 * whole, "{whole} {other}");
 }
+
+/// What a self-test finds wrong is left alone by every later run on the device.
+#[test]
+fn a_kernel_that_answers_wrongly_is_replaced_and_remembered() {
+    let Some(device) = gpu() else { return };
+    let device = device.info().name.clone();
+    let dir = TempDir::new().expect("a folder");
+    let run = |faults: &str, args: &[&str]| {
+        let mut command = Command::new(program());
+        command.args(args).args(["--device", &device, "--json"]).env("EDGE_FAULT", faults);
+        // The driver's compiled shaders stay where they are.
+        if let Some(home) = std::env::home_dir() {
+            command.env("MESA_SHADER_CACHE_DIR", home.join(".cache"));
+        }
+        command.env("XDG_CACHE_HOME", dir.path()).output().expect("the program starts")
+    };
+    let report = |output: &Output| -> Value {
+        assert!(output.status.success(), "{}", text(output));
+        let out = String::from_utf8_lossy(&output.stdout);
+        serde_json::from_str(out.lines().last().expect("a line")).expect("a report")
+    };
+    let found = run("wrong@rms_norm_forward:1", &["devices", "--selftest"]);
+    let said = text(&found);
+    assert!(said.contains("REPLACED") && said.contains("no run uses it"), "{said}");
+    let list = &report(&found)["devices"][0]["selftest"];
+    assert_eq!(list["wrong"].as_array().map(Vec::len), Some(0), "{list}");
+    let replaced = list["replaced"][0].as_str().expect("a sentence");
+    let names: Vec<&str> = replaced.split('\'').skip(1).step_by(2).collect();
+    let [wrong, right] = names[..] else { panic!("{replaced}") };
+    assert_ne!(wrong, right);
+    let out = dir.path().join("run").display().to_string();
+    let fixed = "tune --steps 1 --batch-size 1 --seq-len 16 --val-fraction 0.02 --profile --method \
+                 lora --out";
+    let (model, data) = (demo("model"), demo("valid.txt"));
+    let mut args: Vec<&str> = fixed.split_whitespace().collect();
+    args.extend([out.as_str(), "--model", &model, "--data", &data]);
+    let profile = report(&run("", &args))["profile"]["ops"].clone();
+    let ops = profile.as_array().expect("ops");
+    let norm = ops.iter().find(|row| row["op"] == "rms_norm_forward").expect("the op");
+    let ran: Vec<&str> =
+        norm["variants"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    assert_eq!(ran, [format!("f32 {right}")], "{replaced}");
+}

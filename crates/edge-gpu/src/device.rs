@@ -14,7 +14,7 @@ use crate::chosen::Choices;
 use crate::cpu::Cpu;
 use crate::dry::{Dry, Listed};
 use crate::error::{Error, one_line};
-use crate::fault::{FaultPlan, Kind};
+use crate::fault::{Doing, FaultPlan, Kind};
 use crate::gpu::Gpu;
 use crate::host::HostMemory;
 use crate::ledger::{Ledger, MemoryReport};
@@ -229,7 +229,8 @@ impl Device {
             return Vec::new();
         }
         let mut variants = op.variants(call);
-        variants.retain(|variant| satisfies(info, &variant.needs));
+        variants
+            .retain(|variant| satisfies(info, &variant.needs) && self.trusts(op, call, variant));
         by_preference(variants, info.kind.hardware(), info.vendor)
     }
 
@@ -242,9 +243,16 @@ impl Device {
                 variant.approximate
                     && variant.needs.cooperative.is_some()
                     && satisfies(&self.inner.info, &variant.needs)
+                    && self.trusts(op, call, variant)
             }));
         }
         found
+    }
+
+    /// Whether no self-test found that a variant answers wrongly on this device.
+    pub(crate) fn trusts(&self, op: &dyn Op, call: &Call, variant: &Variant) -> bool {
+        let tuning = self.inner.tuning.get();
+        tuning.is_none_or(|tuning| tuning.trusts(op, call, variant.name))
     }
 
     /// A buffer of `words` zeros, charged to `category` until it is dropped.
@@ -476,7 +484,7 @@ impl Inner {
     /// Fails on purpose, where that is planned.
     pub(crate) fn fault(&self, place: &str) -> Result<(), Error> {
         let Some(faults) = &self.options.faults else { return Ok(()) };
-        let Some(kind) = faults.at(self.id, place, false) else { return Ok(()) };
+        let Some(kind) = faults.at(self.id, place, Doing::Running) else { return Ok(()) };
         let message = format!("on purpose, at {place}");
         let gpu = match &self.backend {
             Backend::Gpu(gpu) => Some(gpu),
@@ -495,7 +503,7 @@ impl Inner {
                 let in_use = self.ledger.report().current_total;
                 Error::OutOfMemory { label: place.to_owned(), bytes: 0, in_use }
             }
-            (Kind::Driver | Kind::Shader, _) => Error::Driver { message },
+            (Kind::Driver | Kind::Shader | Kind::Wrong, _) => Error::Driver { message },
         })
     }
 
@@ -506,12 +514,18 @@ impl Inner {
         variant: &'static str,
     ) -> Result<(), Error> {
         let faults = self.options.faults.as_ref();
-        match faults.and_then(|faults| faults.at(self.id, op, true)) {
+        match faults.and_then(|faults| faults.at(self.id, op, Doing::Compiling)) {
             Some(Kind::Shader) => {
                 Err(Error::Shader { op, variant, message: "refused on purpose".into() })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether an op's answer is to be wrong on purpose, now that it is compared.
+    pub(crate) fn wrong_answer(&self, op: &str) -> bool {
+        let faults = self.options.faults.as_ref();
+        faults.and_then(|faults| faults.at(self.id, op, Doing::Comparing)).is_some()
     }
 }
 

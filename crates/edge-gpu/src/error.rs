@@ -135,6 +135,11 @@ pub enum Error {
         /// Name of the op.
         op: &'static str,
     },
+    /// A self-test found that the driver makes every variant of the op wrong.
+    AllWrong {
+        /// Name of the op.
+        op: &'static str,
+    },
     /// A shader that does not assemble, or that the driver refuses.
     Shader {
         /// Name of the op.
@@ -236,6 +241,7 @@ impl fmt::Display for Error {
                  use separate buffers"
             ),
             Self::NoVariant { .. }
+            | Self::AllWrong { .. }
             | Self::Shader { .. }
             | Self::Dispatch { .. }
             | Self::GridTooLarge { .. }
@@ -259,6 +265,12 @@ impl Error {
     fn fmt_kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVariant { op } => write!(f, "no variant of {op} runs on this device"),
+            Self::AllWrong { op } => write!(
+                f,
+                "every variant of {op} answered wrongly when this driver was tested: use another \
+                 device (`--device cpu` always works), or update the driver and run \
+                 `edge-runtime devices --selftest` again"
+            ),
             Self::Shader { op, variant, message } => {
                 write!(f, "shader of {op}, variant '{variant}': {message}")
             }

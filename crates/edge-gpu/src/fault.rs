@@ -1,4 +1,4 @@
-//! FaultPlan on purpose: how a run stands a device that fails is tried on devices that do not.
+//! Faults on purpose: how a run stands a device that fails is tried on devices that do not.
 //!
 //! `EDGE_FAULT=KIND@PLACE:N` in the environment, several behind commas, lets a device fail the N-th
 //! time that it comes to a place: an op's name where it is recorded, `buffer`, `read`, `write`,
@@ -8,7 +8,8 @@
 //! * `hang` — what was submitted does not end, and the device is given up;
 //! * `memory` — the driver has no memory left;
 //! * `driver` — any other error of the driver, once;
-//! * `shader` — the driver refuses to compile the op's shader.
+//! * `shader` — the driver refuses to compile the op's shader;
+//! * `wrong` — the op's answer is wrong the N-th time that it is compared with its definition.
 
 use std::collections::HashSet;
 use std::str::FromStr;
@@ -26,6 +27,25 @@ pub(crate) enum Kind {
     Memory,
     Driver,
     Shader,
+    Wrong,
+}
+
+/// What a device is doing at a place: kinds of faults belong to one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    Running,
+    Compiling,
+    Comparing,
+}
+
+impl Kind {
+    fn doing(self) -> Doing {
+        match self {
+            Self::Lost | Self::Hang | Self::Memory | Self::Driver => Doing::Running,
+            Self::Shader => Doing::Compiling,
+            Self::Wrong => Doing::Comparing,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -60,8 +80,8 @@ impl FromStr for FaultPlan {
         let planned = text.split(',').map(one).collect::<Option<Vec<_>>>();
         let planned = planned.ok_or_else(|| {
             format!(
-                "EDGE_FAULT is '{text}': give KIND@PLACE:N, with lost, hang, memory, driver or \
-                 shader as KIND and an op, buffer, read, write, wait, upload or any as PLACE"
+                "EDGE_FAULT is '{text}': give KIND@PLACE:N, with lost, hang, memory, driver, \
+                 shader or wrong as KIND and an op, buffer, read, write, wait, upload or any as PLACE"
             )
         })?;
         Ok(Self { text: text.to_owned(), planned, gone: Lock::default() })
@@ -77,6 +97,7 @@ fn one(text: &str) -> Option<Planned> {
         "memory" => Kind::Memory,
         "driver" => Kind::Driver,
         "shader" => Kind::Shader,
+        "wrong" => Kind::Wrong,
         _ => return None,
     };
     let left = count.parse().ok().filter(|left| *left > 0)?;
@@ -102,13 +123,12 @@ impl FaultPlan {
     }
 
     /// What is to happen to a device at a place, now that it is there.
-    pub(crate) fn at(&self, device: u64, place: &str, shader: bool) -> Option<Kind> {
+    pub(crate) fn at(&self, device: u64, place: &str, doing: Doing) -> Option<Kind> {
         if self.gone.lock().contains(&device) {
             return Some(Kind::Lost);
         }
         let here = |planned: &&Planned| {
-            (planned.kind == Kind::Shader) == shader
-                && (planned.place == place || planned.place == "any")
+            planned.kind.doing() == doing && (planned.place == place || planned.place == "any")
         };
         let mut found = None;
         for planned in self.planned.iter().filter(here) {
@@ -132,13 +152,13 @@ mod tests {
     fn each_happens_once_at_its_time_and_what_is_gone_stays_gone() {
         let faults: FaultPlan =
             "driver@read:2, lost@adamw:1,shader@adamw:1".parse().expect("faults");
-        assert_eq!(faults.at(1, "read", false), None);
-        assert_eq!(faults.at(1, "read", false), Some(Kind::Driver));
-        assert_eq!(faults.at(1, "read", false), None);
-        assert_eq!(faults.at(1, "adamw", true), Some(Kind::Shader));
-        assert_eq!(faults.at(1, "adamw", false), Some(Kind::Lost));
-        assert_eq!(faults.at(1, "read", false), Some(Kind::Lost));
-        assert_eq!(faults.at(2, "adamw", false), None, "another device");
+        assert_eq!(faults.at(1, "read", Doing::Running), None);
+        assert_eq!(faults.at(1, "read", Doing::Running), Some(Kind::Driver));
+        assert_eq!(faults.at(1, "read", Doing::Running), None);
+        assert_eq!(faults.at(1, "adamw", Doing::Compiling), Some(Kind::Shader));
+        assert_eq!(faults.at(1, "adamw", Doing::Running), Some(Kind::Lost));
+        assert_eq!(faults.at(1, "read", Doing::Running), Some(Kind::Lost));
+        assert_eq!(faults.at(2, "adamw", Doing::Running), None, "another device");
     }
 
     #[test]

@@ -83,7 +83,10 @@ impl Recorder {
         }
         let mut variants = self.device.candidates(op, call);
         if variants.is_empty() {
-            return Err(Error::NoVariant { op: op.name() });
+            let runs = |variant: &Variant| satisfies(info, &variant.needs);
+            let distrusted = op.variants(call).iter().any(runs);
+            let op = op.name();
+            return Err(if distrusted { Error::AllWrong { op } } else { Error::NoVariant { op } });
         }
         let measured = tuning.get().and_then(|tuning| tuning.get(op, call));
         let measured =

@@ -1,7 +1,8 @@
-//! Which variant of an op a device runs, by buckets of shapes: what measuring on it has found.
-//! A value; who measures and where it is kept is not decided here.
+//! Which variant of an op a device runs, by buckets of shapes: what measuring on it has found, and
+//! which variants answer wrongly there. A value; who measures and where it is kept is not decided
+//! here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -53,37 +54,92 @@ impl FromStr for Bucket {
     }
 }
 
+/// A variant of an op that a driver makes wrong for a weight format.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Wrong {
+    op: &'static str,
+    format: &'static str,
+    variant: String,
+}
+
+impl Wrong {
+    /// This variant for calls of an op in the format of `call`.
+    pub fn new(op: &dyn Op, call: &Call, variant: impl Into<String>) -> Self {
+        Self { op: op.name(), format: call.format.name(), variant: variant.into() }
+    }
+
+    /// Whether both are about the same op and format.
+    pub fn same_kernel(&self, other: &Self) -> bool {
+        (self.op, self.format) == (other.op, other.format)
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.op, self.format, self.variant)
+    }
+}
+
+impl FromStr for Wrong {
+    type Err = String;
+
+    /// Reads what [`fmt::Display`] writes.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let [op, format, variant] = words[..] else {
+            return Err(format!("`{text}` is not an op, a format and a variant"));
+        };
+        let op = ops::find(op).ok_or_else(|| format!("`{text}`: there is no op `{op}`"))?.name();
+        let format = Format::from_name(format)
+            .ok_or_else(|| format!("`{text}`: there is no format `{format}`"))?;
+        Ok(Self { op, format: format.name(), variant: variant.to_owned() })
+    }
+}
+
 /// The choices of a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tuning(BTreeMap<Bucket, String>);
+pub struct Tuning {
+    choices: BTreeMap<Bucket, String>,
+    wrong: BTreeSet<Wrong>,
+}
 
 impl Tuning {
     /// Lets calls of `bucket` run the variant of this name, wherever the op has it for them.
     pub fn set(&mut self, bucket: Bucket, variant: impl Into<String>) {
-        self.0.insert(bucket, variant.into());
+        self.choices.insert(bucket, variant.into());
     }
 
     /// The name of the variant for a call, if one was chosen.
     pub fn get(&self, op: &dyn Op, call: &Call) -> Option<&str> {
-        if self.0.is_empty() {
+        if self.choices.is_empty() {
             return None;
         }
-        self.0.get(&Bucket::of(op, call)?).map(String::as_str)
+        self.choices.get(&Bucket::of(op, call)?).map(String::as_str)
     }
 
     /// Buckets and variants, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Bucket, &str)> {
-        self.0.iter().map(|(bucket, variant)| (*bucket, variant.as_str()))
+        self.choices.iter().map(|(bucket, variant)| (*bucket, variant.as_str()))
     }
 
     /// How many buckets have a choice.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.choices.len()
     }
 
     /// Whether nothing was chosen.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.choices.is_empty()
+    }
+
+    /// Lets no call run this variant any more.
+    pub fn distrust(&mut self, wrong: Wrong) {
+        self.wrong.insert(wrong);
+    }
+
+    /// Whether a call may run this variant.
+    pub fn trusts(&self, op: &dyn Op, call: &Call, variant: &str) -> bool {
+        self.wrong.is_empty() || !self.wrong.contains(&Wrong::new(op, call, variant))
     }
 }
 
@@ -133,5 +189,22 @@ mod tests {
         tuning.set(Bucket::of(&MatmulNt, &call(1, 64, 64)).expect("a product"), "wide");
         assert_eq!(tuning.get(&MatmulNt, &call(1, 64, 60)), Some("wide"));
         assert_eq!(tuning.get(&MatmulNt, &call(2, 64, 64)), None);
+    }
+
+    #[test]
+    fn what_answers_wrongly_is_distrusted_for_its_op_and_format_alone() {
+        let mut tuning = Tuning::default();
+        assert!(tuning.trusts(&MatmulNt, &call(1, 64, 64), "wide"));
+        let wrong = Wrong::new(&MatmulNt, &call(1, 64, 64), "wide");
+        assert_eq!(wrong.to_string(), "matmul_nt f32 wide");
+        assert_eq!(wrong.to_string().parse(), Ok(wrong.clone()));
+        tuning.distrust(wrong);
+        assert!(!tuning.trusts(&MatmulNt, &call(9, 7, 5), "wide"), "any shape");
+        assert!(tuning.trusts(&MatmulNt, &call(1, 64, 64), "tile"));
+        let q4 = Call::with_format(&Params::dense(1, 64, 64), Format::Q4);
+        assert!(tuning.trusts(&MatmulNt, &q4, "wide"));
+        for text in ["", "matmul_nt f32", "a f32 wide", "matmul_nt q5 wide", "matmul_nt f32 a b"] {
+            assert!(text.parse::<Wrong>().is_err(), "{text}");
+        }
     }
 }

@@ -1,19 +1,19 @@
-//! Which kernels a device runs: a quick test that each one answers right, and a measurement of
-//! which variant of a product is the fastest for which shape, kept in a file per adapter and
-//! driver.
+//! Which kernels a device runs: a measurement of which variant of a product is the fastest for
+//! which shape, kept in a file per adapter and driver together with the variants that answer
+//! wrongly there.
 //!
 //! A variant is only timed after its answer was compared with the reference, so that what a
 //! driver miscompiles cannot win.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::{Device, DeviceInfo, Error, Trial};
-use edge_kernels::op::{Case, Variant};
+use edge_kernels::op::Variant;
 use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
-use edge_kernels::tuning::{Bucket, Tuning};
-use edge_kernels::{Call, Format, OPS, Op, Packing};
+use edge_kernels::tuning::{Bucket, Tuning, Wrong};
+use edge_kernels::{Call, Format, Op, Packing};
 use edge_scheduler::{ModelShape, Policy, Projection};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,9 @@ pub struct Choice {
     /// Variants whose answers were wrong, with what was wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wrong: Vec<String>,
+    /// Those of them that nothing is to run, as [`Wrong`] writes itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub distrusted: Vec<String>,
 }
 
 /// The file of a device.
@@ -58,7 +61,10 @@ struct File {
     backend: String,
     driver: String,
     driver_info: String,
-    choices: std::collections::BTreeMap<String, Choice>,
+    choices: BTreeMap<String, Choice>,
+    /// What the self-test found, as [`Wrong`] writes itself.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    distrusted: BTreeSet<String>,
 }
 
 impl File {
@@ -69,7 +75,8 @@ impl File {
             backend: info.backend.clone(),
             driver: info.driver.clone(),
             driver_info: info.driver_info.clone(),
-            choices: std::collections::BTreeMap::new(),
+            choices: BTreeMap::new(),
+            distrusted: BTreeSet::new(),
         }
     }
 
@@ -134,6 +141,12 @@ fn tuning(file: &File) -> Tuning {
             tuning.set(bucket, choice.variant.clone());
         }
     }
+    let measured = file.choices.values().flat_map(|choice| &choice.distrusted);
+    for wrong in measured.chain(&file.distrusted) {
+        if let Ok(wrong) = wrong.parse() {
+            tuning.distrust(wrong);
+        }
+    }
     tuning
 }
 
@@ -148,15 +161,51 @@ pub fn save(info: &DeviceInfo, choices: &[(Bucket, Choice)]) -> Result<PathBuf> 
 }
 
 fn save_at(path: &Path, info: &DeviceInfo, choices: &[(Bucket, Choice)]) -> Result<()> {
-    let old = File::read(path).ok().filter(|file| file.belongs_to(info));
-    let mut file = old.unwrap_or_else(|| File::of(info));
+    let mut file = old(path, info).unwrap_or_else(|| File::of(info));
     file.choices
         .extend(choices.iter().map(|(bucket, choice)| (bucket.to_string(), choice.clone())));
+    write(path, &file)
+}
+
+/// Remembers which variants a self-test found wrong, in place of what an earlier one said of the
+/// kernels that it `tested`. Returns where, if there is anything to remember.
+///
+/// # Errors
+/// There is no cache folder, or it cannot be written.
+pub fn remember(info: &DeviceInfo, tested: &[Wrong], wrong: &[Wrong]) -> Result<Option<PathBuf>> {
+    match path(info) {
+        Some(path) => Ok(remember_at(&path, info, tested, wrong)?.then_some(path)),
+        None if wrong.is_empty() => Ok(None),
+        None => bail!("this system has no cache folder to remember wrong kernels in"),
+    }
+}
+
+fn remember_at(path: &Path, info: &DeviceInfo, tested: &[Wrong], wrong: &[Wrong]) -> Result<bool> {
+    let before = old(path, info);
+    let mut file = before.unwrap_or_else(|| File::of(info));
+    let known = file.distrusted.clone();
+    file.distrusted.retain(|text| {
+        let same = |other: &Wrong| text.parse().is_ok_and(|text: Wrong| text.same_kernel(other));
+        !tested.iter().any(same)
+    });
+    file.distrusted.extend(wrong.iter().map(Wrong::to_string));
+    if file.distrusted != known {
+        write(path, &file)?;
+    }
+    Ok(!file.distrusted.is_empty())
+}
+
+/// What is known of a device and this version of its driver.
+fn old(path: &Path, info: &DeviceInfo) -> Option<File> {
+    File::read(path).ok().filter(|file| file.belongs_to(info))
+}
+
+fn write(path: &Path, file: &File) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("{} cannot be made", folder.display()))?;
     }
-    let mut text = serde_json::to_string_pretty(&file)?;
+    let mut text = serde_json::to_string_pretty(file)?;
     text.push('\n');
     write_atomically(path, text.as_bytes())
 }
@@ -281,13 +330,18 @@ pub fn measure(device: &Device, (op, call): Measured) -> Result<Option<(Bucket, 
     if variants.len() < 2 {
         return Ok(None);
     }
-    let mut wrong = Vec::new();
+    let (mut wrong, mut distrusted) = (Vec::new(), Vec::new());
     let mut right = Vec::new();
     for variant in &variants {
         match check(&trial, variant, (op, call)) {
             Ok(()) => right.push((variant, trial.dispatches(Some(variant))?, Vec::new())),
             Err(error @ (Error::WrongAnswer { .. } | Error::Shader { .. })) => {
                 wrong.push(error.to_string());
+                // One that is approximate may be right alone and wrong with its gradient; it only
+                // runs where it was chosen.
+                if !variant.approximate {
+                    distrusted.push(Wrong::new(op, &call, variant.name).to_string());
+                }
             }
             Err(error) => return Err(error.into()),
         }
@@ -313,6 +367,7 @@ pub fn measure(device: &Device, (op, call): Measured) -> Result<Option<(Bucket, 
         default: default.into(),
         default_ms,
         wrong,
+        distrusted,
     };
     Ok(Some((bucket, choice)))
 }
@@ -336,70 +391,6 @@ fn median(times: &[f64]) -> f64 {
     times[times.len() / 2]
 }
 
-/// What a self-test found.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct SelfTest {
-    /// Kernels that answered right.
-    pub right: usize,
-    /// Kernels that were left out because time was up.
-    pub left_out: usize,
-    /// What was wrong, a sentence a kernel.
-    pub wrong: Vec<String>,
-    /// How long it took, milliseconds.
-    pub elapsed_ms: f64,
-}
-
-/// Runs the kernels that production would run against their references: the smallest case of
-/// every op, and then, until `most` is over, one of every other weight format.
-///
-/// # Errors
-/// The device fails.
-pub fn self_test(device: &Device, most: Duration) -> Result<SelfTest> {
-    let start = Instant::now();
-    let mut found = SelfTest::default();
-    let (first, more) = self_test_cases();
-    let always = first.len();
-    for (index, (op, case)) in first.into_iter().chain(more).enumerate() {
-        if index >= always && start.elapsed() > most {
-            found.left_out += 1;
-            continue;
-        }
-        let result = Trial::new(device, op, case.call).and_then(|trial| trial.check(None));
-        match result {
-            Ok(()) => found.right += 1,
-            Err(error @ (Error::WrongAnswer { .. } | Error::Shader { .. })) => {
-                found.wrong.push(format!("case {}: {error}", case.name));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    found.elapsed_ms = start.elapsed().as_secs_f64() * 1e3;
-    Ok(found)
-}
-
-type Cases = Vec<(&'static dyn Op, Case)>;
-
-/// The smallest case of each op, and the smallest of each of its other formats.
-fn self_test_cases() -> (Cases, Cases) {
-    let (mut first, mut more): (Cases, Cases) = Default::default();
-    for op in OPS {
-        let mut cases = op.cases();
-        cases.retain(|case| !case.bench);
-        cases.sort_by_key(|case| op.work(&case.call).bytes);
-        let mut formats: Vec<&str> = Vec::new();
-        for case in cases {
-            let format = case.call.format.name();
-            if formats.contains(&format) {
-                continue;
-            }
-            let list = if formats.is_empty() { &mut first } else { &mut more };
-            formats.push(format);
-            list.push((*op, case));
-        }
-    }
-    (first, more)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -418,6 +409,7 @@ mod tests {
             default: "tile".into(),
             default_ms: Some(2.0),
             wrong: Vec::new(),
+            distrusted: Vec::new(),
         }
     }
 
@@ -498,15 +490,5 @@ mod tests {
         let formats: std::collections::HashSet<&str> =
             calls(&found, 64, 8).iter().map(|(_, call)| call.format.name()).collect();
         assert_eq!(formats, ["q8", "q4r", "q3", "f32"].into_iter().collect(), "f32 is LoRA's");
-    }
-
-    #[test]
-    fn the_self_test_passes_on_the_host_and_covers_every_op() {
-        let (first, _) = self_test_cases();
-        assert_eq!(first.len(), OPS.len());
-        let found = self_test(&cpu(), Duration::ZERO).unwrap();
-        assert_eq!(found.wrong, [""; 0]);
-        assert_eq!(found.right, OPS.len());
-        assert!(found.left_out > 0);
     }
 }

@@ -35,7 +35,7 @@
 //! to.
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
-//! and [`generate`] use it, [`session`] opens what they need, [`autotune`] tests and measures the
+//! and [`generate`] use it, [`session`] opens what they need, [`selftest`] tests and [`autotune`] measures the
 //! kernels of a device, [`plan`] prices runs and chooses their schedules, [`compress`] makes packed
 //! weights, [`compare`] tunes by several methods. [`tuner`] and [`inference`] put these together.
 //! [`cli`] holds flags, commands and reports, [`demo`] makes the bundled texts.
@@ -73,6 +73,7 @@ mod readahead;
 pub mod report;
 pub mod run_dir;
 pub mod schedule;
+pub mod selftest;
 pub mod session;
 pub mod tokenizer;
 pub mod tune;

@@ -17,6 +17,7 @@ use crate::checkpoint::Checkpoint;
 use crate::compress::read::is_compressed;
 use crate::config::ModelConfig;
 use crate::gguf;
+use crate::selftest::{self, SelfTest};
 use crate::session::mebibytes;
 
 /// How long a self-test takes beyond one case of each kernel.
@@ -114,21 +115,28 @@ fn facts(selector: &str, info: &DeviceInfo, chosen: bool) -> Map<String, Value> 
     }
 }
 
-fn self_test(device: &Device) -> Result<autotune::SelfTest> {
-    let found = autotune::self_test(device, SELF_TEST)?;
+fn self_test(device: &Device) -> Result<SelfTest> {
+    let found = selftest::self_test(device, SELF_TEST)?;
     for sentence in &found.wrong {
         eprintln!("   WRONG {sentence}");
+    }
+    for sentence in &found.replaced {
+        eprintln!("   REPLACED {sentence}");
     }
     let left_out = match found.left_out {
         0 => String::new(),
         count => format!(", {count} further weight formats left out"),
     };
     eprintln!(
-        "   self-test: {} kernels right, {} wrong in {:.1} s{left_out}",
+        "   self-test: {} kernels right, {} replaced, {} wrong in {:.1} s{left_out}",
         found.right,
+        found.replaced.len(),
         found.wrong.len(),
         found.elapsed_ms / 1e3
     );
+    if let Some(path) = autotune::remember(device.info(), &found.tested, &found.distrusted)? {
+        eprintln!("   what is wrong is in {}, and no run uses it", path.display());
+    }
     Ok(found)
 }
 
