@@ -81,7 +81,8 @@ impl FromStr for FaultPlan {
         let planned = planned.ok_or_else(|| {
             format!(
                 "EDGE_FAULT is '{text}': give KIND@PLACE:N, with lost, hang, memory, driver, \
-                 shader or wrong as KIND and an op, buffer, read, write, wait, upload or any as PLACE"
+                 shader or wrong as KIND and an op, buffer, read, write, wait, upload or any as \
+                 PLACE"
             )
         })?;
         Ok(Self { text: text.to_owned(), planned, gone: Lock::default() })
