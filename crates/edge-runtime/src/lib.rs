@@ -36,9 +36,10 @@
 //!
 //! Work: [`model`] is a model on a device as recorded dispatches, [`tune`] trains it, [`evaluate`]
 //! and [`generate`] use it, [`session`] opens what they need, [`selftest`] tests and [`autotune`]
-//! measures the kernels of a device, [`plan`] prices runs and chooses their schedules, [`compress`]
-//! makes packed weights, [`compare`] tunes by several methods. [`tuner`] and [`inference`] put these
-//! together. [`cli`] holds flags, commands and reports, [`demo`] makes the bundled texts.
+//! measures the kernels of a device, [`plan`] prices runs and chooses their schedules,
+//! [`compress`] makes packed weights, [`compare`] tunes by several methods. [`tuner`] and
+//! [`inference`] put these together. [`cli`] holds flags, commands and reports, [`demo`] makes the
+//! bundled texts.
 
 pub mod adapter;
 pub mod autotune;
