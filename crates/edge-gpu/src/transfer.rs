@@ -1,6 +1,8 @@
 //! Moving data between the host and a device behind wgpu, with bounded staging memory.
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use edge_kernels::Category;
 
@@ -15,6 +17,14 @@ use crate::pipeline::scoped;
 pub(crate) const WRITE_WORDS: usize = 256 << 10;
 /// Bytes that are read back at once.
 const READ_BYTES: u64 = 1 << 20;
+
+/// Tells when a buffer is mapped.
+type Mapping = Receiver<Result<(), wgpu::BufferAsyncError>>;
+
+/// Another error of the driver.
+pub(crate) fn driver(error: &impl ToString) -> Error {
+    Error::Driver { message: one_line(&error.to_string()) }
+}
 
 /// Writes the words of a new buffer.
 pub(crate) type Fill<'a> = Box<dyn FnOnce(&mut [u32]) + 'a>;
@@ -126,25 +136,42 @@ impl Gpu {
         buffer: &wgpu::Buffer,
         bytes: u64,
     ) -> Result<Vec<u32>, Error> {
-        let driver = |message: String| Error::Driver { message: one_line(&message) };
         let (sender, receiver) = mpsc::channel();
         buffer.map_async(wgpu::MapMode::Read, ..bytes, move |result| {
             // The receiver is gone only if the poll below failed, which is an error already.
             let _ = sender.send(result);
         });
-        let mut flights = self.flights.lock();
-        self.poll(None)?;
-        self.settled(&mut flights);
-        drop(flights);
-        let mapped = receiver.try_recv();
-        self.faults.check()?;
-        mapped
-            .map_err(|_| driver("mapping a buffer for reading did not finish".into()))?
-            .map_err(|error| driver(error.to_string()))?;
-        let view = buffer.get_mapped_range(..bytes).map_err(|error| driver(error.to_string()))?;
+        let started = Instant::now();
+        loop {
+            let mut flights = self.flights.lock();
+            self.poll(None)?;
+            self.settled(&mut flights);
+            drop(flights);
+            self.faults.check()?;
+            if self.called_back(&receiver)? {
+                break;
+            }
+            if started.elapsed() > self.patience {
+                return Err(self.give_up());
+            }
+        }
+        let view = buffer.get_mapped_range(..bytes).map_err(|error| driver(&error))?;
         let words = bytemuck::pod_collect_to_vec(&view);
         drop(view);
         buffer.unmap();
         Ok(words)
+    }
+
+    /// Whether a buffer is mapped, or an error of that. A moment is waited for: the poll of another
+    /// thread may be the one that calls back, and that may still be about to.
+    pub(crate) fn called_back(&self, mapping: &Mapping) -> Result<bool, Error> {
+        match mapping.recv_timeout(Duration::from_micros(200)) {
+            Ok(result) => result.map(|()| true).map_err(|error| driver(&error)),
+            Err(RecvTimeoutError::Timeout) => self.faults.check().map(|()| false),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.faults.check()?;
+                Err(Error::Driver { message: "mapping a buffer did not finish".into() })
+            }
+        }
     }
 }

@@ -5,16 +5,17 @@
 //! buffers, a slot is filled in place; elsewhere it has staging memory beside it, which the device
 //! copies in line with its other work.
 
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use edge_kernels::Category;
 
 use crate::buffer::Buffer;
 use crate::device::{Backend, Device};
-use crate::error::{Error, one_line};
+use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::ledger::Charge;
+use crate::transfer::driver;
 
 /// A point in the order of what was submitted to a device.
 #[derive(Clone, Debug, Default)]
@@ -146,7 +147,6 @@ impl Gpu {
         after: &Ticket,
         fill: impl FnOnce(&mut [u32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let driver = |message: String| Error::Driver { message: one_line(&message) };
         self.faults.check()?;
         let (sender, receiver) = mpsc::channel();
         buffer.map_async(wgpu::MapMode::Write, .., move |result| {
@@ -154,28 +154,20 @@ impl Gpu {
             let _ = sender.send(result);
         });
         let started = Instant::now();
-        // A poll of another thread may be the one that calls back.
-        let mapped = loop {
+        loop {
             let timeout = Some(Duration::from_millis(20));
             let wait = wgpu::PollType::Wait { submission_index: after.0.clone(), timeout };
             match self.device.poll(wait) {
                 Ok(_) | Err(wgpu::PollError::Timeout) => {}
-                Err(error) => return Err(driver(error.to_string()).into()),
+                Err(error) => return Err(driver(&error).into()),
             }
-            match receiver.recv_timeout(Duration::from_micros(200)) {
-                Ok(result) => break result,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.faults.check()?;
-                    if started.elapsed() > self.patience {
-                        return Err(self.give_up().into());
-                    }
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(driver("mapping a slot did not finish".into()).into());
-                }
+            if self.called_back(&receiver)? {
+                break;
             }
-        };
-        mapped.map_err(|error| driver(error.to_string()))?;
+            if started.elapsed() > self.patience {
+                return Err(self.give_up().into());
+            }
+        }
         let result = self.fill_view(buffer, fill);
         buffer.unmap();
         result
@@ -187,9 +179,7 @@ impl Gpu {
         buffer: &wgpu::Buffer,
         fill: impl FnOnce(&mut [u32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let driver = |message: String| Error::Driver { message: one_line(&message) };
-        let mut view =
-            buffer.get_mapped_range_mut(..).map_err(|error| driver(error.to_string()))?;
+        let mut view = buffer.get_mapped_range_mut(..).map_err(|error| driver(&error))?;
         let words = view.len() / 4;
         let pointer = view.slice(..).as_raw_element_ptr().cast::<u32>();
         // SAFETY: as in `Gpu::allocate`: mapped until the caller unmaps it, the only view, zeroed
