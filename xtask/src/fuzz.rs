@@ -67,24 +67,29 @@ fn blind(args: &Args) -> Result<()> {
 }
 
 fn guided(args: &Args) -> Result<()> {
-    let version = cmd::output(std::process::Command::new("rustc").arg("-vV"));
-    let version = version.context("`rustc -vV` does not run: install Rust by rustup.rs")?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    let host = host.context("`rustc -vV` names no host")?;
+    let host = host()?;
     // With --target, build scripts have no coverage, which they could not link.
     let mut build = cmd::cargo(&["build", "--release", "-p", "edge-fuzz", "--features", "guided"]);
-    build.args(["--bin", "guided", "--target-dir", TARGET_DIR, "--target", host]);
+    build.args(["--bin", "guided", "--target-dir", TARGET_DIR, "--target", &host]);
     for check in ["overflow-checks", "debug-assertions"] {
         build.args(["--config", &format!("profile.release.{check}=true")]);
     }
     cmd::run(build.env("RUSTFLAGS", COVERAGE))?;
-    let program = PathBuf::from(TARGET_DIR).join(host).join("release").join("guided");
+    let program = PathBuf::from(TARGET_DIR).join(&host).join("release").join("guided");
     let mut found = 0;
     for target in seeds(&args.targets)? {
         found += one(&program, &target, args)?;
     }
     ensure!(found == 0, "{found} findings are in {TARGET_DIR}/findings: mend what they break");
     Ok(())
+}
+
+/// The target that this machine's compiler builds for.
+pub(crate) fn host() -> Result<String> {
+    let version = cmd::output(std::process::Command::new("rustc").arg("-vV"));
+    let version = version.context("`rustc -vV` does not run: install Rust by rustup.rs")?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(String::from).context("`rustc -vV` names no host")
 }
 
 /// Writes a valid file for each of these targets, or of all, as the first of its corpus; the names

@@ -11,6 +11,7 @@ mod fuzz;
 mod interop;
 mod models;
 mod quickstart;
+mod sanitize;
 mod shaders;
 mod test;
 mod tidy;
@@ -36,6 +37,8 @@ cargo xtask COMMAND
   fuzz [TARGET...] [--seconds N] [--seed S] [--guided]
                           runs damaged files through what reads them, 60 s a target; --guided:
                           by coverage, with libFuzzer (needs a C++ compiler)
+  sanitize [miri|thread]  Miri over the pure crates, the thread sanitizer over streaming; installs a
+                          nightly compiler where there is none
   tidy                    the checks of the source text alone (they are also part of `test`)
   shaders [--check] [--dump]
                           writes shaders/README.md; --check: only compares it; --dump: also
@@ -61,6 +64,7 @@ const COMMANDS: &[(&str, Run)] = &[
     ("ci", ci::run),
     ("interop", interop::run),
     ("fuzz", fuzz::run),
+    ("sanitize", sanitize::run),
     ("tidy", tidy::run),
     ("shaders", shaders::run),
     ("bench", bench::run),

@@ -22,6 +22,8 @@
 //! * [`profiles`] — facts of devices that are not at hand, each number with its source.
 //! * [`mod@paper`] — the paper's speed-up on the paper's memory hierarchy, simulated.
 
+#![forbid(unsafe_code)]
+
 pub mod allocate;
 pub mod calibrate;
 pub mod job;

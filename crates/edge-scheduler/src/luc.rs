@@ -164,6 +164,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of arithmetic")]
     fn policies_meet_their_budgets() {
         let shape = shape();
         for by_projection in [false, true] {

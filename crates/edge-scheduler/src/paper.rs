@@ -42,7 +42,8 @@ use crate::shape::{Extras, ModelShape};
 
 mod display;
 mod simulator;
-#[cfg(test)]
+// Minutes of arithmetic for Miri.
+#[cfg(all(test, not(miri)))]
 mod tests;
 
 use simulator::Simulator;

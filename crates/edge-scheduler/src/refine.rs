@@ -264,6 +264,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of arithmetic")]
     fn what_is_measured_wins_over_what_was_predicted() {
         let problem = problem();
         let start = allocate(&problem).unwrap().choice;
@@ -307,6 +308,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of arithmetic")]
     fn sparsity_stays_where_it_was_demanded() {
         let mut problem = problem();
         for candidates in &mut problem.layers {

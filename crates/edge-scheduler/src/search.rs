@@ -421,5 +421,6 @@ fn weigh(space: &Space<'_>, schedule: &mut Schedule, times: &[TaskTimes], energy
     schedule.wait_share = wait_s / schedule.step_s.max(f64::MIN_POSITIVE);
 }
 
-#[cfg(test)]
+// Minutes of arithmetic for Miri.
+#[cfg(all(test, not(miri)))]
 mod tests;

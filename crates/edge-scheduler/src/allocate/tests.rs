@@ -58,6 +58,7 @@ fn random(rng: &mut SeededRng, kind: u32) -> Problem {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of arithmetic")]
 fn the_choice_is_the_best_of_all() {
     let mut rng = SeededRng::seed_from_u64(1);
     let (mut solved, mut refused) = (0, 0);
@@ -81,6 +82,7 @@ fn the_choice_is_the_best_of_all() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "minutes of arithmetic")]
 fn what_is_impossible_says_what_is_possible() {
     let candidate = |error, cost, sparsity| Candidate { error, cost, sparsity };
     let layer = vec![candidate(1.0, 2.0, 0.0), candidate(0.5, 4.0, 0.0), candidate(2.0, 3.0, 0.5)];
@@ -105,6 +107,7 @@ fn what_is_impossible_says_what_is_possible() {
 /// 224 projections with ten formats each, costs in bits: exact; costs that are all different: at
 /// least near the bound.
 #[test]
+#[cfg_attr(miri, ignore = "minutes of arithmetic")]
 fn large_problems_are_solved_well() {
     let mut rng = SeededRng::seed_from_u64(5);
     for exact_costs in [true, false] {

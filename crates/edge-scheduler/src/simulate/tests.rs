@@ -9,6 +9,9 @@ use crate::step::{Path, StepShape, tasks};
 
 const BLOCKS: u32 = 7;
 
+/// Random cases of a property; Miri takes a second for each.
+const SEEDS: u64 = if cfg!(miri) { 2 } else { 500 };
+
 struct Case {
     step: StepShape,
     times: TaskTimes,
@@ -72,7 +75,7 @@ fn of(timeline: &Timeline, track: Track) -> Vec<Span> {
 
 #[test]
 fn every_resource_does_one_thing_at_a_time() {
-    for seed in 0..500 {
+    for seed in 0..SEEDS {
         for overlap in [false, true] {
             let timeline = run(&case(seed), overlap);
             for track in Track::ALL {
@@ -88,7 +91,7 @@ fn every_resource_does_one_thing_at_a_time() {
 /// begins, and no load writes a slot whose block is in use or still needed by an earlier task.
 #[test]
 fn nothing_is_read_before_it_is_written_or_overwritten_in_use() {
-    for seed in 0..500 {
+    for seed in 0..SEEDS {
         let case = case(seed);
         let slot_of = case.streaming.slot_of();
         let timeline = run(&case, true);
@@ -125,7 +128,7 @@ fn nothing_is_read_before_it_is_written_or_overwritten_in_use() {
 
 #[test]
 fn no_step_is_faster_than_its_parts_or_slower_than_their_sum() {
-    for seed in 0..500 {
+    for seed in 0..SEEDS {
         let case = case(seed);
         let timeline = run(&case, true);
         let apart = timeline.compute_s + case.times.between_s;
@@ -149,7 +152,7 @@ fn everything_resident_waits_for_nothing() {
 
 #[test]
 fn faster_transfers_are_never_slower() {
-    for seed in 0..300 {
+    for seed in 0..SEEDS {
         let mut case = case(seed);
         let before = run(&case, true).step_s;
         case.rates.copy_bytes_per_s *= 2.0;
@@ -160,7 +163,7 @@ fn faster_transfers_are_never_slower() {
 
 #[test]
 fn prices_are_those_of_the_simulation() {
-    for seed in 0..50 {
+    for seed in 0..SEEDS {
         let case = case(seed);
         let tasks = tasks(&case.step);
         let streaming = Some(&case.streaming);

@@ -109,3 +109,29 @@ pub(crate) fn for_weight_rows(
         visit(first, strip);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small enough for Miri, which watches what `gemm` reads and writes.
+    #[test]
+    fn views_are_multiplied_where_they_lie() {
+        // a = [[1, 2], [3, 4], [5, 6]] from element 1 on, b = [[1, 0, 2], [0, 1, 3]] transposed.
+        let a = [9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let b = [1.0, 0.0, 0.0, 1.0, 2.0, 3.0];
+        let mut out = [1.0; 11];
+        let (a_at, b_at) = (Layout::rows(1, 2), Layout::rows(0, 2).transposed());
+        let out_at = Layout::rows(0, 4);
+        product([3, 3, 2], 2.0, true, (&a, a_at), (&b, b_at), (&mut out, out_at));
+        assert_eq!(out, [3.0, 5.0, 17.0, 1.0, 7.0, 9.0, 37.0, 1.0, 11.0, 13.0, 57.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "reaches element")]
+    fn a_view_beyond_its_slice_is_refused() {
+        let (a, mut out) = ([0.0; 4], [0.0; 3]);
+        let at = Layout::rows(0, 2);
+        product([2, 2, 2], 1.0, false, (&a, at), (&a, at), (&mut out, at));
+    }
+}
