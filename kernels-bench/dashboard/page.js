@@ -32,7 +32,8 @@ const VERDICTS = { worse: "regression", better: "improvement", moved: "change" }
 const ORDER = { worse: 0, better: 1, moved: 2, "": 3 };
 const byWorst = (a, b) => ORDER[a.kind] - ORDER[b.kind] || b.distance - a.distance;
 
-function changesTable(body, changes) {
+// `everywhere`: of all devices, so that each row says which.
+function changesTable(body, changes, everywhere = false) {
   const counts = (kind) => changes.filter((change) => change.kind === kind).length;
   const summary = `${counts("worse")} regressions, ${counts("better")} improvements, ` +
     `${counts("moved")} other changes, ${counts("")} within their fences`;
@@ -41,6 +42,8 @@ function changesTable(body, changes) {
   const optional = (index) => (index >= 2 && index <= 4 ? "optional" : index === 5 ? "row" : null);
   const table = el("table", { class: "movers" }, el("thead", null, el("tr", null,
     head.map((name, index) => el("th", { class: optional(index) }, name)))), rows);
+  const where = (series) => (everywhere && data.devices.length > 1
+    ? `; ${data.devices[series.device].name}` : "");
   const line = ({ series, a, b, ratio, how, reach, words, kind }) => {
     const [op, format, shape, variant] = series.names;
     const unit = series.unit;
@@ -51,7 +54,7 @@ function changesTable(body, changes) {
       el("td", { class: "optional" }, `${short(b[1])} ${unit}`),
       el("td", { class: "optional" }, `± ${(100 * reach).toFixed(1)} %`),
       el("td", { class: "row" }, el("b", null, op), ` ${format} `,
-        el("span", { class: "soft" }, `${shape} ${variant}${how}`)));
+        el("span", { class: "soft" }, `${shape} ${variant}${how}${where(series)}`)));
   };
   inPieces(body, changes, 25, (piece) => {
     if (!rows.childElementCount) {
@@ -70,7 +73,7 @@ function drawMovers() {
     if (found) changes.push(found);
   }
   changes.sort(byWorst);
-  if (changes.length) changesTable(body("movers"), changes);
+  if (changes.length) changesTable(body("movers"), changes, true);
   else body("movers").replaceChildren(el("p", null, "No row that matches is in two records."));
 }
 

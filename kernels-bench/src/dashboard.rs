@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::fence::Magnitude;
 use crate::history::History;
+use crate::machine::Machine;
 use crate::series::{self, Point, Series};
 
 const PAGE: &str = include_str!("../dashboard/page.html");
@@ -74,10 +75,19 @@ fn device(history: &History, all: &[Series], folder: &str) -> Value {
         let series = roofs.find(|one| one.names[3] == metric)?;
         series.points.last().map(|point| point.value)
     };
+    let entry = |key: &str| {
+        let entries = machine.map(Machine::entries).unwrap_or_default();
+        entries.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    };
+    let mut name = name.unwrap_or_else(|| folder.to_string());
+    // What runs on the CPU is another device on another one.
+    if let (Some("software" | "host"), Some(cpu)) = (entry("kind"), entry("cpu")) {
+        name = format!("{name}, {cpu}");
+    }
     let roof = rate("copy_gb_s").zip(rate("fma_gflop_s"));
     json!({
         "slug": folder,
-        "name": name.unwrap_or_else(|| folder.to_string()),
+        "name": name,
         "roof": roof.map(|(copy, fma)| json!({"copy": number(copy), "fma": number(fma)})),
         "machine": machine.map(|machine| machine.entries().to_vec()).unwrap_or_default(),
     })

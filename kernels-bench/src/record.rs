@@ -61,13 +61,14 @@ pub struct Origin {
     pub machine: Machine,
 }
 
-/// Short name of the commit in the current folder.
+/// Short name of the commit in the current folder; records that were added to it are no change.
 pub fn commit() -> String {
     let short = output("git", &["rev-parse", "--short=9", "HEAD"]);
     if short.is_empty() {
         return "unknown".into();
     }
-    let changed = !output("git", &["status", "--porcelain"]).is_empty();
+    let others = format!(":!{FOLDER}");
+    let changed = !output("git", &["status", "--porcelain", "--", ".", &others]).is_empty();
     format!("{short}{}", if changed { "-dirty" } else { "" })
 }
 
