@@ -83,8 +83,8 @@ impl Recorder {
         }
         let mut variants = self.device.candidates(op, call);
         if variants.is_empty() {
-            let runs = |variant: &Variant| satisfies(info, &variant.needs);
-            let distrusted = op.variants(call).iter().any(runs);
+            let trusted = |variant: &Variant| self.device.trusts(op, call, variant);
+            let distrusted = !op.variants(call).iter().all(trusted);
             let op = op.name();
             return Err(if distrusted { Error::AllWrong { op } } else { Error::NoVariant { op } });
         }

@@ -181,8 +181,7 @@ pub fn remember(info: &DeviceInfo, tested: &[Wrong], wrong: &[Wrong]) -> Result<
 }
 
 fn remember_at(path: &Path, info: &DeviceInfo, tested: &[Wrong], wrong: &[Wrong]) -> Result<bool> {
-    let before = old(path, info);
-    let mut file = before.unwrap_or_else(|| File::of(info));
+    let mut file = old(path, info).unwrap_or_else(|| File::of(info));
     let known = file.distrusted.clone();
     file.distrusted.retain(|text| {
         let same = |other: &Wrong| text.parse().is_ok_and(|text: Wrong| text.same_kernel(other));
@@ -431,6 +430,26 @@ mod tests {
         assert!(!file.belongs_to(&info));
         save_at(&path, &info, &[(other, choice("tile"))]).unwrap();
         assert_eq!(File::read(&path).unwrap().choices.len(), 1, "old choices are gone");
+    }
+
+    #[test]
+    fn a_self_test_replaces_what_is_known_of_the_kernels_that_it_tested() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("device.json");
+        let info = cpu().info().clone();
+        let kernel = |text: &str| text.parse::<Wrong>().unwrap();
+        let [nt, nn] = ["matmul_nt q4 wide", "matmul_nn q4 tile"].map(kernel);
+        assert!(!remember_at(&path, &info, &[kernel("copy f32 vec4")], &[]).unwrap());
+        assert!(!path.exists(), "nothing to remember");
+        let all = [nt.clone(), nn.clone()];
+        assert!(remember_at(&path, &info, &all, &all).unwrap());
+        // The other one was left out this time.
+        assert!(remember_at(&path, &info, &[kernel("matmul_nt q4 tile")], &[]).unwrap());
+        let file = File::read(&path).unwrap();
+        assert_eq!(file.distrusted.iter().collect::<Vec<_>>(), ["matmul_nn q4 tile"]);
+        assert_ne!(tuning(&file), Tuning::default());
+        assert!(!remember_at(&path, &info, &[nn], &[]).unwrap());
+        assert!(File::read(&path).unwrap().distrusted.is_empty());
     }
 
     #[test]
