@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use edge_kernels::Category;
+use edge_kernels::{Category, Format};
 use edge_runtime::compress::policy_file;
 use edge_runtime::data::{DataSpec, load_eval};
 use edge_runtime::model::{LoraInit, Model};
@@ -129,10 +129,12 @@ fn device_memory_is_that_of_the_policy() {
     let source = Source::open(Path::new(&folder.path("m"))).expect("a compressed model");
     let shape = source.config.shape();
     let projections = folder.policy("m").averages(&shape).bytes;
-    // The table in 16 bits; norms in f32, two a block and the last; RoPE's angles.
+    // The table in 8 bits; norms in f32, two a block and the last; RoPE's angles.
     let (d, vocab) = (u64::from(shape.hidden_size), u64::from(shape.vocab_size));
     let norms = 4 * d * (2 * u64::from(shape.num_blocks) + 1);
-    let rest = 2 * d * vocab + norms + 4 * 16 * u64::from(shape.head_dim);
+    let table = Format::Q8.bytes(shape.vocab_size, shape.hidden_size);
+    assert_eq!(table, (d + 2 * d / 32) * vocab.next_multiple_of(8));
+    let rest = table + norms + 4 * 16 * u64::from(shape.head_dim);
     for device in [Some(cpu()), gpu()].into_iter().flatten() {
         let before = device.memory().current[Category::Weights as usize];
         let formats = source.formats(None, None).expect("formats");

@@ -13,6 +13,10 @@ pub struct Calibration {
     /// Buffers for parts of second moments, at least 1. With one for each part all inputs are
     /// summed in one pass over the text; with fewer there are more passes.
     pub moment_buffers: u32,
+    /// How embedding and head are stored in what is made, where that is otherwise than in the
+    /// job. The head, or a tied table, lies beside the checkpoint's own, since the distributions
+    /// of both are compared; an embedding that is no head takes the place of the checkpoint's.
+    pub tables: Option<[Format; 2]>,
 }
 
 /// Rows of the second moments `xᵀx [k, k]` of an input.

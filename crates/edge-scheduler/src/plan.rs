@@ -198,10 +198,21 @@ impl Builder<'_> {
             return;
         }
         let shards = table_shards(shape, job.embedding, max);
-        self.matrix("embed_tokens", d, &[job.embedding], &shards);
-        if !shape.tied_head {
+        let made = job.calibration.as_ref().and_then(|calibration| calibration.tables);
+        if shape.tied_head {
+            self.matrix("embed_tokens", d, &[job.embedding], &shards);
+            if let Some([table, _]) = made {
+                self.matrix("made.head", d, &[table], &shards);
+            }
+        } else {
+            let embeddings = [Some(job.embedding), made.map(|made| made[0])];
+            let embeddings: Vec<Format> = embeddings.into_iter().flatten().collect();
+            self.matrix("embed_tokens", d, &embeddings, &shards);
             let shards = table_shards(shape, job.head, max);
             self.matrix("lm_head", d, &[job.head], &shards);
+            if let Some([_, head]) = made {
+                self.matrix("made.head", d, &[head], &shards);
+            }
         }
         for block in 0..job.blocks.len() as u32 {
             let streamed = job.streams_block(block);

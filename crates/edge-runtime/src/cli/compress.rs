@@ -17,7 +17,7 @@ use super::report::print_json;
 use crate::batch::check_seq_len;
 use crate::compress::calibrate::Granularity;
 use crate::compress::method::Method;
-use crate::compress::options::{Aim, Elsewhere, Measured, Options, Wanted};
+use crate::compress::options::{Aim, Elsewhere, Measured, Options, TableBits, Wanted};
 use crate::compress::policy_file::sparsity_name;
 use crate::compress::run::{Compressed, Outcome, mean_error, run as compress};
 use crate::data::Columns;
@@ -82,6 +82,9 @@ pub struct CompressArgs {
     /// Store a minimum beside each scale
     #[arg(long)]
     pub zero_point: bool,
+    /// Bits of the embedding and the head: 8 or 16
+    #[arg(long, value_enum, default_value = "8", value_name = "BITS")]
+    pub table_bits: TableBits,
     /// Let luc choose for blocks or for projections
     #[arg(long, value_parser = granularity, default_value = "block")]
     #[arg(value_name = "block|projection")]
@@ -278,6 +281,7 @@ impl CompressArgs {
             elsewhere: self
                 .device_profile
                 .map(|profile| Elsewhere { profile, streamed: self.streamed }),
+            table_bits: self.table_bits,
             method: if self.fast { Method::Nearest } else { self.method },
             granularity: self.granularity,
             measured: self.measure,

@@ -27,6 +27,18 @@ pub enum Named {
     Paper,
 }
 
+/// Bits of embedding and head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TableBits {
+    /// Groups of 32 with a scale
+    #[default]
+    #[value(name = "8")]
+    Eight,
+    /// As the checkpoint has them, or f16
+    #[value(name = "16")]
+    Sixteen,
+}
+
 /// Where the policy comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
@@ -109,6 +121,8 @@ pub struct Options {
     pub sparsity: Option<f64>,
     /// What formats are made of, bits and sparsity apart.
     pub template: Template,
+    /// How embedding and head are stored.
+    pub table_bits: TableBits,
     /// How weights are pruned and rounded.
     pub method: Method,
     /// Whether `luc` chooses by block or by projection.
@@ -212,6 +226,7 @@ mod tests {
             elsewhere: None,
             sparsity,
             template: Template::default(),
+            table_bits: TableBits::default(),
             method: Method::default(),
             granularity: Granularity::Block,
             measured: None,

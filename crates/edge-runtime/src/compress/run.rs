@@ -13,7 +13,7 @@ use super::calibrate::hash::model_hash;
 use super::calibrate::{CalibrationSet, Divergence, Runner, RunnerOptions, Spill, States};
 use super::choose::{Chooser, Chosen, known, paper_formats};
 use super::header::About;
-use super::options::{Aim, Named, Options, Wanted};
+use super::options::{Aim, Named, Options, TableBits, Wanted};
 use super::solve::Weight;
 use super::time::StepTimes;
 use super::write::Writer;
@@ -148,7 +148,9 @@ pub fn run(options: &Options, source: &Source, device: &Device) -> Result<Outcom
         _ => None,
     };
     let together = measured_formats(options, fixed.as_ref());
-    let runner_options = runner_options(options, &shape, &texts, (formats, together))?;
+    let tables = tables(options, source)?;
+    let mut runner_options = runner_options(options, &shape, &texts, (formats, together))?;
+    runner_options.tables = Some(tables);
     let tensors = 7 * u64::from(shape.num_blocks) + 1;
     let mut loading = Progress::new("load", tensors, options.quiet);
     let mut runner =
@@ -158,8 +160,6 @@ pub fn run(options: &Options, source: &Source, device: &Device) -> Result<Outcom
     loading.finish();
     announce(options, source, &runner, &texts);
     let source_hash = model_hash(&source.dir, &source.checkpoint)?;
-    let tables = source.formats(Some(crate::cli::args::Bits::Four), None)?;
-    let tables = [tables.embedding, tables.head];
     let scratch = scratch(&options.out);
     let chooser = Chooser {
         times: times.as_ref(),
@@ -209,6 +209,15 @@ fn scratch(out: &Path) -> PathBuf {
     let absolute = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
     let found = absolute.ancestors().find(|dir| dir.is_dir());
     found.map_or_else(std::env::temp_dir, Path::to_path_buf)
+}
+
+/// The formats of embedding and head: an untied head's is the embedding's.
+fn tables(options: &Options, source: &Source) -> Result<[Format; 2]> {
+    let of_16_bits = source.formats(Some(crate::cli::args::Bits::Four), None)?;
+    Ok(match options.table_bits {
+        TableBits::Eight => [Format::Q8; 2],
+        TableBits::Sixteen => [of_16_bits.embedding, of_16_bits.head],
+    })
 }
 
 /// All formats that projections may be run in.
@@ -291,11 +300,9 @@ struct Assembly<'a, 'r> {
 impl<'a, 'r> Assembly<'a, 'r> {
     fn new(runner: &'a mut Runner<'r>, options: &'a Options, texts: &'a Texts) -> Result<Self> {
         runner.restore_all();
-        let states = runner.embed(&texts.set)?;
-        let held_out = match &texts.held_out {
+        let reference = match &texts.held_out {
             Some(set) => {
-                let input = runner.embed(set)?;
-                let mut last = runner.copy(&input)?;
+                let mut last = runner.embed(set)?;
                 let blocks = runner.num_blocks();
                 let mut progress = Progress::new("before", u64::from(blocks), options.quiet);
                 for block in 0..blocks {
@@ -304,8 +311,14 @@ impl<'a, 'r> Assembly<'a, 'r> {
                     progress.step(String::new);
                 }
                 progress.finish();
-                Some((input, last))
+                Some((set, last))
             }
+            None => None,
+        };
+        runner.set_tables()?;
+        let states = runner.embed(&texts.set)?;
+        let held_out = match reference {
+            Some((set, last)) => Some((runner.embed(set)?, last)),
             None => None,
         };
         Ok(Self { runner, options, states, held_out, texts })

@@ -18,7 +18,7 @@ use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
 use edge_scheduler::logits::VOTE_TOKENS;
 
 use super::block::Geometry;
-use super::linear::{MatrixShard, weight_gradient};
+use super::linear::{Matrix, MatrixShard, weight_gradient};
 use super::workspace::CalibrationBuffers;
 use super::{Exit, Model, Norm};
 use crate::batch::IGNORE;
@@ -211,25 +211,34 @@ impl Model {
     }
 
     /// Row statistics of both distributions, in the workspace's `calibration.stats` and
-    /// `stats[0]`, and the divergence of each row in `calibration.kl`.
+    /// `stats[0]`, and the divergence of each row in `calibration.kl`. `compared` is the head of
+    /// the second one.
     ///
     /// # Errors
     /// The model was not built for calibration.
-    pub(crate) fn divergence(&self, recorder: &mut Recorder, rows: u32) -> Result<()> {
+    pub(crate) fn divergence(
+        &self,
+        recorder: &mut Recorder,
+        compared: &Matrix,
+        rows: u32,
+    ) -> Result<()> {
         let (ws, reference) = (&self.workspace, self.calibration_buffers()?);
         let stats = [&reference.stats, &ws.stats[0]];
         let logits = [(&reference.normed, &reference.logits), (&ws.normed, &ws.logits)];
-        let shards = &self.head_matrix().shards;
+        // In the same shards.
+        let shards = [&self.head_matrix().shards, &compared.shards];
+        let again = shards[0].len() > 1 && !self.plan.logits.whole;
         for rows in self.row_chunks(rows) {
-            for part in shards {
-                for (pair, stats) in logits.iter().zip(stats) {
-                    self.logits_of(recorder, rows, part, *pair);
-                    self.statistics_of(recorder, rows, part, (pair.1, stats));
+            for index in 0..shards[0].len() {
+                for which in 0..2 {
+                    let (pair, part) = (logits[which], &shards[which][index]);
+                    self.logits_of(recorder, rows, part, pair);
+                    self.statistics_of(recorder, rows, part, (pair.1, stats[which]));
                 }
             }
-            for part in shards {
-                if shards.len() > 1 && !self.plan.logits.whole {
-                    logits.iter().for_each(|pair| self.logits_of(recorder, rows, part, *pair));
+            for (index, part) in shards[0].iter().enumerate() {
+                for which in (0..2).filter(|_| again) {
+                    self.logits_of(recorder, rows, &shards[which][index], logits[which]);
                 }
                 let params = kl_divergence::Params {
                     rows: rows.count,

@@ -290,6 +290,23 @@ impl<'a> Loader<'a, '_> {
         Ok((embedding, Some(head)))
     }
 
+    /// The head of the compressed model that is being made, where it is stored otherwise: in the
+    /// shards of the checkpoint's own, with whose logits its own are compared.
+    pub(super) fn made_head(&mut self, own: &Matrix) -> Result<Option<Matrix>> {
+        let made = self.job.calibration.as_ref().and_then(|calibration| calibration.tables);
+        let (Some(made), Some(checkpoint)) = (made, self.checkpoint) else { return Ok(None) };
+        let tied = self.config.shape().tied_head;
+        let (name, format) = if tied { (EMBEDDING, made[0]) } else { (HEAD, made[1]) };
+        let (rows, cols) = (own.rows, own.cols);
+        let tensor = checkpoint.expect(name, &[rows as usize, cols as usize])?;
+        let mut shards = Vec::with_capacity(own.shards.len());
+        for (index, part) in own.shards.iter().enumerate() {
+            let stored = stored_rows(&tensor, part.shard, format)?;
+            shards.push(self.upload(&format!("made.head.{index}"), part.shard, &stored)?);
+        }
+        Ok(Some(Matrix { rows, cols, shards }))
+    }
+
     /// A block: norms, projections, adapters.
     pub(super) fn block(&mut self, block: u32) -> Result<Block> {
         self.verify(block as usize + 1)?;

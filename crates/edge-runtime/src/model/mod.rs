@@ -125,6 +125,8 @@ pub struct Model {
     pub embedding: Matrix,
     /// An untied head.
     pub head: Option<Matrix>,
+    /// That of the compressed model that is being made, where it is stored otherwise.
+    pub made_head: Option<Matrix>,
     /// The blocks.
     pub blocks: Vec<Block>,
     /// The exits, from the bottom up.
@@ -228,15 +230,15 @@ impl Model {
             loaded: 0,
         };
         let (embedding, head) = loader.tables()?;
+        let made_head = loader.made_head(head.as_ref().unwrap_or(&embedding))?;
         let blocks = (0..shape.num_blocks).map(|b| loader.block(b)).collect::<Result<Vec<_>>>()?;
         let exits = loader.exits()?;
         let groups = std::mem::take(&mut loader.groups);
         let Loader { slots, slot_of, pieces, .. } = loader;
         let ahead = job.streaming.as_ref().is_some_and(|streaming| streaming.ahead);
-        let streamer = match slots.is_empty() {
-            true => None,
-            false => Some(Streamer::new(device, slot_of, slots, pieces, ahead)?),
-        };
+        let streamed = !slots.is_empty();
+        let streamer = || Streamer::new(device, slot_of, slots, pieces, ahead);
+        let streamer = streamed.then(streamer).transpose()?;
         let workspace = Workspace::new(&mut pool, job, &shape)?;
         let voters = if job.vote { job.windows.len() } else { 0 };
         let vote_norms = (0..voters)
@@ -255,6 +257,7 @@ impl Model {
             device: device.clone(),
             embedding,
             head,
+            made_head,
             blocks,
             exits,
             groups,
@@ -316,10 +319,15 @@ impl Model {
 
     /// Looks the ids up: `x [rows, d]`.
     pub(crate) fn embed(&self, recorder: &mut Recorder, rows: u32, x: &Slice) {
-        for part in &self.embedding.shards {
+        self.embed_by(recorder, &self.embedding, rows, x);
+    }
+
+    /// The same in a table that is not the model's own.
+    pub(crate) fn embed_by(&self, recorder: &mut Recorder, table: &Matrix, rows: u32, x: &Slice) {
+        for part in &table.shards {
             let params = embedding_gather::Params {
                 tokens: rows,
-                cols: self.embedding.cols,
+                cols: table.cols,
                 row0: part.shard.row0,
                 rows: part.shard.rows,
                 scale: self.config.embedding_scale,

@@ -118,7 +118,7 @@ impl Runner<'_> {
             reference.read(first, count, &mut values)?;
             self.run(&[], &values, &mut unseen)?;
             self.model.set_reference(&mut recorder, self.model.stream(), g.rows())?;
-            self.model.divergence(&mut recorder, g.rows())?;
+            self.model.divergence(&mut recorder, self.head(), g.rows())?;
             recorder.submit()?;
             sums += self.read_sums(&targets)?;
         }

@@ -95,7 +95,8 @@ impl Runner<'_> {
             let g = self.geometry(count);
             self.model.set_ids(&set.batch(first, count).ids)?;
             let mut recorder = self.model.device.recorder();
-            self.model.embed(&mut recorder, g.rows(), self.model.stream());
+            let (table, x) = (self.embedding(), self.model.stream());
+            self.model.embed_by(&mut recorder, table, g.rows(), x);
             recorder.submit()?;
             states.write(first, &self.read_stream(g)?)?;
         }

@@ -19,6 +19,7 @@ use super::text::CalibrationSet;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::family::names::{EMBEDDING, HEAD, weight_name};
+use crate::model::linear::Matrix;
 use crate::model::load::{dense_format, stored_rows};
 use crate::model::{LoraInit, Model, device_facts};
 use crate::session::mebibytes;
@@ -31,6 +32,9 @@ const MICRO_BATCH_TOKENS: usize = 2048;
 pub struct RunnerOptions {
     /// Formats that projections will be run in, beside the checkpoint's own numbers.
     pub candidates: Vec<Format>,
+    /// Formats of embedding and head that [`Runner::set_tables`] goes over to; `None`: it changes
+    /// nothing.
+    pub tables: Option<[Format; 2]>,
     /// Tokens of a sequence.
     pub seq_len: usize,
     /// Sequences that there will be: a micro-batch has no more.
@@ -46,6 +50,7 @@ impl RunnerOptions {
     pub fn new(candidates: &[Format], set: &CalibrationSet) -> Self {
         Self {
             candidates: candidates.to_vec(),
+            tables: None,
             seq_len: set.seq_len(),
             sequences: set.sequences(),
             budget_bytes: None,
@@ -87,6 +92,8 @@ pub struct Runner<'a> {
     resident: Vec<Resident>,
     replaced: BTreeMap<(u32, Projection), Replaced>,
     versions: u64,
+    /// Whether the model has the tables of what is made of it.
+    made_tables: bool,
 }
 
 impl<'a> Runner<'a> {
@@ -118,7 +125,8 @@ impl<'a> Runner<'a> {
             for batch in halves(most) {
                 for moment_buffers in (1..=parts).rev() {
                     let candidates = options.candidates.clone();
-                    let calibration = Calibration { candidates, moment_buffers };
+                    let made = options.tables.filter(|made| *made != table_formats);
+                    let calibration = Calibration { candidates, moment_buffers, tables: made };
                     let seq_len = options.seq_len as u32;
                     let job = job(own, table_formats, blocks, (batch, seq_len), calibration);
                     let shape = ModelShape { num_blocks: blocks, ..shape.clone() };
@@ -170,6 +178,7 @@ impl<'a> Runner<'a> {
             resident: (0..blocks).map(resident).collect(),
             replaced: BTreeMap::new(),
             versions: OWN,
+            made_tables: false,
         })
     }
 
@@ -270,6 +279,39 @@ impl<'a> Runner<'a> {
     /// Runs everything with its own weights again.
     pub fn restore_all(&mut self) {
         self.replaced.clear();
+    }
+
+    /// Goes over to the tables of [`RunnerOptions::tables`], for good: they are what embeddings are
+    /// looked up in and what makes the logits that are compared. Those of the reference stay the
+    /// checkpoint's own.
+    ///
+    /// # Errors
+    /// The embedding cannot be read again, or the device fails.
+    pub fn set_tables(&mut self) -> Result<()> {
+        let made = self.model.job.calibration.as_ref().and_then(|made| made.tables);
+        let Some([format, _]) = made else { return Ok(()) };
+        self.made_tables = true;
+        if self.shape.tied_head {
+            return Ok(());
+        }
+        let tensor = self.checkpoint.tensor(EMBEDDING)?;
+        let device = self.model.device.clone();
+        for part in &mut self.model.embedding.shards {
+            part.replace(&device, &stored_rows(&tensor, part.shard, format)?)?;
+        }
+        Ok(())
+    }
+
+    /// Where embeddings are looked up.
+    pub(super) fn embedding(&self) -> &Matrix {
+        let made = self.model.made_head.as_ref().filter(|_| self.made_tables);
+        made.filter(|_| self.shape.tied_head).unwrap_or(&self.model.embedding)
+    }
+
+    /// What makes the logits that are compared.
+    pub(super) fn head(&self) -> &Matrix {
+        let made = self.model.made_head.as_ref().filter(|_| self.made_tables);
+        made.unwrap_or(self.model.head_matrix())
     }
 
     /// Hidden states for all sequences of a set.
