@@ -35,7 +35,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             passed.push(format!("--cold-build-s={:.1}", cold_build_s()?));
         }
     }
-    let run = ["run", "--quiet", "--release", "-p", "kernels-bench", "--bin", "kernels-bench"];
+    let run = ["run", "--quiet", "--release", "--bin", "kernels-bench"];
     let environment = vulkan::quiet_environment();
     cmd::run(cmd::cargo(&run).arg("--").args(passed).envs(environment))
 }

@@ -72,7 +72,8 @@ fn benches() -> Result<()> {
         // Mesa's software driver is taken only where it is named.
         environment.push(("EDGE_BENCH_DEVICE", "llvmpipe".into()));
     }
-    let args = ["bench", "-p", "kernels-bench", "--bench", "ops", "--", "--test", "rms_norm"];
+    // One package alone has other features of its dependencies, which would be built again.
+    let args = ["bench", "--workspace", "--bench", "ops", "--", "--test", "rms_norm"];
     cmd::run(cmd::cargo(&args).envs(environment))
 }
 

@@ -5,6 +5,7 @@ use anyhow::Result;
 use crate::cmd;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let run = ["run", "--quiet", "--release", "-p", "kernels-bench", "--bin", "dashboard", "--"];
+    // Without `-p`: dependencies with the features of the whole workspace are there from its build.
+    let run = ["run", "--quiet", "--release", "--bin", "dashboard", "--"];
     cmd::run(cmd::cargo(&run).args(args))
 }

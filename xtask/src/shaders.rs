@@ -8,6 +8,6 @@ use anyhow::Result;
 use crate::cmd;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let run = ["run", "--quiet", "--release", "-p", "kernels-bench", "--bin", "shader_index", "--"];
+    let run = ["run", "--quiet", "--release", "--bin", "shader_index", "--"];
     cmd::run(cmd::cargo(&run).args(args))
 }
