@@ -8,7 +8,8 @@ use edge_kernels::Format;
 use edge_runtime::batch::{Batch, IGNORE, Sampler};
 use edge_runtime::data::{Example, Stream};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
-use edge_runtime::tune::trunk_cache::{Sizes, TrunkCache};
+use edge_runtime::tune::trunk_cache::{Groups, TrunkCache};
+use edge_runtime::tune::trunk_level::Sizes;
 use edge_scheduler::{Job, Path, Trained};
 use edge_tests::tiny;
 use serde_json::{Value, json};
@@ -24,9 +25,12 @@ const SEQ_LEN: usize = 24;
 /// Examples that fill three sequences of 24 tokens but for one: 13 + 11, 9 + 8 + 7, and
 /// 10 + 1 + 12, where the one of a single token is all prompt.
 fn examples() -> Stream {
-    let lengths = [9, 13, 10, 2, 8, 11, 7, 11];
+    examples_of(&[9, 13, 10, 2, 8, 11, 7, 11])
+}
+
+fn examples_of(lengths: &[usize]) -> Stream {
     let (mut examples, mut answers) = (Vec::new(), Vec::new());
-    for len in lengths {
+    for &len in lengths {
         examples.push(Example { start: answers.len(), len, prompt: len / 3 });
         answers.extend((0..len).map(|at| u8::from(at >= len / 3)));
     }
@@ -37,12 +41,15 @@ fn examples() -> Stream {
 
 /// An epoch of the examples in batches of one or more sequences.
 fn epoch(packing: bool, sequences: usize) -> Vec<Batch> {
-    let stream = Stream { packing, ..examples() };
-    let mut sampler = Sampler::new(&stream, SEQ_LEN, 5).expect("examples");
+    epoch_of(&Stream { packing, ..examples() }, sequences)
+}
+
+fn epoch_of(stream: &Stream, sequences: usize) -> Vec<Batch> {
+    let mut sampler = Sampler::new(stream, SEQ_LEN, 5).expect("examples");
     let count = sampler.windows().div_ceil(sequences);
     let left = |batch: usize| sequences.min(sampler.windows() - batch * sequences);
     let sizes: Vec<usize> = (0..count).map(left).collect();
-    sizes.into_iter().map(|size| sampler.next_batch(&stream, size)).collect()
+    sizes.into_iter().map(|size| sampler.next_batch(stream, size)).collect()
 }
 
 type Gradients = BTreeMap<String, Vec<f32>>;
@@ -185,9 +192,10 @@ fn every_path_keeps_samples_apart() {
                 let place = format!("{path:?}, cached {cached}, {device:?}");
                 if cached {
                     let folder = dir.path().join(place.replace(['/', ' '], "-"));
-                    let lens = vec![sizes.seq_len as u32; sizes.sequences as usize];
+                    let stream = Stream { packing: true, ..examples() };
+                    let groups = Groups::new(&stream, SEQ_LEN, 5, 1).expect("examples");
                     let key = "packed".to_owned();
-                    let cache = TrunkCache::new(&folder, false, key, sizes, lens);
+                    let cache = TrunkCache::new(&folder, false, key, sizes, groups);
                     trainer.cache = Some(cache.expect("a folder"));
                     trainer.begin(1).expect("a phase");
                 }
@@ -205,6 +213,43 @@ fn every_path_keeps_samples_apart() {
                 assert_eq!(counts, cached.then_some((3, 3)), "{place}");
             }
         }
+    }
+}
+
+/// Sequences of a micro-batch of the first epoch are computed together whenever one of them comes
+/// up: a cache has the same bytes whichever batches filled it.
+#[test]
+fn kept_states_do_not_depend_on_batches() {
+    let tiny = tiny_of(&tiny::config());
+    let stream = examples_of(&[9, 20, 10, 3, 8, 19, 24, 11]);
+    let sizes = Sizes { sequences: 8, seq_len: SEQ_LEN as u64, hidden_size: 48 };
+    let in_order = epoch_of(&stream, 2);
+    let lens: Vec<usize> = in_order.iter().map(|batch| batch.seq_len).collect();
+    assert!(lens.iter().any(|len| *len != lens[0]), "{lens:?}");
+    let alone: Vec<Batch> = epoch_of(&stream, 1).into_iter().rev().collect();
+    for device in devices() {
+        let job = tiny.job(Format::F32, Format::F32, lora(), 2);
+        let fill = |batches: &[Batch]| {
+            let dir = TempDir::new().expect("a folder");
+            let mut trainer = begun(&tiny, &device, &job);
+            let groups = Groups::new(&stream, SEQ_LEN, 5, 2).expect("examples");
+            let cache = TrunkCache::new(dir.path(), true, String::new(), sizes, groups);
+            trainer.cache = Some(cache.expect("a folder"));
+            trainer.begin(1).expect("a phase");
+            for batch in batches {
+                gradients(&mut trainer, 1, std::slice::from_ref(batch));
+            }
+            let report = trainer.cache.as_ref().map(TrunkCache::report).expect("a cache");
+            let files: Vec<_> = std::fs::read_dir(dir.path()).expect("a folder").collect();
+            assert_eq!(files.len(), 1);
+            let path = files[0].as_ref().expect("a file").path();
+            ((report.computed, report.read), std::fs::read(path).expect("states"))
+        };
+        let (in_order, alone) = (fill(&in_order), fill(&alone));
+        assert_eq!(in_order.0, (8, 0), "{device:?}");
+        // The second one of each pair was there.
+        assert_eq!(alone.0, (8, 4), "{device:?}");
+        assert!(in_order.1 == alone.1, "{device:?}: other bytes");
     }
 }
 

@@ -385,12 +385,22 @@ impl Sampler {
             indices.push(self.order[self.position.index]);
             self.position.index += 1;
         }
+        self.batch_of(stream, indices)
+    }
+
+    /// The windows of this epoch, in order of use.
+    pub(crate) fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    /// A batch of these windows.
+    pub(crate) fn batch_of(&self, stream: &Stream, indices: Vec<u32>) -> Batch {
         if !stream.examples.is_empty() {
             let sequences: Vec<&[u32]> =
                 indices.iter().map(|number| self.examples_of(number)).collect();
             return Batch::of_examples(stream, self.seq_len, &sequences, indices.clone());
         }
-        let mut ids = Vec::with_capacity(sequences * self.seq_len);
+        let mut ids = Vec::with_capacity(indices.len() * self.seq_len);
         for &index in &indices {
             let start = index as usize * self.seq_len;
             ids.extend_from_slice(&stream.ids[start..start + self.seq_len]);

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::trunk_cache::{Sizes, TrunkCache};
+use super::trunk_cache::{Groups, TrunkCache};
+use super::trunk_level::Sizes;
 use crate::cli::args::{Method, TrunkCache as Place};
 use crate::cli::options::TuneOptions;
 use crate::compress::calibrate::hash::{Fnv, model_hash};
@@ -64,11 +65,14 @@ pub fn open(
     if data.train.packing {
         key.text("packed");
     }
+    // Which sequences are computed together.
+    key.number(options.seed).number(job.batch.into());
     let sizes = Sizes {
         sequences,
         seq_len: job.seq_len.into(),
         hidden_size: model.shape.hidden_size.into(),
     };
-    let lens = data.train.padded_lens(job.seq_len as usize);
-    Ok(Some(TrunkCache::new(&dir, keep, key.hex(), sizes, lens)?))
+    let (seq_len, size) = (job.seq_len as usize, job.batch as usize);
+    let groups = Groups::new(&data.train, seq_len, options.seed, size)?;
+    Ok(Some(TrunkCache::new(&dir, keep, key.hex(), sizes, groups)?))
 }

@@ -16,6 +16,7 @@ pub mod save;
 pub mod session;
 pub mod trainer;
 pub mod trunk_cache;
+pub mod trunk_level;
 pub mod validate;
 
 use anyhow::{Result, ensure};

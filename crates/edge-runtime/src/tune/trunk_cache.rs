@@ -1,67 +1,62 @@
 //! Hidden states at a window's lower edge, kept on disk, so that a fixed trunk is run once for each
 //! sequence and not once for each step.
 //!
-//! A file holds one level: `[sequences, seq_len, d]` in f16 behind a header and an index. It is
-//! filled as sequences come up; each entry has its length and a CRC-32, so that what a crash cut
-//! off is computed again. States that were just computed are rounded as well, at the lower edge of
-//! every window that they pass, and each sequence is computed by itself: its states are the same
-//! whatever was there before and in whichever batch it first comes up, so that a run that was
-//! killed and goes on ends like one that was not.
-//!
-//! The file is read and written by calls and not mapped: where a disk fails, that is an error with
-//! a sentence and not a signal.
+//! A file holds one level (`trunk_level.rs`). It is filled as sequences come up, and what a crash
+//! cut off is computed again. States that were just computed are rounded as a file has them, at the
+//! lower edge of every window that they pass, and a sequence is always computed together with the
+//! same others ([`Groups`]): its states are the same whatever was there before and in whichever
+//! batch it first comes up, so that a run that was killed and goes on ends like one that was not.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use edge_gpu::Slice;
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use serde::Serialize;
 
+use super::trunk_level::{Level, Sizes, round};
 use crate::adapter::AdapterTensors;
-use crate::batch::Batch;
+use crate::batch::{Batch, Sampler};
 use crate::compress::calibrate::hash::Fnv;
+use crate::data::Stream;
 use crate::model::Model;
 use crate::model::block::Geometry;
 use crate::session::mebibytes;
 
-/// First bytes of a file, with the version of the layout.
-const MAGIC: &[u8; 8] = b"EDGTRNK1";
-
-/// Bytes of the header: magic, key, and the numbers of [`Sizes`] and the level.
-const HEADER_BYTES: u64 = 64;
-
-/// Bytes of an entry of the index: tokens and CRC-32, both 0 while there is none.
-const ENTRY_BYTES: u64 = 8;
-
-/// What a cache holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Training sequences.
-    pub sequences: u64,
-    /// Tokens of the longest.
-    pub seq_len: u64,
-    /// `d`.
-    pub hidden_size: u64,
+/// Which sequences are computed together: those of a micro-batch of the first epoch, so that a run
+/// from its beginning computes what it is about to use.
+pub struct Groups {
+    stream: Stream,
+    /// In its first epoch.
+    sampler: Sampler,
+    size: usize,
+    /// Place of each sequence in the order of that epoch.
+    places: Vec<u32>,
+    /// Tokens of each sequence.
+    lens: Vec<u32>,
 }
 
-impl Sizes {
-    /// Bytes of a level on disk.
-    pub fn bytes(self) -> u64 {
-        self.first() + 2 * self.sequences * self.stride()
+impl Groups {
+    /// Groups of up to `size` sequences of `seq_len` tokens at most.
+    ///
+    /// # Errors
+    /// The stream has no such sequence.
+    pub fn new(stream: &Stream, seq_len: usize, seed: u64, size: usize) -> Result<Self> {
+        let sampler = Sampler::new(stream, seq_len, seed)?;
+        let lens = stream.padded_lens(seq_len);
+        let mut places = vec![0; lens.len()];
+        for (place, &index) in (0..).zip(sampler.order()) {
+            places[index as usize] = place;
+        }
+        Ok(Self { stream: stream.clone(), sampler, size: size.max(1), places, lens })
     }
 
-    /// Numbers of a sequence.
-    fn stride(self) -> u64 {
-        self.seq_len * self.hidden_size
-    }
-
-    /// First byte of the states.
-    fn first(self) -> u64 {
-        (HEADER_BYTES + ENTRY_BYTES * self.sequences).next_multiple_of(4096)
+    /// The group of a sequence.
+    fn of(&self, index: u32) -> Batch {
+        let order = self.sampler.order();
+        let first = self.places[index as usize] as usize / self.size * self.size;
+        let members = &order[first..order.len().min(first + self.size)];
+        self.sampler.batch_of(&self.stream, members.to_vec())
     }
 }
 
@@ -85,8 +80,7 @@ pub struct TrunkCache {
     /// Of model, data and device.
     base: String,
     sizes: Sizes,
-    /// Tokens of each sequence.
-    lens: Vec<u32>,
+    groups: Groups,
     level: Option<Level>,
     below: Option<Level>,
     states: Vec<f32>,
@@ -94,12 +88,12 @@ pub struct TrunkCache {
 }
 
 impl TrunkCache {
-    /// A cache in `dir`, which is made if absent, of sequences of `lens` tokens. `base` says what
-    /// the states depend on beside adapters: model, formats, data, device.
+    /// A cache in `dir`, which is made if absent. `base` says what the states depend on beside
+    /// adapters: model, formats, data and its groups, device.
     ///
     /// # Errors
     /// The folder cannot be made, or has no room for a level.
-    pub fn new(dir: &Path, keep: bool, base: String, sizes: Sizes, lens: Vec<u32>) -> Result<Self> {
+    pub fn new(dir: &Path, keep: bool, base: String, sizes: Sizes, groups: Groups) -> Result<Self> {
         let shown = dir.display();
         fs::create_dir_all(dir)
             .with_context(|| format!("cannot make {shown}: give --trunk-cache another folder"))?;
@@ -117,7 +111,7 @@ impl TrunkCache {
             keep,
             base,
             sizes,
-            lens,
+            groups,
             level: None,
             below: None,
             states: Vec::new(),
@@ -173,49 +167,72 @@ impl TrunkCache {
         let stride = batch.seq_len * self.sizes.hidden_size as usize;
         self.states.resize(batch.sequences * stride, 0.0);
         let mut missing = Vec::new();
-        for (row, &index) in batch.indices.iter().enumerate() {
-            let states = &mut self.states[row * stride..(row + 1) * stride];
+        for (&index, states) in batch.indices.iter().zip(self.states.chunks_mut(stride)) {
             match level.read(index, states)? {
                 true => self.report.read += 1,
-                false => missing.push(row),
+                false => missing.push(index),
             }
         }
-        if !missing.is_empty() {
-            self.compute(model, batch, &missing)?;
-            self.report.computed += missing.len() as u64;
+        for index in missing {
+            self.fill(model, index, batch)?;
         }
         let stream = head(model.stream(), self.states.len());
         model.device.write(&stream, bytemuck::cast_slice(&self.states))?;
         Ok(true)
     }
 
-    /// Runs the trunk for these rows of the batch: from the level before where that has them,
+    /// Puts the states of a sequence of the batch into its place, computing its group where another
+    /// one of it has not done that.
+    fn fill(&mut self, model: &Model, index: u32, batch: &Batch) -> Result<()> {
+        let stride = batch.seq_len * self.sizes.hidden_size as usize;
+        for computed in [false, true] {
+            let Some(level) = &mut self.level else { return Ok(()) };
+            let rows = batch.indices.iter().zip(self.states.chunks_mut(stride));
+            let mut found = true;
+            for (_, states) in rows.filter(|(other, _)| **other == index) {
+                found &= level.read(index, states)?;
+            }
+            if found {
+                return Ok(());
+            }
+            ensure!(
+                !computed,
+                "{} does not give back what was written to it: check the disk, or give \
+                 --trunk-cache another folder",
+                level.path.display()
+            );
+            self.compute(model, index)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the trunk for the group of a sequence: from the level before where that has all of it,
     /// else from the embedding.
-    fn compute(&mut self, model: &Model, batch: &Batch, rows: &[usize]) -> Result<()> {
+    fn compute(&mut self, model: &Model, index: u32) -> Result<()> {
+        let Some(level) = &mut self.level else { return Ok(()) };
+        let batch = self.groups.of(index);
         let width = self.sizes.hidden_size as usize;
         let stride = batch.seq_len * width;
-        let Some(level) = &mut self.level else { return Ok(()) };
-        for &row in rows {
-            let index = batch.indices[row];
-            let len = (self.lens[index as usize] as usize).min(batch.seq_len);
-            let mut states = vec![0.0; len * width];
-            let mut from = 0;
-            if let Some(below) = &mut self.below
-                && below.read(index, &mut states)?
-            {
-                from = below.after;
+        let mut states = vec![0.0; batch.sequences * stride];
+        let mut from = 0;
+        if let Some(below) = &mut self.below {
+            let mut all = true;
+            for (&index, states) in batch.indices.iter().zip(states.chunks_mut(stride)) {
+                all = all && below.read(index, states)?;
             }
-            let rows = row * batch.seq_len..row * batch.seq_len + len;
-            let g = Geometry::sequences(1, len as u32);
-            model.set_segments(&batch.segments[rows.clone()], g)?;
-            if from == 0 {
-                model.set_ids(&batch.ids[rows])?;
-            }
-            climb(model, &mut states, from, level)?;
-            let out = &mut self.states[row * stride..(row + 1) * stride];
-            out.fill(0.0);
-            level.write(index, &states, &mut out[..len * width])?;
+            from = if all { below.after } else { 0 };
         }
+        let g = Geometry::sequences(batch.sequences as u32, batch.seq_len as u32);
+        model.set_segments(&batch.segments, g)?;
+        if from == 0 {
+            model.set_ids(&batch.ids)?;
+        }
+        climb(model, &mut states, from, level, g)?;
+        for (&index, states) in batch.indices.iter().zip(states.chunks(stride)) {
+            let len = (self.groups.lens[index as usize] as usize).min(batch.seq_len);
+            level.write(index, &states[..len * width])?;
+        }
+        self.report.computed += batch.sequences as u64;
         Ok(())
     }
 
@@ -245,11 +262,9 @@ fn edges(model: &Model, from: u32, after: u32) -> Vec<u32> {
     firsts.filter(|first| from < *first && *first <= after).collect()
 }
 
-/// Takes the states of a sequence from behind block `from`, or from the embedding of the model's
+/// Takes the states of sequences from behind block `from`, or from the embedding of the model's
 /// ids, to a level. At the edges below it they are rounded, as its file would have had them.
-fn climb(model: &Model, states: &mut [f32], from: u32, level: &Level) -> Result<()> {
-    let len = states.len() as u32 / model.shape.hidden_size;
-    let g = Geometry::sequences(1, len);
+fn climb(model: &Model, states: &mut [f32], from: u32, level: &Level, g: Geometry) -> Result<()> {
     let g = if model.job.isolated { g.of_base() } else { g };
     let stream = head(model.stream(), states.len());
     model.expect_blocks(&(from..level.after).collect::<Vec<_>>());
@@ -300,219 +315,14 @@ fn adapters_below(key: &mut Fnv, adapters: &AdapterTensors, after: u32) {
     }
 }
 
-/// A file of states.
-struct Level {
-    after: u32,
-    path: PathBuf,
-    file: File,
-    sizes: Sizes,
-    /// Tokens and CRC-32 of each sequence.
-    index: Vec<(u32, u32)>,
-    bytes: Vec<u8>,
-}
-
-impl Level {
-    fn open(dir: &Path, after: u32, key: &str, sizes: Sizes) -> Result<Self> {
-        let path = dir.join(format!("trunk-{after}-{key}.f16"));
-        let shown = path.display();
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&path);
-        let file = file
-            .with_context(|| format!("cannot open {shown}: give --trunk-cache another folder"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!(
-                "{shown} is in use by another run: wait for it, or give --trunk-cache another \
-                 folder"
-            ),
-            // Some file systems have no locks.
-            Err(TryLockError::Error(_)) => {}
-        }
-        let index = vec![(0, 0); sizes.sequences as usize];
-        let mut level = Self { after, path, file, sizes, index, bytes: Vec::new() };
-        let header = level.header(key);
-        level.start(&header).with_context(|| {
-            let path = level.path.display();
-            format!("cannot read or write {path}: free space or remove it")
-        })?;
-        Ok(level)
-    }
-
-    fn header(&self, key: &str) -> Vec<u8> {
-        let mut header = MAGIC.to_vec();
-        header.extend(key.as_bytes());
-        let Sizes { sequences, seq_len, hidden_size } = self.sizes;
-        for number in [self.after.into(), sequences, seq_len, hidden_size] {
-            header.extend(u64::to_le_bytes(number));
-        }
-        header.resize(HEADER_BYTES as usize, 0);
-        header
-    }
-
-    /// Takes over what the file has under this header, or begins anew.
-    fn start(&mut self, header: &[u8]) -> std::io::Result<()> {
-        let len = self.file.metadata()?.len();
-        let mut found = vec![0; header.len()];
-        if len == self.sizes.bytes() {
-            self.file.read_exact(&mut found)?;
-        }
-        if found != header {
-            self.file.set_len(0)?;
-            self.file.set_len(self.sizes.bytes())?;
-            self.file.seek(SeekFrom::Start(0))?;
-            return self.file.write_all(header);
-        }
-        let mut entries = vec![0; (ENTRY_BYTES * self.sizes.sequences) as usize];
-        self.file.read_exact(&mut entries)?;
-        for (entry, bytes) in self.index.iter_mut().zip(entries.as_chunks::<4>().0.chunks(2)) {
-            *entry = (u32::from_le_bytes(bytes[0]), u32::from_le_bytes(bytes[1]));
-        }
-        Ok(())
-    }
-
-    fn at(&self, index: u32) -> u64 {
-        self.sizes.first() + 2 * u64::from(index) * self.sizes.stride()
-    }
-
-    /// Reads the states of a sequence, as far as they are asked for; zeros behind what is there,
-    /// which is padding. False where there are none, or they are damaged.
-    fn read(&mut self, index: u32, states: &mut [f32]) -> Result<bool> {
-        let (tokens, crc) = self.index[index as usize];
-        if tokens == 0 || u64::from(tokens) > self.sizes.seq_len {
-            return Ok(false);
-        }
-        let values = u64::from(tokens) * self.sizes.hidden_size;
-        self.bytes.resize(2 * values as usize, 0);
-        let at = self.at(index);
-        self.file
-            .seek(SeekFrom::Start(at))
-            .and_then(|_| self.file.read_exact(&mut self.bytes))
-            .with_context(|| format!("cannot read {}", self.path.display()))?;
-        if crc32fast::hash(&self.bytes) != crc {
-            return Ok(false);
-        }
-        let wanted = states.len().min(values as usize);
-        decode(&self.bytes[..2 * wanted], &mut states[..wanted]);
-        states[wanted..].fill(0.0);
-        Ok(true)
-    }
-
-    /// Writes the states of a sequence, and leaves them in `rounded` as they will be read.
-    fn write(&mut self, index: u32, states: &[f32], rounded: &mut [f32]) -> Result<()> {
-        check(states)?;
-        self.bytes.clear();
-        self.bytes.extend(states.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()));
-        decode(&self.bytes, rounded);
-        let tokens = (states.len() as u64 / self.sizes.hidden_size) as u32;
-        let entry = (tokens, crc32fast::hash(&self.bytes));
-        self.index[index as usize] = entry;
-        let packed = [entry.0.to_le_bytes(), entry.1.to_le_bytes()].concat();
-        let (at, slot) = (self.at(index), HEADER_BYTES + ENTRY_BYTES * u64::from(index));
-        let mut put = |at, bytes: &[u8]| {
-            self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes))
-        };
-        put(at, &self.bytes).and_then(|_| put(slot, &packed)).with_context(|| {
-            format!("cannot write {}: free space, or give --trunk-cache off", self.path.display())
-        })
-    }
-
-    fn remove(self) -> Result<()> {
-        let path = self.path.clone();
-        drop(self);
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
-    }
-}
-
-/// What f16 can hold.
-fn check(states: &[f32]) -> Result<()> {
-    ensure!(
-        states.iter().all(|x| x.is_finite()),
-        "the hidden states below the window are no numbers: the run diverged, lower --lr"
-    );
-    ensure!(
-        states.iter().all(|x| x.abs() <= f16::MAX.to_f32()),
-        "the hidden states below the window exceed what f16 holds ({}): give --trunk-cache off",
-        f16::MAX
-    );
-    Ok(())
-}
-
-/// Rounds states as a file does.
-fn round(states: &mut [f32]) -> Result<()> {
-    check(states)?;
-    let halves: Vec<f16> = states.iter().map(|x| f16::from_f32(*x)).collect();
-    halves.convert_to_f32_slice(states);
-    Ok(())
-}
-
-fn decode(bytes: &[u8], values: &mut [f32]) {
-    let halves: Vec<f16> =
-        bytes.as_chunks::<2>().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect();
-    halves.convert_to_f32_slice(values);
-}
-
 #[cfg(test)]
 mod tests {
+    use edge_scheduler::Projection;
+
     use super::*;
-    use crate::testing::message;
-
-    const SIZES: Sizes = Sizes { sequences: 3, seq_len: 4, hidden_size: 2 };
-
-    fn open(dir: &Path, key: &str) -> Level {
-        Level::open(dir, 2, key, SIZES).expect("a level")
-    }
-
-    #[test]
-    fn what_is_written_is_read_rounded_also_by_the_next_run() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let key = "0123456789abcdef";
-        let mut level = open(dir.path(), key);
-        let mut out = [9.0; 8];
-        assert!(!level.read(1, &mut out).expect("read"));
-        let states: Vec<f32> = (0..6).map(|i| 0.1 + i as f32).collect();
-        let mut rounded = [0.0; 6];
-        level.write(1, &states, &mut rounded).expect("written");
-        assert_eq!(rounded[3], f16::from_f32(3.1).to_f32());
-        drop(level);
-        let mut level = open(dir.path(), key);
-        assert!(level.read(1, &mut out).expect("read"));
-        assert_eq!((&out[..6], &out[6..]), (&rounded[..], &[0.0; 2][..]));
-        let mut part = [0.0; 4];
-        assert!(level.read(1, &mut part).expect("read"));
-        assert_eq!(part, rounded[..4]);
-        assert!(!level.read(0, &mut out).expect("read"));
-        let error = message(level.write(0, &[1e5; 2], &mut [0.0; 2]));
-        assert!(error.contains("--trunk-cache off"), "{error}");
-    }
-
-    #[test]
-    fn damage_and_other_keys_are_not_used() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let key = "0123456789abcdef";
-        let mut level = open(dir.path(), key);
-        level.write(2, &[1.0; 8], &mut [0.0; 8]).expect("written");
-        let path = level.path.clone();
-        let error = message(Level::open(dir.path(), 2, key, SIZES).map(|_| ()));
-        assert!(error.contains("in use by another run"), "{error}");
-        drop(level);
-        let mut out = [0.0; 8];
-        // Another key in the same place, as if hashes were cut short.
-        let other = "0123456789abcdee";
-        fs::copy(&path, dir.path().join(format!("trunk-2-{other}.f16"))).expect("copied");
-        assert!(!open(dir.path(), other).read(2, &mut out).expect("read"));
-        let mut bytes = fs::read(&path).expect("a file");
-        let last = bytes.len() - 1;
-        bytes[last] ^= 1;
-        fs::write(&path, &bytes).expect("written");
-        assert!(!open(dir.path(), key).read(2, &mut out).expect("read"));
-        fs::write(&path, &bytes[..last]).expect("written");
-        assert!(!open(dir.path(), key).read(2, &mut out).expect("read"));
-        assert_eq!(fs::metadata(&path).expect("a file").len(), SIZES.bytes());
-    }
 
     #[test]
     fn adapters_above_the_level_and_empty_ones_do_not_count() {
-        use edge_scheduler::Projection;
         let key = |tensors: &AdapterTensors| {
             let mut key = Fnv::default();
             adapters_below(&mut key, tensors, 2);
