@@ -20,7 +20,7 @@ use crate::whole_file::{self, SETTINGS};
 const FOLDER: &str = "facts";
 
 /// Version of the file.
-const FILE_VERSION: u32 = 1;
+const FILE_VERSION: u32 = 2;
 
 /// A call that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,7 +53,10 @@ pub struct Facts {
     pub samples: Vec<Sample>,
     /// What starting a dispatch costs, seconds.
     pub floor_s: f64,
-    /// What a dispatch takes in a step over what it takes on its own.
+    /// What the host takes for a dispatch, seconds: a step of small ones waits for it.
+    pub host_s: f64,
+    /// What a dispatch takes in a step over what it takes on its own, where none waits for the
+    /// host.
     pub scale: f64,
     /// Seconds of a step beside its dispatches.
     pub between_s: f64,
@@ -81,6 +84,7 @@ impl Facts {
             formats: BTreeSet::new(),
             samples: Vec::new(),
             floor_s: 0.0,
+            host_s: 0.0,
             scale: 1.0,
             between_s: 0.0,
             copy_bytes_per_s: 1e9,
@@ -108,7 +112,8 @@ impl Facts {
             };
             rates.add(&cost, sample.seconds);
         }
-        Speed::Measured { rates, scale: self.scale, between_s: self.between_s }
+        let Self { host_s, scale, between_s, .. } = *self;
+        Speed::Measured { rates, host_s, scale, between_s }
     }
 
     /// How fast weights come; `cold`: from a disk rather than from the system's cache.

@@ -16,7 +16,7 @@ use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use serde_json::json;
 
 use super::facts::{Facts, Sample};
-use super::price::{Pricer, cost, sample};
+use super::price::{cost, sample};
 use crate::config::ModelConfig;
 use crate::model::Model;
 use crate::readahead::forget;
@@ -39,8 +39,24 @@ const SHAPES: [Shape; 4] = [
     Shape { sizes: [1536, 4096, 24, 4, 12288], rank: 8, batch: 2, seq_len: 80 },
 ];
 
+/// A shape that fills a device of which the others use a part.
+const LARGE: Shape = Shape { sizes: [2304, 6144, 18, 6, 16_384], rank: 24, batch: 2, seq_len: 512 };
+
+/// A device is measured at [`LARGE`], too, where products at the other shapes reached so much,
+/// flop/s: others take too long for it, and the other shapes fill them.
+const LARGE_ABOVE: f64 = 1e12;
+
+/// A shape whose kernels take no longer than starting them.
+const SMALL: Shape = Shape { sizes: [64, 128, 2, 1, 256], rank: 4, batch: 1, seq_len: 16 };
+
+/// Blocks of it below the window and in it.
+const SMALL_BLOCKS: [usize; 2] = [1, 6];
+
 /// The shapes whose steps are measured as a whole; the last is too large for that.
 const STEPS: std::ops::Range<usize> = 0..3;
+
+/// A step whose kernels take so many times what the host takes for them does not wait for it.
+const HOST_WAITS: f64 = 1.5;
 
 /// Steps of a measurement, of which the median counts.
 const STEP_SAMPLES: usize = 7;
@@ -99,10 +115,26 @@ pub fn measure(
     if facts.samples.is_empty() {
         facts.floor_s = floor(device)?;
     }
-    let calls = calls(device, formats, tables)?;
+    kernels(device, facts, &calls(device, &SHAPES, formats, tables)?, events)?;
+    if facts.samples.iter().any(|sample| sample.flops / sample.seconds > LARGE_ABOVE) {
+        kernels(device, facts, &calls(device, &[LARGE], formats, tables)?, events)?;
+    }
+    facts.formats.extend(formats.iter().chain(tables).map(|format| format.name().to_owned()));
+    transfers(device, facts)?;
+    let small_s = host(device, facts, formats[0], tables[0])?;
+    together(device, facts, (formats, tables[0]), small_s, events)
+}
+
+/// Measures those of some calls that were not measured before.
+fn kernels(
+    device: &Device,
+    facts: &mut Facts,
+    calls: &[Listed],
+    events: &mut Events<'_>,
+) -> Result<()> {
     let have: HashSet<(String, String, String)> = facts.samples.iter().map(key).collect();
     let mut work = events.work("measure kernels", calls.len() as u64);
-    for call in &calls {
+    for call in calls {
         work.check()?;
         let cost = cost(call);
         let mut found = Sample {
@@ -119,9 +151,7 @@ pub fn measure(
         }
         work.step();
     }
-    facts.formats.extend(formats.iter().chain(tables).map(|format| format.name().to_owned()));
-    transfers(device, facts)?;
-    together(device, facts, formats, tables[0], events)
+    Ok(())
 }
 
 fn key(sample: &Sample) -> (String, String, String) {
@@ -129,11 +159,16 @@ fn key(sample: &Sample) -> (String, String, String) {
     (sample.op.clone(), sample.format.clone(), numbers)
 }
 
-/// All different dispatches of steps of the made-up models, with activations kept and not.
-fn calls(device: &Device, formats: &[Format], tables: &[Format]) -> Result<Vec<Listed>> {
+/// All different dispatches of steps of some made-up models, with activations kept and not.
+fn calls(
+    device: &Device,
+    shapes: &[Shape],
+    formats: &[Format],
+    tables: &[Format],
+) -> Result<Vec<Listed>> {
     let dry = device.dry();
     let (mut seen, mut calls) = (HashSet::new(), Vec::new());
-    for shape in &SHAPES {
+    for shape in shapes {
         for &table in tables {
             // Isolated windows have a trunk without adapters, whose products are others.
             for (recompute, eight) in [(false, false), (true, true)] {
@@ -183,45 +218,73 @@ fn floor(device: &Device) -> Result<f64> {
     Ok(1e-3 * times[2])
 }
 
+/// The median of the times of some steps that train the top window of a made-up model.
+fn step_s(device: &Device, shape: &Shape, job: &Job) -> Result<f64> {
+    let config = shape.config(job.blocks.len())?;
+    let mut trainer = Trainer::new(Model::hollow(device, &config, job)?, AdamW::default());
+    let batch = [sample(job, 1.0)];
+    trainer.step(TOP.window, &batch, 1e-6)?;
+    let mut taken = Vec::new();
+    for _ in 0..STEP_SAMPLES {
+        let started = Instant::now();
+        trainer.step(TOP.window, &batch, 1e-6)?;
+        taken.push(started.elapsed().as_secs_f64());
+    }
+    taken.sort_by(f64::total_cmp);
+    Ok(taken[STEP_SAMPLES / 2])
+}
+
+/// The dispatches of such a step, by task.
+fn listed(device: &Device, shape: &Shape, job: &Job) -> Result<Vec<Vec<Listed>>> {
+    let config = shape.config(job.blocks.len())?;
+    let mut trainer = Trainer::new(Model::hollow(&device.dry(), &config, job)?, AdamW::default());
+    let tasks = trainer.list(TOP.window, &sample(job, 1.0), false)?;
+    Ok(tasks.into_iter().map(|(_, calls)| calls).collect())
+}
+
+/// Measures what the host takes for a dispatch, by what steps of more blocks take longer where
+/// kernels take next to nothing. Returns what such a step takes beside its dispatches.
+fn host(device: &Device, facts: &mut Facts, format: Format, table: Format) -> Result<f64> {
+    let mut points = Vec::new();
+    for blocks in SMALL_BLOCKS {
+        let job = SMALL.job(&vec![format; blocks], table);
+        let dispatches: usize = listed(device, &SMALL, &job)?.iter().map(Vec::len).sum();
+        points.push((dispatches as f64, step_s(device, &SMALL, &job)?));
+    }
+    let [(fewer, short), (more, long)] = [points[0], points[1]];
+    facts.host_s = ((long - short) / (more - fewer)).max(0.0);
+    Ok((short - fewer * facts.host_s).max(0.0))
+}
+
 /// Measures whole steps and fits what dispatches take together: `scale` times their sum, and
-/// `between_s`.
+/// `between_s`. Steps that wait for the host say nothing of that; where all do, `between_s` is
+/// that of small steps, `small_s`.
 fn together(
     device: &Device,
     facts: &mut Facts,
-    formats: &[Format],
-    table: Format,
+    (formats, table): (&[Format], Format),
+    small_s: f64,
     events: &mut Events<'_>,
 ) -> Result<()> {
-    (facts.scale, facts.between_s) = (1.0, 0.0);
+    (facts.scale, facts.between_s) = (1.0, small_s);
     let mut points = Vec::new();
     let mut work = events.work("measure steps", SHAPES[STEPS].len() as u64);
     for shape in &SHAPES[STEPS] {
         work.check()?;
         let job = shape.job(formats, table);
-        let config = shape.config(job.blocks.len())?;
         let speed = facts.speed();
-        let pricer = Pricer::new(device, &config, &speed, facts.copy_bytes_per_s, 1.0);
-        let times = pricer.times(&job, &TOP);
-        let predicted = times.embed_s
-            + times.trunk_s.iter().sum::<f64>()
-            + times.forward_s.iter().sum::<f64>()
-            + times.loss_s
-            + times.backward_s.iter().sum::<f64>()
-            + times.update_s;
-        let mut trainer = Trainer::new(Model::hollow(device, &config, &job)?, AdamW::default());
-        let batch = [sample(&job, 1.0)];
-        trainer.step(TOP.window, &batch, 1e-6)?;
-        let mut taken = Vec::new();
-        for _ in 0..STEP_SAMPLES {
-            let started = Instant::now();
-            trainer.step(TOP.window, &batch, 1e-6)?;
-            taken.push(started.elapsed().as_secs_f64());
+        let tasks = listed(device, shape, &job)?;
+        let count: usize = tasks.iter().map(Vec::len).sum();
+        let alone = |call: &Listed| speed.seconds(&cost(call));
+        let device_s: f64 = tasks.iter().flatten().map(alone).sum();
+        if device_s > HOST_WAITS * facts.host_s * count as f64 {
+            points.push((device_s, step_s(device, shape, &job)?));
         }
-        taken.sort_by(f64::total_cmp);
-        points.push((predicted, taken[STEP_SAMPLES / 2]));
         work.step();
     }
-    (facts.scale, facts.between_s) = fit(&points);
+    if !points.is_empty() {
+        (facts.scale, facts.between_s) = fit(&points);
+    }
     Ok(())
 }
 

@@ -30,6 +30,8 @@ pub enum Speed {
     Measured {
         /// Of dispatches on their own.
         rates: Rates,
+        /// Seconds of the host for each.
+        host_s: f64,
         /// What a dispatch takes in a step over what it takes on its own.
         scale: f64,
         /// Seconds of a step beside its dispatches.
@@ -49,6 +51,16 @@ impl Speed {
                 let bytes_s = cost.bytes / (PROFILE_BYTES_SHARE * profile.memory_bytes_per_s.value);
                 profile.dispatch_s.value + flops_s.max(bytes_s)
             }
+        }
+    }
+
+    /// Seconds of the dispatches of a task: the device's or, where it does not keep up, the
+    /// host's.
+    pub fn task_s(&self, calls: &[Listed]) -> f64 {
+        let device_s: f64 = calls.iter().map(|call| self.seconds(&cost(call))).sum();
+        match self {
+            Self::Measured { host_s, .. } => device_s.max(host_s * calls.len() as f64),
+            Self::Profile(_) => device_s,
         }
     }
 
@@ -152,7 +164,7 @@ impl<'a> Pricer<'a> {
             ..TaskTimes::default()
         };
         for (task, calls) in trainer.list(turns.window, &batch, turns.cached)? {
-            let seconds: f64 = calls.iter().map(|call| self.speed.seconds(&cost(call))).sum();
+            let seconds = self.speed.task_s(&calls);
             match task {
                 Task::Embed { .. } => times.embed_s = seconds,
                 Task::Restore { .. } => {
@@ -253,6 +265,30 @@ mod tests {
                 }
                 assert_eq!(listed, ran, "{path:?} {recompute}");
             }
+        }
+    }
+
+    #[test]
+    fn a_step_of_small_dispatches_waits_for_the_host() {
+        let config = tiny_config();
+        let device = Device::open("cpu", &Options::default()).expect("the cpu device");
+        let speed = |host_s| {
+            let rates = Rates::new(1e-6);
+            Speed::Measured { rates, host_s, scale: 1.0, between_s: 0.0 }
+        };
+        let job = job(&config, Path::Rows, false);
+        let model = Model::hollow(&device.dry(), &config, &job).expect("a model");
+        let mut trainer = Trainer::new(model, AdamW::default());
+        let tasks = trainer.list(1, &sample(&job, 1.0), false).expect("a list");
+        for (task, calls) in &tasks {
+            let alone = speed(0.0).task_s(calls);
+            let sum: f64 = calls.iter().map(|call| speed(0.0).seconds(&cost(call))).sum();
+            assert_eq!(alone, sum, "{task:?}");
+            // Less than its dispatches take hides behind them, more does not.
+            let each = alone / calls.len() as f64;
+            assert_eq!(speed(0.5 * each).task_s(calls), alone, "{task:?}");
+            let waits = speed(2.0 * each).task_s(calls);
+            assert!((waits / alone - 2.0).abs() < 1e-9, "{task:?}: {waits} {alone}");
         }
     }
 
