@@ -180,6 +180,11 @@ pub enum Error {
     },
 }
 
+/// An error of the driver that is none of the others.
+pub(crate) fn driver(error: &impl ToString) -> Error {
+    Error::Driver { message: one_line(&error.to_string()) }
+}
+
 /// A driver's message on one line: errors are one sentence.
 pub(crate) fn one_line(message: &str) -> String {
     let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());

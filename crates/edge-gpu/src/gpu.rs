@@ -8,7 +8,7 @@ use edge_kernels::op::Work;
 use edge_kernels::{Call, Category};
 
 use crate::adapter::DeviceInfo;
-use crate::error::{Error, one_line};
+use crate::error::{Error, driver, one_line};
 use crate::ledger::{Charge, Ledger};
 use crate::pipeline::{BindGroups, PARAMS_BYTES, Pipeline, Pipelines};
 use crate::profile::{Profile, TimedOp};
@@ -354,7 +354,7 @@ impl Gpu {
             Err(wgpu::PollError::Timeout) => Err(self.give_up()),
             Err(error) => {
                 self.faults.check()?;
-                Err(Error::Driver { message: one_line(&error.to_string()) })
+                Err(driver(&error))
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use edge_kernels::Category;
 
 use crate::buffer::{Slice, Storage};
-use crate::error::{Error, one_line};
+use crate::error::{Error, driver};
 use crate::gpu::Gpu;
 use crate::ledger::{Charge, Ledger};
 use crate::pipeline::scoped;
@@ -20,11 +20,6 @@ const READ_BYTES: u64 = 1 << 20;
 
 /// Tells when a buffer is mapped.
 type Mapping = Receiver<Result<(), wgpu::BufferAsyncError>>;
-
-/// Another error of the driver.
-pub(crate) fn driver(error: &impl ToString) -> Error {
-    Error::Driver { message: one_line(&error.to_string()) }
-}
 
 /// Writes the words of a new buffer.
 pub(crate) type Fill<'a> = Box<dyn FnOnce(&mut [u32]) + 'a>;
@@ -73,12 +68,10 @@ impl Gpu {
             Some(wgpu::Error::OutOfMemory { .. }) => {
                 return Err(Error::OutOfMemory { label: label.into(), bytes, in_use });
             }
-            Some(error) => return Err(Error::Driver { message: one_line(&error.to_string()) }),
+            Some(error) => return Err(driver(&error)),
         }
         if let Some(fill) = fill {
-            let mut view = buffer
-                .get_mapped_range_mut(..)
-                .map_err(|error| Error::Driver { message: one_line(&error.to_string()) })?;
+            let mut view = buffer.get_mapped_range_mut(..).map_err(|error| driver(&error))?;
             let words = view.len() / 4;
             let pointer = view.slice(..).as_raw_element_ptr().cast::<u32>();
             // SAFETY: the buffer is mapped until `unmap` below and `view` is its only view;

@@ -12,10 +12,9 @@ use edge_kernels::Category;
 
 use crate::buffer::Buffer;
 use crate::device::{Backend, Device};
-use crate::error::Error;
+use crate::error::{Error, driver};
 use crate::gpu::Gpu;
 use crate::ledger::Charge;
-use crate::transfer::driver;
 
 /// A point in the order of what was submitted to a device.
 #[derive(Clone, Debug, Default)]

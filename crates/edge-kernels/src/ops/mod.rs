@@ -10,6 +10,7 @@ pub mod norm;
 pub mod optim;
 pub mod pack;
 pub mod probe;
+pub(crate) mod product;
 
 use crate::op::Op;
 

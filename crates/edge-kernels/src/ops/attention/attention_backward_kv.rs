@@ -28,12 +28,12 @@ use rayon::prelude::*;
 
 use super::attention_backward_q::{SEGMENTS, backward_inputs};
 use super::bodies::Shared;
-use super::product::{View, product};
 use super::shape::{Mask, training_cases};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
 };
+use crate::ops::product::{Layout, product_alone};
 use crate::util::SeededRng;
 
 pub use super::shape::Params;
@@ -176,17 +176,17 @@ fn backward_block(
     }
     scores.resize(count * queries.len(), 0.0);
     dp.resize(count * queries.len(), 0.0);
-    let at_scores = View::rows(0, queries.len());
+    let at_scores = Layout::rows(0, queries.len());
     let key_row = sequence * p.kv_stride as usize + first;
     let token = sequence * p.q_len as usize;
     for head in 0..heads {
         let kv_head = head / p.group() as usize;
-        let at_q = View::rows((token + queries.start) * width + head * dim, width);
-        let at_keys = View::rows(key_row * kv_width + kv_head * dim, kv_width);
+        let at_q = Layout::rows((token + queries.start) * width + head * dim, width);
+        let at_keys = Layout::rows(key_row * kv_width + kv_head * dim, kv_width);
         let shape = [count, queries.len(), dim];
         let transposed = at_q.transposed();
-        product(shape, p.scale, false, (k, at_keys), (q, transposed), (scores, at_scores));
-        product(shape, 1.0, false, (v, at_keys), (d_out, transposed), (dp, at_scores));
+        product_alone(shape, p.scale, false, (k, at_keys), (q, transposed), (scores, at_scores));
+        product_alone(shape, 1.0, false, (v, at_keys), (d_out, transposed), (dp, at_scores));
         for i in 0..count {
             let seen = mask.queries(first + i);
             let range = i * queries.len()..(i + 1) * queries.len();
@@ -199,9 +199,9 @@ fn backward_block(
                 *dp = p * (*dp - delta);
             }
         }
-        let at_out = View::rows(kv_head * dim, kv_width);
+        let at_out = Layout::rows(kv_head * dim, kv_width);
         let shape = [count, dim, queries.len()];
-        product(shape, 1.0, true, (scores, at_scores), (d_out, at_q), (dv, at_out));
-        product(shape, p.scale, true, (dp, at_scores), (q, at_q), (dk, at_out));
+        product_alone(shape, 1.0, true, (scores, at_scores), (d_out, at_q), (dv, at_out));
+        product_alone(shape, p.scale, true, (dp, at_scores), (q, at_q), (dk, at_out));
     }
 }

@@ -22,13 +22,13 @@
 use rayon::prelude::*;
 
 use super::bodies::Shared;
-use super::product::{View, product};
 use super::shape::{Mask, inputs, training_cases};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
 };
 use crate::ops::attention::attention_forward::AttentionForward;
+use crate::ops::product::{Layout, product_alone};
 use crate::util::{SeededRng, uniform_vec};
 
 pub use super::shape::Params;
@@ -189,17 +189,17 @@ fn backward_block(
     let keys = mask.keys(first).start..mask.keys(first + count - 1).end;
     scores.resize(count * keys.len(), 0.0);
     dp.resize(count * keys.len(), 0.0);
-    let at_scores = View::rows(0, keys.len());
+    let at_scores = Layout::rows(0, keys.len());
     let key_row = sequence * p.kv_stride as usize + keys.start;
     let token = sequence * p.q_len as usize + first;
     for head in 0..heads {
         let kv_head = head / p.group() as usize;
-        let at_q = View::rows(token * width + head * dim, width);
-        let at_keys = View::rows(key_row * kv_width + kv_head * dim, kv_width);
+        let at_q = Layout::rows(token * width + head * dim, width);
+        let at_keys = Layout::rows(key_row * kv_width + kv_head * dim, kv_width);
         let shape = [count, keys.len(), dim];
         let transposed = at_keys.transposed();
-        product(shape, p.scale, false, (q, at_q), (k, transposed), (scores, at_scores));
-        product(shape, 1.0, false, (d_out, at_q), (v, transposed), (dp, at_scores));
+        product_alone(shape, p.scale, false, (q, at_q), (k, transposed), (scores, at_scores));
+        product_alone(shape, 1.0, false, (d_out, at_q), (v, transposed), (dp, at_scores));
         for i in 0..count {
             let seen = mask.keys(first + i);
             let row = (token + i) * heads + head;
@@ -211,8 +211,8 @@ fn backward_block(
                     if seen.contains(&key) { (*score - lse).exp() * (dp - delta) } else { 0.0 };
             }
         }
-        let at_dq = View::rows(head * dim, width);
+        let at_dq = Layout::rows(head * dim, width);
         let shape = [count, dim, keys.len()];
-        product(shape, p.scale, false, (scores, at_scores), (k, at_keys), (dq, at_dq));
+        product_alone(shape, p.scale, false, (scores, at_scores), (k, at_keys), (dq, at_dq));
     }
 }

@@ -25,12 +25,12 @@
 use rayon::prelude::*;
 
 use super::bodies::Shared;
-use super::product::{View, product};
 use super::shape::{Mask, inputs, training_cases};
 use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, HostBuffer, Op, Tolerance, Variant, Work,
     read, read_write,
 };
+use crate::ops::product::{Layout, product_alone};
 use crate::util::SeededRng;
 
 pub use super::shape::Params;
@@ -170,17 +170,17 @@ fn forward_block(
     let (heads, count) = (p.heads as usize, out.len() / width);
     let keys = mask.keys(first).start..mask.keys(first + count - 1).end;
     scores.resize(count * keys.len(), 0.0);
-    let at_scores = View::rows(0, keys.len());
+    let at_scores = Layout::rows(0, keys.len());
     let key_row = sequence * p.kv_stride as usize + keys.start;
     for head in 0..heads {
         let kv_head = head / p.group() as usize;
         let at_q = (sequence * p.q_len as usize + first) * width + head * dim;
-        let at_keys = View::rows(key_row * kv_width + kv_head * dim, kv_width);
-        product(
+        let at_keys = Layout::rows(key_row * kv_width + kv_head * dim, kv_width);
+        product_alone(
             [count, keys.len(), dim],
             p.scale,
             false,
-            (q, View::rows(at_q, width)),
+            (q, Layout::rows(at_q, width)),
             (k, at_keys.transposed()),
             (scores, at_scores),
         );
@@ -189,13 +189,13 @@ fn forward_block(
             let seen = seen.start - keys.start..seen.end - keys.start;
             lse[i * heads + head] = softmax(row, seen);
         }
-        product(
+        product_alone(
             [count, dim, keys.len()],
             1.0,
             false,
             (scores, at_scores),
             (v, at_keys),
-            (out, View::rows(head * dim, width)),
+            (out, Layout::rows(head * dim, width)),
         );
     }
 }

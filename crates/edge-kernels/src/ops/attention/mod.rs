@@ -11,7 +11,6 @@ pub mod rope;
 pub mod rope_scaling;
 
 mod bodies;
-mod product;
 mod shape;
 #[cfg(test)]
 mod tests;

@@ -19,11 +19,12 @@ use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, Hardware, HostBuffer, Op, Tolerance, Variant,
     Work,
 };
-use crate::ops::matmul::product::{Layout, for_weight_rows, product};
+use crate::ops::matmul::weight_rows::for_weight_rows;
 use crate::ops::matmul::{
     LANES, broadcast, is_row_grouped, k_fast, portable, quads, spec, split_lanes, strided_input,
     strided_output, unexpanded, weight_bindings, weight_buffers, weight_variants,
 };
+use crate::ops::product::{Layout, product};
 use crate::util::{SeededRng, fold_grid};
 
 /// See the module.

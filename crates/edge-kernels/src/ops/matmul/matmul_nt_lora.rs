@@ -23,8 +23,9 @@ use crate::op::{
     read,
 };
 use crate::ops::matmul::nt_bodies::Product;
-use crate::ops::matmul::product::{Layout, for_weight_rows, product};
+use crate::ops::matmul::weight_rows::for_weight_rows;
 use crate::ops::matmul::{strided_input, strided_output, weight_bindings, weight_buffers};
+use crate::ops::product::{Layout, product};
 use crate::util::{SeededRng, uniform_f32};
 
 /// See the module.

@@ -18,8 +18,8 @@ use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, Hardware, HostBuffer, Op, Tolerance, Variant,
     Work, read, read_write,
 };
-use crate::ops::matmul::product::{Layout, product};
 use crate::ops::matmul::{LANES, quads, spec, split_lanes, strided_input, strided_output};
+use crate::ops::product::{Layout, product};
 use crate::util::{SeededRng, fold_grid};
 
 /// See the module.

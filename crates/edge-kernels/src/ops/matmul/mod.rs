@@ -6,8 +6,8 @@ pub mod matmul_nt_lora;
 pub mod matmul_nt_swiglu;
 pub mod matmul_tn;
 pub(crate) mod nt_bodies;
-pub(crate) mod product;
 pub mod sum_partials;
+pub(crate) mod weight_rows;
 
 #[cfg(test)]
 mod tests;

@@ -2,15 +2,8 @@
 
 use gemm::Parallelism;
 
-use crate::format::Format;
-use crate::op::HostBuffer;
-use crate::pack::unpack_rows;
-
 /// Products below this many multiply-adds stay on one thread.
 const PARALLEL_FROM: usize = 1 << 18;
-
-/// Weight rows that are dequantised at a time: bounds the scratch memory of the host device.
-const STRIP_ROWS: usize = 512;
 
 /// Where a matrix lies in a slice, in elements.
 #[derive(Clone, Copy)]
@@ -40,7 +33,7 @@ impl Layout {
     }
 }
 
-/// dst (+)= alpha · a\[m,k\] · b\[k,n\], with `shape` = \[m, n, k\].
+/// dst (+)= alpha · a\[m,k\] · b\[k,n\], with `shape` = \[m, n, k\]; large ones on all threads.
 ///
 /// # Panics
 /// When a matrix reaches beyond its slice.
@@ -48,19 +41,45 @@ pub(crate) fn product(
     shape: [usize; 3],
     alpha: f32,
     accumulate: bool,
+    a: (&[f32], Layout),
+    b: (&[f32], Layout),
+    dst: (&mut [f32], Layout),
+) {
+    let parallel = shape.iter().product::<usize>() >= PARALLEL_FROM;
+    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    product_by(parallelism, shape, alpha, accumulate, a, b, dst);
+}
+
+/// The same on the calling thread, for references that run in parallel themselves.
+///
+/// # Panics
+/// As [`product`].
+pub(crate) fn product_alone(
+    shape: [usize; 3],
+    alpha: f32,
+    accumulate: bool,
+    a: (&[f32], Layout),
+    b: (&[f32], Layout),
+    dst: (&mut [f32], Layout),
+) {
+    product_by(Parallelism::None, shape, alpha, accumulate, a, b, dst);
+}
+
+fn product_by(
+    parallelism: Parallelism,
+    [m, n, k]: [usize; 3],
+    alpha: f32,
+    accumulate: bool,
     (a, a_at): (&[f32], Layout),
     (b, b_at): (&[f32], Layout),
     (dst, dst_at): (&mut [f32], Layout),
 ) {
-    let [m, n, k] = shape;
     if m == 0 || n == 0 || k == 0 {
         return;
     }
     a_at.check([m, k], a.len());
     b_at.check([k, n], b.len());
     dst_at.check([m, n], dst.len());
-    let parallel = m * n * k >= PARALLEL_FROM;
-    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: the checks above hold every element of the three matrices within its slice, the
     // strides are at most the slices' lengths, and `dst` is borrowed exclusively.
     unsafe {
@@ -85,28 +104,6 @@ pub(crate) fn product(
             false,
             parallelism,
         );
-    }
-}
-
-/// Calls `visit(first row, rows)` over a weight matrix `[n, k]` in f32, a strip at a time.
-pub(crate) fn for_weight_rows(
-    format: Format,
-    shape: [u32; 2],
-    weights: &[HostBuffer<'_>],
-    mut visit: impl FnMut(usize, &[f32]),
-) {
-    let [n, k] = shape.map(|size| size as usize);
-    if format == Format::F32 {
-        visit(0, &weights[0].f32()[..n * k]);
-        return;
-    }
-    let scales = weights.get(1).map_or(&[][..], HostBuffer::u32);
-    let mut strip = vec![0.0; STRIP_ROWS.min(n) * k];
-    for first in (0..n).step_by(STRIP_ROWS) {
-        let rows = STRIP_ROWS.min(n - first);
-        let strip = &mut strip[..rows * k];
-        unpack_rows(format, shape, weights[0].u32(), scales, first, strip);
-        visit(first, strip);
     }
 }
 
