@@ -56,7 +56,10 @@ fn policy(blocks: usize) -> Policy {
 }
 
 fn compress(source: &Source, table: Format, out: &Path) -> PathBuf {
-    let policy = policy(source.config.num_hidden_layers);
+    compress_by(source, policy(source.config.num_hidden_layers), table, out)
+}
+
+fn compress_by(source: &Source, policy: Policy, table: Format, out: &Path) -> PathBuf {
     let about = About {
         policy: policy.clone(),
         embedding: table,
@@ -268,6 +271,60 @@ fn the_commands_take_a_compressed_model() {
     assert_eq!(value["average_bits"].as_f64(), Some(averages.bits));
     let file = std::fs::metadata(Path::new(&model).join("compressed.safetensors"));
     assert_eq!(value["bytes"].as_u64(), file.ok().map(|file| file.len()));
+}
+
+#[test]
+fn a_tuned_model_is_exported_in_the_formats_of_its_base() {
+    let dir = TempDir::new().expect("a temporary folder");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let policy = Policy { name: "own".into(), blocks: vec![BlockPolicy::uniform(Format::Q8); 6] };
+    compress_by(&demo_model(), policy, Format::Q8, Path::new(&path("base")));
+    let (base, tuned, merged) = (path("base"), path("tuned"), path("merged"));
+    let (train, valid) = (demo("train.txt"), demo("valid.txt"));
+    let small = ["--device", "cpu", "--json", "--quiet"];
+    let windows = ["--windows", "3", "--semantics", "isolated", "--window-shares", "1,1,8"];
+    let sizes = ["--steps", "20", "--batch-size", "2", "--seq-len", "32", "--lr", "1e-2"];
+    let tune = ["tune", "--model", &base, "--data", &train, "--out", &tuned];
+    last_json(&run(&[&tune[..], &windows, &sizes, &small].concat()));
+    let export = ["export", "--run", &tuned, "--out", &merged, "--format"];
+    let error = refused(&[&export[..], &["safetensors"]].concat(), 1);
+    assert!(error.contains("--format compressed") && !Path::new(&merged).exists(), "{error}");
+    let measured = ["compressed", "--data", &valid];
+    let report = last_json(&run(&[&export[..], &measured, &small].concat()));
+    let number = |value: &Value, key: &str| value[key].as_f64().expect("a number");
+    let (before, after) = (number(&report, "loss_before"), number(&report, "loss_after"));
+    let eval = ["eval", "--model", &base, "--data", &valid];
+    let untuned = number(&last_json(&run(&[&eval[..], &small].concat())), "loss");
+    assert!(untuned - before > 20.0 * (after - before).abs(), "{untuned} {before} {after}");
+    // Two of six blocks are the top window's, of seven matrices each, which rounding moves.
+    let (moved, weights) = (number(&report, "rounded_weights"), number(&report, "weights"));
+    assert!(moved > 0.3 * weights && moved <= weights / 3.0, "{moved} of {weights}");
+
+    let open = |path: &str| Source::open(Path::new(path)).expect("a compressed model");
+    let (base, merged) = (open(&base), open(&merged));
+    let about = |source: &Source| source.checkpoint.compressed().expect("one").about.clone();
+    assert_eq!(about(&base).policy, about(&merged).policy);
+    let words = |source: &Source, name: &str| -> Vec<u32> {
+        let bytes = source.checkpoint.stored_bytes(name).expect("a tensor");
+        let mut words = vec![0; bytes as usize / 4];
+        source.checkpoint.stored(name, &mut words).expect("words");
+        words
+    };
+    let compressed = base.checkpoint.compressed().expect("one");
+    for tensor in compressed.layout.tensors.iter().filter(|t| !t.name.contains("padding")) {
+        let top = ["layers.4.", "layers.5."].iter().any(|layer| tensor.name.contains(layer));
+        let moves = top && tensor.name.contains("proj") || tensor.name == "model.norm.weight";
+        let same = words(&base, &tensor.name) == words(&merged, &tensor.name);
+        assert_eq!(same, !moves, "{}", tensor.name);
+    }
+    let dense = path("dense");
+    let tune = ["tune", "--method", "lora", "--out", &dense, "--steps", "1", "--data", &train];
+    let demo_dir = demo("model");
+    let model = ["--model", &demo_dir, "--batch-size", "1", "--seq-len", "16"];
+    last_json(&run(&[&tune[..], &model, &small].concat()));
+    let no = path("no");
+    let export = ["export", "--run", &dense, "--out", &no, "--format", "compressed"];
+    assert!(refused(&export, 1).contains("is not compressed"));
 }
 
 #[test]

@@ -70,8 +70,7 @@ impl<'a> Merging<'a> {
     pub fn new(source: &'a Source, tuned: &'a Tuned) -> Result<Self> {
         ensure!(
             source.checkpoint.compressed().is_none(),
-            "{} is compressed, and an adapter cannot be merged into packed weights: give --model \
-             the original checkpoint",
+            "{} is compressed: give --format compressed, or --model the original checkpoint",
             source.dir.display()
         );
         let exits = tuned.exits.as_ref();
@@ -229,7 +228,7 @@ impl View for Merged<'_> {
 }
 
 /// `W += scale · B·A`; W \[n, k\], A \[r, k\], B \[n, r\].
-fn add_product(w: &mut [f32], (a, b): (&[f32], &[f32]), rank: usize, scale: f32) {
+pub(crate) fn add_product(w: &mut [f32], (a, b): (&[f32], &[f32]), rank: usize, scale: f32) {
     let k = a.len() / rank;
     for (w, b) in w.chunks_exact_mut(k).zip(b.chunks_exact(rank)) {
         for (a, b) in a.chunks_exact(k).zip(b) {

@@ -14,6 +14,7 @@ use super::args::NumberFormat;
 use super::report::{Progress, print_json};
 use crate::adapter;
 use crate::checkpoint::Dtype;
+use crate::compress;
 use crate::data::{Columns, DataSpec, load_eval};
 use crate::exits::{Exits, Vote};
 use crate::gguf::export as gguf;
@@ -71,6 +72,8 @@ pub enum Format {
     Safetensors,
     /// The LoRA adapter alone, a PEFT folder
     Peft,
+    /// Base and adapter merged, in the formats of a compressed base: a model folder of this program
+    Compressed,
     /// Base and adapter merged, a file for llama.cpp
     Gguf,
     /// The LoRA adapter alone, a file for llama.cpp
@@ -79,7 +82,7 @@ pub enum Format {
 
 impl Format {
     fn merges(self) -> bool {
-        matches!(self, Self::Safetensors | Self::Gguf)
+        matches!(self, Self::Safetensors | Self::Compressed | Self::Gguf)
     }
 }
 
@@ -129,7 +132,8 @@ fn check(args: &ExportArgs) -> Result<()> {
             "--gguf-type goes with --format gguf alone: leave it out"
         }
         format if !args.data.is_empty() && !format.merges() => {
-            "--data measures what is merged: leave it out, or give --format safetensors or gguf"
+            "--data measures what is merged: leave it out, or give --format safetensors, \
+             compressed or gguf"
         }
         _ => return Ok(()),
     };
@@ -196,9 +200,10 @@ fn write(args: &ExportArgs, source: &Source, tuned: &Tuned) -> Result<Written> {
     fs::create_dir_all(out)
         .with_context(|| format!("cannot make {}: give another --out", out.display()))?;
     let adapted = tuned.adapter.as_ref().map_or(0, |(_, tensors)| 2 * tensors.len() as u64);
-    let tensors = match args.format.merges() {
-        true => source.checkpoint.names().count() as u64,
-        false => adapted,
+    let tensors = match args.format {
+        Format::Compressed => 7 * source.config.num_hidden_layers as u64,
+        format if format.merges() => source.checkpoint.names().count() as u64,
+        _ => adapted,
     };
     let progress = RefCell::new(Progress::new("export", tensors, args.quiet));
     let step = || progress.borrow_mut().step(String::new);
@@ -207,6 +212,9 @@ fn write(args: &ExportArgs, source: &Source, tuned: &Tuned) -> Result<Written> {
         Format::Safetensors => {
             let rounding = merge(source, tuned, out, args.dtype.map(Into::into), &step)?;
             written.rounding = Some(rounding);
+        }
+        Format::Compressed => {
+            written.rounding = Some(compress::merge::merge(source, tuned, out, &step)?);
         }
         Format::Gguf => {
             let kind = args.gguf_type.unwrap_or(GgufType::F16);
@@ -342,6 +350,10 @@ fn card(args: &ExportArgs, source: &Source, facts: &[(&str, String)]) -> String 
             "Base and adapter merged, a Hugging Face model folder.",
             "from transformers import AutoModelForCausalLM\n\n\
              model = AutoModelForCausalLM.from_pretrained(\"THIS_DIRECTORY\")",
+        ),
+        Format::Compressed => (
+            "Base and adapter merged, a compressed model folder of edge-llm.",
+            "edge-runtime generate --model THIS_DIRECTORY --prompt \"Once upon a time\"",
         ),
         Format::Peft => (
             "A LoRA adapter in the format of PEFT.",

@@ -12,12 +12,14 @@
 //! * [`layout`] — what is where in a compressed checkpoint.
 //! * [`mod@write`] — a compressed model folder, block by block.
 //! * [`read`] — the same, opened and checked.
+//! * [`mod@merge`] — the same with an adapter merged into it.
 //! * [`solve`] — a weight matrix, pruned and quantised together.
 
 pub mod calibrate;
 pub mod choose;
 pub mod header;
 pub mod layout;
+pub mod merge;
 pub mod method;
 pub mod options;
 pub mod packs;

@@ -7,9 +7,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use edge_kernels::Format;
+use edge_kernels::pack::PackedHost;
+use edge_scheduler::Shard as Rows;
 
 pub use super::header::About;
-use super::layout::{Layout, values_name};
+use super::layout::{Layout, scales_name, values_name};
 use super::{header, policy_file, write};
 use crate::checkpoint::{Checkpoint, Kind, Shard};
 use crate::config::ModelConfig;
@@ -113,6 +116,38 @@ impl Checkpoint {
         let (start, end) = self.stored_place(name)?;
         let shard = &self.shards[0];
         shard.file.read_words(shard.data + start as u64..shard.data + end as u64, out)
+    }
+
+    /// A part of a matrix `[.., cols]` that is stored as words of its format.
+    ///
+    /// # Errors
+    /// There is none of this name, it is of another size, or the file was changed.
+    pub fn stored_part(
+        &self,
+        name: &str,
+        index: usize,
+        part: Rows,
+        cols: u32,
+        format: Format,
+    ) -> Result<PackedHost> {
+        let words = |name: String, words: u64| -> Result<Vec<u32>> {
+            let stored = self.stored_bytes(&name)?;
+            ensure!(
+                stored == 4 * words,
+                "tensor {name} has {stored} bytes instead of {}",
+                4 * words
+            );
+            let mut found = vec![0; words as usize];
+            self.stored(&name, &mut found)?;
+            Ok(found)
+        };
+        let rows = part.rows;
+        let values = words(values_name(name, index), format.value_words(rows, cols))?;
+        let scales = match format.is_packed() {
+            true => words(scales_name(name, index), format.scale_words(rows, cols))?,
+            false => Vec::new(),
+        };
+        Ok(PackedHost { format, rows, cols, values, scales })
     }
 
     fn stored_place(&self, name: &str) -> Result<(usize, usize)> {

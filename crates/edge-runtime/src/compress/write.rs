@@ -1,6 +1,6 @@
 //! Writes a compressed model folder, one block after the other.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use edge_kernels::Format;
 use edge_kernels::pack::{PackedHost, pack};
-use edge_scheduler::{ModelShape, Projection};
+use edge_scheduler::{ModelShape, Projection, Shard};
 
 use super::header::{self, About};
 use super::layout::{Layout, TABLE_FORMATS, scales_name, shards_of, table_shards_of, values_name};
@@ -52,6 +52,8 @@ impl Drop for Leftovers {
 pub struct Writer<'a> {
     source: &'a Source,
     about: About,
+    /// In place of the source's final norm.
+    norm: Option<Vec<f32>>,
     shape: ModelShape,
     layout: Layout,
     leftovers: Leftovers,
@@ -72,9 +74,23 @@ impl<'a> Writer<'a> {
     /// blocks of `about.policy` are then given to [`Writer::block`] in order.
     ///
     /// # Errors
-    /// `out` exists and is not empty, or cannot be written; the source is compressed itself, lacks
-    /// a tensor, or has another number of blocks; a table's format is none of [`TABLE_FORMATS`].
+    /// `out` exists and is not empty, or cannot be written; the source lacks a tensor, has another
+    /// number of blocks, or is compressed itself with tables in another format; a table's format is
+    /// none of [`TABLE_FORMATS`].
     pub fn create(out: &Path, source: &'a Source, about: About) -> Result<Self> {
+        Self::create_with(out, source, about, None)
+    }
+
+    /// The same with another final norm, as a checkpoint has it.
+    ///
+    /// # Errors
+    /// As [`Writer::create`].
+    pub fn create_with(
+        out: &Path,
+        source: &'a Source,
+        about: About,
+        norm: Option<Vec<f32>>,
+    ) -> Result<Self> {
         let shape = source.config.shape();
         let given = about.policy.blocks.len();
         ensure!(
@@ -89,9 +105,11 @@ impl<'a> Writer<'a> {
                 format.name()
             );
         }
+        let own = source.checkpoint.compressed().map(|own| [own.about.embedding, own.about.head]);
         ensure!(
-            source.checkpoint.compressed().is_none(),
-            "{} is compressed already: give --model the original checkpoint",
+            own.is_none_or(|own| own == [about.embedding, about.head]),
+            "{} is compressed already, with tables in other formats: give --model the original \
+             checkpoint",
             source.dir.display()
         );
         RunDir::check(Some(out))?;
@@ -107,6 +125,7 @@ impl<'a> Writer<'a> {
         let mut writer = Self {
             source,
             about,
+            norm,
             shape,
             layout,
             leftovers,
@@ -137,26 +156,43 @@ impl<'a> Writer<'a> {
     /// When there is no further block, or a matrix has another shape or format than the policy
     /// says.
     pub fn block<M: Borrow<PackedHost>>(&mut self, matrices: &[M]) -> Result<()> {
+        assert_eq!(matrices.len(), Projection::ALL.len(), "a matrix for each projection");
+        self.block_in_parts(|projection, part| {
+            let matrix: &PackedHost = matrices[projection.index()].borrow();
+            let whole = part.row0 == 0 && part.rows == matrix.rows;
+            Ok(match whole {
+                true => Cow::Borrowed(matrix),
+                false => Cow::Owned(matrix.take_rows(part.row0..part.row0 + part.rows)),
+            })
+        })
+    }
+
+    /// The same with the parts of each projection that the file has, in order.
+    ///
+    /// # Errors
+    /// As [`Writer::block`], and those of `part`.
+    ///
+    /// # Panics
+    /// As [`Writer::block`].
+    pub fn block_in_parts<'m>(
+        &mut self,
+        mut part: impl FnMut(Projection, Shard) -> Result<Cow<'m, PackedHost>>,
+    ) -> Result<()> {
         let block = self.next_block();
         assert!(block < self.about.policy.blocks.len(), "block {block} of the policy");
-        assert_eq!(matrices.len(), Projection::ALL.len(), "a matrix for each projection");
         let source = self.source;
         for (vector, len) in self.shape.vectors() {
             self.vector(&source.config.vector_name(block, vector), len)?;
         }
-        for (projection, matrix) in Projection::ALL.into_iter().zip(matrices) {
-            let matrix: &PackedHost = matrix.borrow();
+        for projection in Projection::ALL {
             let (n, k) = self.shape.projection(projection);
             let format = self.about.policy.blocks[block].get(projection);
             let name = weight_name(block, projection);
-            let got = (matrix.rows, matrix.cols, matrix.format);
-            assert_eq!(got, (n, k, format), "shape and format of {name}");
-            for (index, part) in shards_of(n, k, format).into_iter().enumerate() {
-                if part.rows == n {
-                    self.packed(&name, index, matrix)?;
-                } else {
-                    self.packed(&name, index, &matrix.take_rows(part.row0..part.row0 + part.rows))?;
-                }
+            for (index, shard) in shards_of(n, k, format).into_iter().enumerate() {
+                let packed = part(projection, shard)?;
+                let got = (packed.rows, packed.cols, packed.format);
+                assert_eq!(got, (shard.rows, k, format), "shape and format of {name}");
+                self.packed(&name, index, &packed)?;
             }
         }
         self.close()
@@ -201,7 +237,13 @@ impl<'a> Writer<'a> {
     }
 
     fn tables(&mut self) -> Result<()> {
-        self.vector(NORM, self.shape.hidden_size)?;
+        match self.norm.take() {
+            Some(norm) => {
+                self.begin(NORM);
+                self.words(bytemuck::cast_slice(&norm))?;
+            }
+            None => self.vector(NORM, self.shape.hidden_size)?,
+        }
         self.table(EMBEDDING, self.about.embedding)?;
         if !self.shape.tied_head {
             self.table(HEAD, self.about.head)?;
@@ -217,6 +259,14 @@ impl<'a> Writer<'a> {
     }
 
     fn table(&mut self, name: &str, format: Format) -> Result<()> {
+        if self.source.checkpoint.is_packed(name) {
+            for (index, part) in table_shards_of(&self.shape, format).into_iter().enumerate() {
+                let cols = self.shape.hidden_size;
+                let packed = self.source.checkpoint.stored_part(name, index, part, cols, format)?;
+                self.packed(name, index, &packed)?;
+            }
+            return Ok(());
+        }
         let (rows, cols) = (self.shape.vocab_size as usize, self.shape.hidden_size as usize);
         let tensor = self.source.checkpoint.expect(name, &[rows, cols])?;
         if format.is_packed() {
