@@ -37,7 +37,7 @@ pub fn merge(source: &Source, tuned: &Tuned, out: &Path, progress: &dyn Fn()) ->
     let norm = exits.and_then(|exits| exits.gammas.last());
     let norm = norm.map(|norm| source.config.stored_norm(norm));
     source.checkpoint.verify(0)?;
-    let mut writer = Writer::create_with(out, source, about, norm)?;
+    let mut writer = Writer::create_again(out, source, about, norm)?;
     let mut merging = Merging {
         source,
         tuned,

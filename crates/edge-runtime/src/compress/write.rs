@@ -74,18 +74,23 @@ impl<'a> Writer<'a> {
     /// blocks of `about.policy` are then given to [`Writer::block`] in order.
     ///
     /// # Errors
-    /// `out` exists and is not empty, or cannot be written; the source lacks a tensor, has another
-    /// number of blocks, or is compressed itself with tables in another format; a table's format is
-    /// none of [`TABLE_FORMATS`].
+    /// `out` exists and is not empty, or cannot be written; the source is compressed itself, lacks
+    /// a tensor, or has another number of blocks; a table's format is none of [`TABLE_FORMATS`].
     pub fn create(out: &Path, source: &'a Source, about: About) -> Result<Self> {
-        Self::create_with(out, source, about, None)
+        ensure!(
+            source.checkpoint.compressed().is_none(),
+            "{} is compressed already: give --model the original checkpoint",
+            source.dir.display()
+        );
+        Self::create_again(out, source, about, None)
     }
 
-    /// The same with another final norm, as a checkpoint has it.
+    /// The same of a source that may be compressed itself, and with another final norm, as a
+    /// checkpoint has it.
     ///
     /// # Errors
-    /// As [`Writer::create`].
-    pub fn create_with(
+    /// As [`Writer::create`]; the source is compressed with tables in other formats.
+    pub fn create_again(
         out: &Path,
         source: &'a Source,
         about: About,
