@@ -208,6 +208,24 @@ fn last_json(output: &std::process::Output) -> Value {
     serde_json::from_str(text.lines().last().unwrap_or_default()).expect("a JSON object")
 }
 
+/// Formats of every kind and a table of 16 bits go through an export as they are.
+fn is_exported_as_it_is(tuned: &str, model: &str, again: &str) {
+    let export = ["export", "--run", tuned, "--format", "compressed", "--out", again];
+    let report = last_json(&run(&[&export[..], &["--json", "--quiet"]].concat()));
+    assert!(report["rounded_weights"].as_u64() > Some(0), "{report}");
+    let inspect = |path: &str| last_json(&run(&["inspect", path, "--json"]));
+    let (mut before, mut after) = (inspect(model), inspect(again));
+    for value in [&mut before, &mut after] {
+        let keys = value.as_object_mut().expect("an object");
+        // Where it is and who wrote it.
+        keys.retain(|key, _| !["path", "program_version"].contains(&key.as_str()));
+    }
+    assert_eq!(before, after);
+    let valid = demo("valid.txt");
+    let eval = ["eval", "--model", again, "--data", &valid, "--device", "cpu", "--json"];
+    assert!(last_json(&run(&eval))["loss"].as_f64().is_some_and(f64::is_finite));
+}
+
 #[test]
 fn the_commands_take_a_compressed_model() {
     let dir = TempDir::new().expect("a temporary folder");
@@ -258,6 +276,8 @@ fn the_commands_take_a_compressed_model() {
     let generate = ["generate", "--run", &out, "--device", "cpu", "--prompt", "The "];
     let output = run(&[&generate[..], &["--max-new-tokens", "4", "--temperature", "0"]].concat());
     assert!(output.status.success() && output.stdout.starts_with(b"The "));
+
+    is_exported_as_it_is(&out, &model, &dir.path().join("again").display().to_string());
 
     let value = last_json(&run(&["inspect", &model, "--json"]));
     assert_eq!((&value["kind"], &value["policy"]), (&"compressed".into(), &"own".into()));

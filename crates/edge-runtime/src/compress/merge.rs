@@ -6,11 +6,11 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
 use edge_scheduler::{Projection, Shard};
 
 use super::header::About;
-use super::layout::shards_of;
 use super::solve::{Weight, nearest};
 use super::write::Writer;
 use crate::exits::Exits;
@@ -44,13 +44,13 @@ pub fn merge(source: &Source, tuned: &Tuned, out: &Path, progress: &dyn Fn()) ->
         first: exits.map_or(0, Exits::first_adapted),
         rounding: Rounding::default(),
     };
-    for block in 0..own.about.policy.blocks.len() {
+    for (block, rule) in own.about.policy.blocks.iter().enumerate() {
         source.checkpoint.verify(block + 1)?;
-        writer.block_in_parts(|projection, shard| {
-            if shard.row0 == 0 {
+        writer.block_in_parts(|projection, part| {
+            if part.0 == 0 {
                 progress();
             }
-            merging.part(block, projection, shard).map(Cow::Owned)
+            merging.part((block, projection), part, rule.get(projection)).map(Cow::Owned)
         })?;
     }
     writer.finish()?;
@@ -67,12 +67,14 @@ struct Merging<'a> {
 
 impl Merging<'_> {
     /// A part of a projection, as it is to be stored.
-    fn part(&mut self, block: usize, projection: Projection, shard: Shard) -> Result<PackedHost> {
+    fn part(
+        &mut self,
+        (block, projection): (usize, Projection),
+        (index, shard): (usize, Shard),
+        format: Format,
+    ) -> Result<PackedHost> {
         let (checkpoint, name) = (&self.source.checkpoint, weight_name(block, projection));
-        let (n, k) = self.source.config.shape().projection(projection);
-        let format = self.source.formats(None, None)?.blocks[block].get(projection);
-        let parts = shards_of(n, k, format);
-        let index = parts.iter().position(|part| *part == shard).context("a part of the file")?;
+        let (_, k) = self.source.config.shape().projection(projection);
         let stored = checkpoint.stored_part(&name, index, shard, k, format)?;
         self.rounding.weights += u64::from(shard.rows) * u64::from(k);
         let adapter = self.tuned.adapter.as_ref().filter(|_| block >= self.first);

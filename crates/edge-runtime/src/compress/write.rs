@@ -162,7 +162,7 @@ impl<'a> Writer<'a> {
     /// says.
     pub fn block<M: Borrow<PackedHost>>(&mut self, matrices: &[M]) -> Result<()> {
         assert_eq!(matrices.len(), Projection::ALL.len(), "a matrix for each projection");
-        self.block_in_parts(|projection, part| {
+        self.block_in_parts(|projection, (_, part)| {
             let matrix: &PackedHost = matrices[projection.index()].borrow();
             let whole = part.row0 == 0 && part.rows == matrix.rows;
             Ok(match whole {
@@ -172,7 +172,7 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// The same with the parts of each projection that the file has, in order.
+    /// The same with the parts of each projection that the file has, in order, by number and rows.
     ///
     /// # Errors
     /// As [`Writer::block`], and those of `part`.
@@ -181,7 +181,7 @@ impl<'a> Writer<'a> {
     /// As [`Writer::block`].
     pub fn block_in_parts<'m>(
         &mut self,
-        mut part: impl FnMut(Projection, Shard) -> Result<Cow<'m, PackedHost>>,
+        mut part: impl FnMut(Projection, (usize, Shard)) -> Result<Cow<'m, PackedHost>>,
     ) -> Result<()> {
         let block = self.next_block();
         assert!(block < self.about.policy.blocks.len(), "block {block} of the policy");
@@ -194,7 +194,7 @@ impl<'a> Writer<'a> {
             let format = self.about.policy.blocks[block].get(projection);
             let name = weight_name(block, projection);
             for (index, shard) in shards_of(n, k, format).into_iter().enumerate() {
-                let packed = part(projection, shard)?;
+                let packed = part(projection, (index, shard))?;
                 let got = (packed.rows, packed.cols, packed.format);
                 assert_eq!(got, (shard.rows, k, format), "shape and format of {name}");
                 self.packed(&name, index, &packed)?;

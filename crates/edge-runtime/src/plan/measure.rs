@@ -267,12 +267,12 @@ fn together(
     events: &mut Events<'_>,
 ) -> Result<()> {
     (facts.scale, facts.between_s) = (1.0, small_s);
+    let speed = facts.speed();
     let mut points = Vec::new();
     let mut work = events.work("measure steps", SHAPES[STEPS].len() as u64);
     for shape in &SHAPES[STEPS] {
         work.check()?;
         let job = shape.job(formats, table);
-        let speed = facts.speed();
         let tasks = listed(device, shape, &job)?;
         let count: usize = tasks.iter().map(Vec::len).sum();
         let alone = |call: &Listed| speed.seconds(&cost(call));
