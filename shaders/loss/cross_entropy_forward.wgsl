@@ -1,4 +1,5 @@
-//! stats[r] = (max_c z[r,c], sum_c exp(z[r,c] - max), z[r,targets[r]]), over chunks of columns
+//! stats[r] = (max_c z[r,c], sum_c exp(z[r,c] - max), z[r,targets[r]]), over chunks of columns,
+//! z = scale · logits
 //!
 //! logits: [rows, ld] f32, columns 0..cols are vocabulary ids col0..col0+cols
 //! targets: [tokens] u32 · stats: [tokens, 3] f32 · token of row r: row0 + r
@@ -19,6 +20,7 @@ struct Params {
     row0: u32,
     col0: u32,
     first: u32,
+    scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -41,7 +43,7 @@ fn cross_entropy_forward(
     var lane_max = LOWEST;
     var lane_sum = 0.0;
     for (var c = lane.index; c < params.cols / LANES; c += WG) {
-        let z = logits[base + c];
+        let z = params.scale * logits[base + c];
         let merged = max(lane_max, lanes_max(z));
         lane_sum = lane_sum * exp(lane_max - merged) + lanes_sum(exp(z - merged));
         lane_max = merged;
@@ -62,7 +64,7 @@ fn cross_entropy_forward(
         }
         // Wraps for ids below col0, and for the id of ignored rows stays out of range.
         if column < params.cols {
-            target_logit = lanes_at(logits[base + column / LANES], column % LANES);
+            target_logit = params.scale * lanes_at(logits[base + column / LANES], column % LANES);
         }
         stats[slot] = row_max;
         stats[slot + 1u] = row_sum;

@@ -47,6 +47,10 @@ fn found(model: &Tiny, device: &Device, (trained, windows): (&Trained, u32), byt
     let gradients = trainer.read_gradients(window).expect("gradients");
     values.extend(gradients.into_iter().map(|(name, (_, values))| (name, values)));
     values.push(("logits".into(), trainer.model.all_logits(&batch).expect("logits")));
+    if windows > 1 {
+        let scores = trainer.model.score_exits([batch].into_iter(), || ()).expect("scores");
+        values.push(("scores".into(), scores.log_p.into_iter().flatten().flatten().collect()));
+    }
     Found { chunk: trainer.model.plan.logits, values }
 }
 

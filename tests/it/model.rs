@@ -478,19 +478,23 @@ fn votes_follow_their_definition() {
 #[test]
 fn a_fitted_vote_is_no_worse_than_any_exit_on_what_it_was_fitted_on() {
     let tiny = tiny();
-    let mut trainer = tiny.edge(&cpu(), Format::F32);
-    for step in 0..30 {
-        trainer.step(step % 2, &[batch()], 5e-3).expect("a step");
-    }
-    let model = &mut trainer.model;
-    let other = || [Batch::new(ids(2).iter().map(|id| (id * 3 + 1) % 139).collect(), SEQ_LEN)];
-    let scores = model.score_exits(other().into_iter(), || ()).expect("scores");
-    let learned = scores.fit().expect("a fit");
-    model.set_learned(learned).expect("a vote");
-    let result = model.evaluate_all(other().into_iter(), &Vote::ALL, |_| ()).expect("losses");
-    for (exit, loss) in result.exits.iter().enumerate() {
-        assert!((scores.exit_loss(exit) - loss).abs() < 1e-3, "exit {exit}");
-        assert!(result.votes[3].val_loss <= loss + 1e-4, "{result:?}");
+    for device in devices() {
+        let mut trainer = tiny.edge(&device, Format::F32);
+        for step in 0..30 {
+            trainer.step(step % 2, &[batch()], 5e-3).expect("a step");
+        }
+        let model = &mut trainer.model;
+        let other = || [Batch::new(ids(2).iter().map(|id| (id * 3 + 1) % 139).collect(), SEQ_LEN)];
+        let scores = model.score_exits(other().into_iter(), || ()).expect("scores");
+        let learned = scores.fit().expect("a fit");
+        model.set_learned(learned.clone()).expect("a vote");
+        let result = model.evaluate_all(other().into_iter(), &Vote::ALL, |_| ()).expect("losses");
+        for (exit, loss) in result.exits.iter().enumerate() {
+            assert!((scores.exit_loss(exit) - loss).abs() < 1e-5, "exit {exit}");
+            assert!(result.votes[3].val_loss <= loss + 1e-4, "{result:?}");
+        }
+        let (host, device) = (scores.vote_loss(&learned).expect("a loss"), &result.votes[3]);
+        assert!((host - device.val_loss).abs() < 1e-5, "{host} for {device:?}");
     }
 }
 

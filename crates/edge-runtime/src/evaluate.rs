@@ -40,6 +40,23 @@ pub struct Voted {
 }
 
 impl Evaluation {
+    /// Losses over another text as well, with the vote alone that both say.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let tokens = self.tokens + other.tokens;
+        let weighted =
+            |a: f64, b: f64| (a * self.tokens as f64 + b * other.tokens as f64) / tokens as f64;
+        let exits = self.exits.iter().zip(&other.exits).map(|(&a, &b)| weighted(a, b)).collect();
+        Self { tokens, exits, vote: weighted(self.vote, other.vote), votes: Vec::new() }
+    }
+
+    /// As this, with `vote` of this rule, where it was asked for.
+    #[must_use]
+    pub fn by(&self, rule: Vote) -> Option<Self> {
+        let voted = self.votes.iter().find(|voted| voted.rule == rule)?;
+        Some(Self { vote: voted.val_loss, ..self.clone() })
+    }
+
     /// Loss at the last exit: the full model.
     pub fn last(&self) -> f64 {
         *self.exits.last().unwrap_or(&f64::NAN)
@@ -266,11 +283,11 @@ impl Model {
     }
 
     /// The residual stream at an exit after [`Model::run_to_exits`].
-    fn exit_stream(&self, index: usize) -> &edge_gpu::Slice {
+    pub(crate) fn exit_stream(&self, index: usize) -> &edge_gpu::Slice {
         self.workspace.exits.get(index).unwrap_or(&self.workspace.slots[0].x)
     }
 
-    fn exit_stats(&self, index: usize) -> &edge_gpu::Slice {
+    pub(crate) fn exit_stats(&self, index: usize) -> &edge_gpu::Slice {
         self.workspace.stats.get(index).unwrap_or(&self.workspace.stats[0])
     }
 

@@ -5,7 +5,7 @@
 //! expectation maximisation (Dempster, Laird & Rubin 1977), temperatures by coordinate descent over
 //! a grid.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// Temperatures that are tried, a tenth apart; 1 is among them.
@@ -68,6 +68,25 @@ impl Scores {
     pub fn exit_loss(&self, exit: usize) -> f64 {
         let log_p = &self.log_p[exit][NEUTRAL];
         -log_p.iter().map(|&x| f64::from(x)).sum::<f64>() / log_p.len().max(1) as f64
+    }
+
+    /// Mean loss of a vote whose temperatures are of [`TEMPERATURES`], nats.
+    ///
+    /// # Errors
+    /// A temperature is not, or there is another number of exits.
+    pub fn vote_loss(&self, learned: &Learned) -> Result<f64> {
+        learned.check(self.log_p.len())?;
+        let place = |t: &f32| TEMPERATURES.iter().position(|of_grid| of_grid == t);
+        let places: Option<Vec<usize>> = learned.temperatures.iter().map(place).collect();
+        let places = places.context("the vote's temperatures are none that were tried")?;
+        let rows: Vec<&[f32]> =
+            places.iter().zip(&self.log_p).map(|(&t, exit)| &exit[t][..]).collect();
+        let probability = |token: usize| -> f64 {
+            let of_exits = rows.iter().zip(&learned.weights);
+            of_exits.map(|(row, &w)| f64::from(w) * f64::from(row[token]).exp()).sum()
+        };
+        let log_p = |token| probability(token).max(f64::MIN_POSITIVE).ln();
+        Ok(-(0..self.tokens()).map(log_p).sum::<f64>() / self.tokens().max(1) as f64)
     }
 
     /// Weights and temperatures of the largest likelihood.
@@ -206,6 +225,9 @@ mod tests {
         let mut weights: Vec<f64> = learned.weights.iter().map(|&w| f64::from(w)).collect();
         let loss = scores.maximise(&chosen, &mut weights);
         assert!(loss < scores.exit_loss(0).min(scores.exit_loss(1)) - 0.01);
+        assert!((scores.vote_loss(&learned).expect("of the grid") - loss).abs() < 1e-5);
+        let between = Learned { temperatures: vec![1.05; 2], ..learned };
+        assert!(message(scores.vote_loss(&between)).contains("none that were tried"));
         assert!(message(Scores::default().fit()).contains("no token"));
         let wrong = Learned { temperatures: vec![1.0], weights: vec![0.5] };
         assert!(message(wrong.check(1)).contains("--fit-vote"));

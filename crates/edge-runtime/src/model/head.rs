@@ -76,15 +76,17 @@ impl Model {
     }
 
     fn statistics(&self, recorder: &mut Recorder, rows: Rows, part: &MatrixShard, stats: &Slice) {
-        self.statistics_of(recorder, rows, part, (&self.workspace.logits, stats));
+        self.statistics_of(recorder, rows, part, (&self.workspace.logits, stats), 1.0);
     }
 
+    /// Row statistics of `scale · logits`.
     fn statistics_of(
         &self,
         recorder: &mut Recorder,
         rows: Rows,
         part: &MatrixShard,
         (logits, stats): (&Slice, &Slice),
+        scale: f32,
     ) {
         let params = cross_entropy_forward::Params {
             rows: rows.count,
@@ -93,6 +95,7 @@ impl Model {
             row0: rows.first,
             col0: part.shard.row0,
             first: (part.shard.row0 == 0).into(),
+            scale,
         };
         let (logits, targets) = (self.place(part, logits), self.workspace.targets.clone());
         recorder.push(cross_entropy_forward::dispatch(params, logits, targets, stats.clone()));
@@ -233,7 +236,7 @@ impl Model {
                 for which in 0..2 {
                     let (pair, part) = (logits[which], &shards[which][index]);
                     self.logits_of(recorder, rows, part, pair);
-                    self.statistics_of(recorder, rows, part, (pair.1, stats[which]));
+                    self.statistics_of(recorder, rows, part, (pair.1, stats[which]), 1.0);
                 }
             }
             for (index, part) in shards[0].iter().enumerate() {
@@ -335,11 +338,11 @@ impl Model {
         }
     }
 
-    /// Row statistics of an exit under each temperature of [`TEMPERATURES`]: the log-probability
-    /// of each target that counts, added to `log_p`, by temperature.
+    /// The log-probability of each target that counts at an exit under each temperature of
+    /// [`TEMPERATURES`], added to `log_p`, by temperature.
     ///
     /// # Errors
-    /// The device fails, or the model was not built to vote.
+    /// The device fails.
     pub(crate) fn score_exit(
         &self,
         index: usize,
@@ -347,20 +350,32 @@ impl Model {
         g: Geometry,
         log_p: &mut [Vec<f32>],
     ) -> Result<()> {
-        let ws = &self.workspace;
-        let stats = &ws.stats[index];
-        let gamma = self.device.read_f32(&self.exits[index].norm.weight)?;
-        for (log_p, &temperature) in log_p.iter_mut().zip(&TEMPERATURES) {
-            self.set_temperature(index, &gamma, temperature)?;
-            let exit = Exit { after: self.exits[index].after, norm: self.vote_norm(index) };
-            let mut recorder = self.device.recorder();
-            self.exit_loss(&mut recorder, &exit, &ws.exits[index], stats, g);
-            recorder.submit()?;
-            let rows = stats.buffer().slice(stats.offset_words(), 3 * u64::from(g.rows()));
-            let rows = self.device.read_f32(&rows)?;
-            let counted = rows.as_chunks::<3>().0.iter().zip(targets);
-            let counted = counted.filter(|(_, target)| **target != IGNORE);
-            log_p.extend(counted.map(|([max, sum, z], _)| z - max - sum.ln()));
+        let (ws, stats, shards) =
+            (&self.workspace, self.exit_stats(index), &self.head_matrix().shards);
+        let again = shards.len() > 1 && !self.plan.logits.whole;
+        let mut recorder = self.device.recorder();
+        self.norm(&mut recorder, g.rows(), self.exit_stream(index), &self.exits[index].norm);
+        for rows in self.row_chunks(g.rows()) {
+            for part in shards.iter().filter(|_| !again) {
+                self.logits(&mut recorder, rows, part);
+            }
+            let (first, count) = (rows.first as usize, rows.count as usize);
+            let targets = &targets[first..first + count];
+            for (log_p, &temperature) in log_p.iter_mut().zip(&TEMPERATURES) {
+                for part in shards {
+                    if again {
+                        self.logits(&mut recorder, rows, part);
+                    }
+                    let scaled = 1.0 / temperature;
+                    self.statistics_of(&mut recorder, rows, part, (&ws.logits, stats), scaled);
+                }
+                recorder.submit()?;
+                let at = stats.offset_words() + 3 * first as u64;
+                let of_rows = self.device.read_f32(&stats.buffer().slice(at, 3 * count as u64))?;
+                let counted = of_rows.as_chunks::<3>().0.iter().zip(targets);
+                let counted = counted.filter(|(_, target)| **target != IGNORE);
+                log_p.extend(counted.map(|([max, sum, z], _)| z - max - sum.ln()));
+            }
         }
         Ok(())
     }

@@ -485,21 +485,12 @@ impl Model {
         learned.check(self.vote_norms.len())?;
         for (exit, &temperature) in learned.temperatures.iter().enumerate() {
             let gamma = self.device.read_f32(&self.exits[exit].norm.weight)?;
-            self.set_temperature(exit, &gamma, temperature)?;
+            // The exit's norm over the temperature divides its logits by it.
+            let gamma: Vec<f32> = gamma.iter().map(|gamma| gamma / temperature).collect();
+            self.device.write(&self.vote_norms[exit], bytemuck::cast_slice(&gamma))?;
         }
         self.learned = Some(learned);
         Ok(())
-    }
-
-    /// Writes the norm `gamma` of an exit over a temperature, which divides its logits by it.
-    pub(crate) fn set_temperature(
-        &self,
-        exit: usize,
-        gamma: &[f32],
-        temperature: f32,
-    ) -> Result<()> {
-        let gamma: Vec<f32> = gamma.iter().map(|gamma| gamma / temperature).collect();
-        Ok(self.device.write(&self.vote_norms[exit], bytemuck::cast_slice(&gamma))?)
     }
 
     /// The norm of an exit over its temperature.

@@ -20,7 +20,7 @@ use super::resume::Resume;
 use super::run::{CurvePoint, Outcome, Prepared};
 use super::save;
 use super::trainer::{AdamW, StepOutcome, Trainer};
-use super::validate::Refresh;
+use super::validate::{Fitted, Refresh};
 use crate::batch::{Batch, Sampler};
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
@@ -160,17 +160,17 @@ impl<'a> Session<'a> {
         let streaming = self.trainer.model.take_stream_report();
         self.times.extend(device.take_profile());
         self.write_trace(chosen)?;
-        let judged = self.fit_vote()?;
-        let after = self.validate("validate after")?;
+        let fitted = self.fit_vote()?;
+        let after = self.validate_after(fitted.as_ref())?;
         save::results(self.options, self.source, &self.trainer.model, self.run_dir.path())?;
         self.judge_last(after.as_ref())?;
         device.unseal();
         let mut report = self.report(after.as_ref(), ended);
         self.add_predictions(&mut report, &header);
         report.streaming = streaming;
-        if let Some(judged) = judged {
-            report.held_out_exits = ExitLoss::all(&judged.exits);
-            report.votes = judged.votes;
+        if let Some(Fitted { held_out, .. }) = fitted {
+            report.held_out_exits = ExitLoss::all(&held_out.exits);
+            report.votes = held_out.votes;
         }
         let text = serde_json::to_string_pretty(&report).context("laying out the report")?;
         self.run_dir.write(RESULT, text.as_bytes())?;

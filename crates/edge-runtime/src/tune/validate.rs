@@ -15,9 +15,18 @@ use crate::exits::Vote;
 use crate::metrics::{Row, ValidationRow};
 use crate::report;
 use crate::run_dir::{remove_dir, replace_dir, write_config};
+use crate::vote::{Learned, Scores};
 
 /// Folder of the best checkpoint in a run directory.
 pub const BEST: &str = "best";
+
+/// What fitting the learned vote left.
+pub(super) struct Fitted {
+    /// Losses on what it was not fitted on, by all votes.
+    pub held_out: Evaluation,
+    /// Losses on all of the validation data by the run's vote, where they are known by then.
+    all: Option<Evaluation>,
+}
 
 /// When the page was written and how long that took.
 #[derive(Debug, Default)]
@@ -43,13 +52,29 @@ impl Session<'_> {
         let mut work = self.events.work(label, count);
         let batches = stream.eval_batches(self.seq_len, sequences, None)?;
         let result = model.evaluate(batches, self.options.vote, |_| work.step())?;
-        let vote = (model.exits.len() > 1).then_some(self.options.vote);
+        self.note(label, &result)?;
+        Ok(Some(result))
+    }
+
+    /// The losses after training: those of fitting the vote, where they say them all.
+    pub(super) fn validate_after(&mut self, fitted: Option<&Fitted>) -> Result<Option<Evaluation>> {
+        let label = "validate after";
+        let Some(result) = fitted.and_then(|fitted| fitted.all.clone()) else {
+            return self.validate(label);
+        };
+        self.note(label, &result)?;
+        Ok(Some(result))
+    }
+
+    /// Keeps losses for the page and those who listen.
+    fn note(&mut self, label: &'static str, result: &Evaluation) -> Result<()> {
+        let vote = (self.trainer.windows() > 1).then_some(self.options.vote);
         let row = ValidationRow {
             step: self.spent.steps,
             tokens: self.spent.tokens,
             seconds: self.spent.seconds,
             done: self.budget.done(self.spent).min(1.0),
-            val_loss: self.judged(&result),
+            val_loss: self.judged(result),
             val_vote: result.vote,
             val_exits: result.exits.clone(),
         };
@@ -62,7 +87,7 @@ impl Session<'_> {
             val_exits: result.exits.clone(),
             val_vote: result.vote,
         });
-        Ok(Some(result))
+        Ok(())
     }
 
     /// The loss that a checkpoint is judged by. A learned vote is fitted behind training, on the
@@ -152,7 +177,7 @@ impl Session<'_> {
 
     /// Fits the learned vote on the first half of the validation data, and judges all votes on the
     /// second.
-    pub(super) fn fit_vote(&mut self) -> Result<Option<Evaluation>> {
+    pub(super) fn fit_vote(&mut self) -> Result<Option<Fitted>> {
         let (Some(stream), true) = (&self.data.valid, self.trainer.windows() > 1) else {
             return Ok(None);
         };
@@ -191,6 +216,26 @@ impl Session<'_> {
             exits.join(" / "),
             votes.join(", ")
         ));
-        Ok(Some(judged))
+        let all = self.over_both(&scores, &learned, &judged)?;
+        Ok(Some(Fitted { held_out: judged, all }))
+    }
+
+    /// The losses over both halves: what the vote was fitted on has those of the first one, but for
+    /// votes that are no mixture.
+    fn over_both(
+        &self,
+        scores: &Scores,
+        learned: &Learned,
+        held_out: &Evaluation,
+    ) -> Result<Option<Evaluation>> {
+        let exits: Vec<f64> = (0..self.trainer.windows()).map(|k| scores.exit_loss(k)).collect();
+        let vote = match self.options.vote {
+            Vote::Learned => scores.vote_loss(learned)?,
+            Vote::Last => *exits.last().unwrap_or(&f64::NAN),
+            Vote::Max | Vote::Mean => return Ok(None),
+        };
+        let tokens = scores.tokens() as u64;
+        let first = Evaluation { tokens, exits, vote, votes: Vec::new() };
+        Ok(held_out.by(self.options.vote).map(|second| first.with(&second)))
     }
 }

@@ -1,6 +1,7 @@
 //! Softmax cross entropy, forward: row statistics, merged over chunks of the vocabulary.
 //!
-//! stats\[r\] = (max_c z\[r,c\], sum_c exp(z\[r,c\] - max), z\[r,targets\[r\]\])
+//! stats\[r\] = (max_c z\[r,c\], sum_c exp(z\[r,c\] - max), z\[r,targets\[r\]\]),
+//! z = scale · logits
 //!
 //! | tensor  | shape         | dtype | role |
 //! |---------|---------------|-------|------|
@@ -8,8 +9,9 @@
 //! | targets | \[tokens\]    | u32   | in, [`IGNORE`](super::IGNORE) where a row does not count |
 //! | stats   | [tokens, 3]   | f32   | out; also in, unless `first` |
 //!
-//! Row `r` is token `row0 + r`. The third value is 0 until a chunk holds the target, and stays 0
-//! in ignored rows. Merging two chunks is the online softmax of Milakov and Gimelshein (2018).
+//! `scale` is 1, or one over a temperature. Row `r` is token `row0 + r`. The third value is 0 until
+//! a chunk holds the target, and stays 0 in ignored rows. Merging two chunks is the online softmax
+//! of Milakov and Gimelshein (2018).
 //!
 //! How: one workgroup a row; maximum and sum in one pass, by lane and then over the workgroup.
 //! Accuracy: sums of terms in (0, 1], all of one sign, in f32; the reference sums in f64.
@@ -43,6 +45,16 @@ crate::params! {
         col0: u32,
         /// 1: start the statistics; 0: merge into them.
         first: u32,
+        /// Factor of the logits, above 0: one over the softmax's temperature.
+        scale: f32,
+    }
+}
+
+#[cfg(test)]
+impl Params {
+    /// Whole rows of a chunk, from token 0 on, as they are.
+    pub(crate) fn plain(rows: u32, cols: u32, col0: u32, first: u32) -> Self {
+        Self { rows, cols, ld: cols, row0: 0, col0, first, scale: 1.0 }
     }
 }
 
@@ -85,8 +97,8 @@ impl Op for CrossEntropyForward {
         let rows = stats.zip(&targets.u32()[row0..]).zip(logits.f32().par_chunks(p.ld as usize));
         rows.take(p.rows as usize).for_each(|((stats, target), row)| {
             let row = &row[..cols];
-            let mut max = row.iter().copied().fold(f32::MIN, f32::max);
-            let mut sum: f64 = row.iter().map(|&z| f64::from((z - max).exp())).sum();
+            let mut max = p.scale * row.iter().copied().fold(f32::MIN, f32::max);
+            let mut sum: f64 = row.iter().map(|&z| f64::from((p.scale * z - max).exp())).sum();
             let mut target_logit = 0.0;
             if p.first == 0 {
                 let merged = max.max(stats[0]);
@@ -96,17 +108,22 @@ impl Op for CrossEntropyForward {
                 target_logit = stats[2];
             }
             if let Some(&z) = row.get(target.wrapping_sub(p.col0) as usize) {
-                target_logit = z;
+                target_logit = p.scale * z;
             }
             stats.copy_from_slice(&[max, sum as f32, target_logit]);
         });
     }
 
     fn cases(&self) -> Vec<Case> {
-        let chunk = |name: &str, rows, cols, ld, row0, col0, first| {
-            Case::new(name, Call::new(&Params { rows, cols, ld, row0, col0, first }))
+        let scaled = |name: &str, scale, rows, cols, ld, row0, col0, first| {
+            let params = Params { rows, cols, ld, row0, col0, first, scale };
+            Case::new(name, Call::new(&params))
         };
-        let bench = Params { rows: 256, cols: 8192, ld: 8192, row0: 0, col0: 0, first: 1 };
+        let chunk = |name: &str, rows, cols, ld, row0, col0, first| {
+            scaled(name, 1.0, rows, cols, ld, row0, col0, first)
+        };
+        let (rows, cols) = (256, 8192);
+        let bench = Params { rows, cols, ld: cols, row0: 0, col0: 0, first: 1, scale: 1.0 };
         vec![
             chunk("1x1", 1, 1, 1, 0, 0, 1),
             chunk("7x3", 7, 3, 3, 0, 0, 1),
@@ -116,6 +133,8 @@ impl Op for CrossEntropyForward {
             chunk("merge_9x132_of_140", 9, 132, 140, 2, 37, 0),
             chunk("first_6x31_of_32", 6, 31, 32, 3, 0, 1),
             chunk("merge_1x2053", 1, 2053, 2053, 0, 4096, 0),
+            scaled("hot_11x257", 0.62, 11, 257, 257, 0, 0, 1),
+            scaled("cold_merge_9x132_of_140", 1.6, 9, 132, 140, 2, 37, 0),
             Case::bench("tinyllama_256x8192", Call::new(&bench)),
         ]
     }
@@ -140,7 +159,7 @@ impl Op for CrossEntropyForward {
         let p: Params = call.params();
         let count = u64::from(p.rows) * u64::from(p.cols);
         let stats = u64::from(p.rows) * if p.first == 1 { 3 } else { 6 };
-        Work { bytes: 4 * (count + stats + u64::from(p.rows)), flops: 4 * count }
+        Work { bytes: 4 * (count + stats + u64::from(p.rows)), flops: 5 * count }
     }
 
     fn tolerance(&self, _: &Call) -> Tolerance {
@@ -207,6 +226,7 @@ mod tests {
                         row0,
                         col0: pair[0] as u32,
                         first: u32::from(i == 0),
+                        scale: 1.0,
                     };
                     let z = chunk(part, vocabulary as usize, pair[0]..pair[1]);
                     stats = run(dispatch(p, z, targets.clone(), stats)).pop().expect("stats");
@@ -229,7 +249,7 @@ mod tests {
     #[test]
     fn ignored_rows_still_get_statistics() {
         let logits = uniform_vec(&mut SeededRng::seed_from_u64(3), 8, -1.0, 1.0);
-        let p = Params { rows: 1, cols: 8, ld: 8, row0: 0, col0: 0, first: 1 };
+        let p = Params::plain(1, 8, 0, 1);
         let stats = words(&[f32::NAN; 3]);
         let stats = floats(&run(dispatch(p, words(&logits), vec![IGNORE], stats))[2]);
         assert_eq!(stats[0], logits.iter().copied().fold(f32::MIN, f32::max));

@@ -214,8 +214,7 @@ mod tests {
             for pair in cuts.windows(2) {
                 let (col0, cols) = (pair[0] as u32, (pair[1] - pair[0]) as u32);
                 let first = u32::from(col0 == 0);
-                let p =
-                    cross_entropy_forward::Params { rows, cols, ld: cols, row0: 0, col0, first };
+                let p = cross_entropy_forward::Params::plain(rows, cols, col0, first);
                 let targets = vec![0; rows as usize];
                 let z = chunk(logits, pair);
                 let call = cross_entropy_forward::dispatch(p, z, targets, stats);
