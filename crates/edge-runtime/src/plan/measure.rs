@@ -20,7 +20,7 @@ use super::price::{cost, sample};
 use crate::config::ModelConfig;
 use crate::model::Model;
 use crate::readahead::forget;
-use crate::tune::event::Events;
+use crate::tune::event::{Events, Work};
 use crate::tune::trainer::{AdamW, Trainer};
 
 /// A made-up model: width, width of the MLP, heads, key-value heads, vocabulary; rank; sequences
@@ -121,8 +121,10 @@ pub fn measure(
     }
     facts.formats.extend(formats.iter().chain(tables).map(|format| format.name().to_owned()));
     transfers(device, facts)?;
-    let small_s = host(device, facts, formats[0], tables[0])?;
-    together(device, facts, (formats, tables[0]), small_s, events)
+    let steps = SMALL_BLOCKS.len() + SHAPES[STEPS].len();
+    let mut work = events.work("measure steps", steps as u64);
+    let small_s = host(device, facts, (formats[0], tables[0]), &mut work)?;
+    together(device, facts, (formats, tables[0]), small_s, &mut work)
 }
 
 /// Measures those of some calls that were not measured before.
@@ -244,12 +246,19 @@ fn listed(device: &Device, shape: &Shape, job: &Job) -> Result<Vec<Vec<Listed>>>
 
 /// Measures what the host takes for a dispatch, by what steps of more blocks take longer where
 /// kernels take next to nothing. Returns what such a step takes beside its dispatches.
-fn host(device: &Device, facts: &mut Facts, format: Format, table: Format) -> Result<f64> {
+fn host(
+    device: &Device,
+    facts: &mut Facts,
+    (format, table): (Format, Format),
+    work: &mut Work<'_, '_>,
+) -> Result<f64> {
     let mut points = Vec::new();
     for blocks in SMALL_BLOCKS {
+        work.check()?;
         let job = SMALL.job(&vec![format; blocks], table);
         let dispatches: usize = listed(device, &SMALL, &job)?.iter().map(Vec::len).sum();
         points.push((dispatches as f64, step_s(device, &SMALL, &job)?));
+        work.step();
     }
     let [(fewer, short), (more, long)] = [points[0], points[1]];
     facts.host_s = ((long - short) / (more - fewer)).max(0.0);
@@ -264,12 +273,11 @@ fn together(
     facts: &mut Facts,
     (formats, table): (&[Format], Format),
     small_s: f64,
-    events: &mut Events<'_>,
+    work: &mut Work<'_, '_>,
 ) -> Result<()> {
     (facts.scale, facts.between_s) = (1.0, small_s);
     let speed = facts.speed();
     let mut points = Vec::new();
-    let mut work = events.work("measure steps", SHAPES[STEPS].len() as u64);
     for shape in &SHAPES[STEPS] {
         work.check()?;
         let job = shape.job(formats, table);
