@@ -43,6 +43,10 @@ impl Evaluation {
     /// Losses over another text as well, with the vote alone that both say.
     #[must_use]
     pub fn with(&self, other: &Self) -> Self {
+        // The mean over no tokens is no number.
+        if other.tokens == 0 {
+            return Self { votes: Vec::new(), ..self.clone() };
+        }
         let tokens = self.tokens + other.tokens;
         let weighted =
             |a: f64, b: f64| (a * self.tokens as f64 + b * other.tokens as f64) / tokens as f64;
@@ -329,5 +333,22 @@ impl Model {
         self.run_to_exits(g)?;
         let read = |index| self.read_logits(&self.exits[index], self.exit_stream(index), g);
         (0..self.exits.len()).map(read).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_over_two_texts_weigh_their_tokens() {
+        let text = |tokens, loss: f64| Evaluation {
+            tokens,
+            exits: vec![2.0 * loss, loss],
+            vote: loss,
+            votes: Vec::new(),
+        };
+        assert_eq!(text(1, 4.0).with(&text(3, 2.0)), text(4, 2.5));
+        assert_eq!(text(3, 2.0).with(&text(0, f64::NAN)), text(3, 2.0));
     }
 }
