@@ -514,11 +514,9 @@ fn many_sequences() -> CalibrationSet {
     CalibrationSet::of_stream(&stream, SEQ_LEN, 8192, None).expect("a set")
 }
 
-/// What [`anonymous_memory_is_what_the_runner_counts`] runs in a process of its own.
+/// Prints what is counted of hidden states, in a file and in memory, and what the process took.
 #[cfg(target_os = "linux")]
-#[test]
-#[ignore = "measures its process: run by anonymous_memory_is_what_the_runner_counts"]
-fn hidden_states_in_a_process_of_their_own() {
+fn print_hidden_states() {
     let (tiny, set) = (tiny(), many_sequences());
     let device = Device::open("cpu", &Options::default()).expect("the cpu device");
     let dir = TempDir::new().expect("a folder");
@@ -541,12 +539,8 @@ fn hidden_states_in_a_process_of_their_own() {
 #[cfg(target_os = "linux")]
 #[test]
 fn anonymous_memory_is_what_the_runner_counts() {
-    let name = "calibrate::hidden_states_in_a_process_of_their_own";
-    let program = std::env::current_exe().expect("the test's program");
-    let args = ["--exact", name, "--ignored", "--nocapture"];
-    let output = std::process::Command::new(program).args(args).output().expect("it starts");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let name = "calibrate::anonymous_memory_is_what_the_runner_counts";
+    let Some(text) = edge_tests::alone(name) else { return print_hidden_states() };
     let number = |word: &str| word.parse::<u64>().ok();
     let pair = |line: &str| line.split_once(' ').and_then(|(a, b)| number(a).zip(number(b)));
     let found: Vec<(u64, u64)> = text.lines().filter_map(pair).collect();

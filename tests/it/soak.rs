@@ -58,18 +58,7 @@ fn soak(streamed: bool) -> (Vec<(f64, f64)>, Vec<u64>) {
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_is_flat_over_many_steps() {
-    // Tests that run meanwhile have memory of the process too.
-    const ALONE: &str = "EDGE_SOAK_ALONE";
-    if std::env::var_os(ALONE).is_none() {
-        let program = std::env::current_exe().expect("this program");
-        let name = "soak::memory_is_flat_over_many_steps";
-        let mut command = std::process::Command::new(program);
-        let output = command.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output();
-        let output = output.expect("a process");
-        let [out, err] =
-            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        eprint!("{err}");
-        assert!(output.status.success() && out.contains("1 passed"), "{out}");
+    if edge_tests::alone("soak::memory_is_flat_over_many_steps").is_some() {
         return;
     }
     for streamed in [false, true] {

@@ -80,6 +80,26 @@ pub fn shared() -> Option<PathBuf> {
     None
 }
 
+/// For a test that measures its process, in which others run too: what it prints when it runs by
+/// this name alone in a process of its own; `None` in that process, where it goes on to measure.
+///
+/// # Panics
+/// When the test fails there, or there is none of this name.
+pub fn alone(name: &str) -> Option<String> {
+    const ALONE: &str = "EDGE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return None;
+    }
+    let program = std::env::current_exe().expect("the test's program");
+    let mut command = std::process::Command::new(program);
+    let output = command.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output();
+    let output = output.expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    Some(text)
+}
+
 /// Memory of this process that no file stands behind, in bytes: `RssAnon` of
 /// `/proc/self/status`. What the system caches of mapped checkpoints is not in it.
 ///

@@ -20,7 +20,7 @@ use crate::whole_file::{self, SETTINGS};
 const FOLDER: &str = "facts";
 
 /// Version of the file.
-const FILE_VERSION: u32 = 2;
+const FILE_VERSION: u32 = 3;
 
 /// A call that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
