@@ -13,13 +13,12 @@ pub(crate) fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "--release", "-p", "edge-runtime", "--bin", "edge-runtime"])
-            .current_dir(root())
-            .status();
-        assert!(status.expect("cargo runs").success(), "the program does not build");
-        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-        let target = target.unwrap_or_else(|| root().join("target"));
+        let build =
+            Command::new(cargo).args(["tested", "edge-runtime"]).current_dir(root()).status();
+        assert!(build.expect("cargo runs").success(), "the program does not build");
+        // These tests lie in `release/deps/` or `debug/deps/` of the same folder.
+        let tests = std::env::current_exe().expect("a path of this program");
+        let target = tests.ancestors().nth(3).expect("tests lie in a folder of cargo's");
         target.join("release").join(format!("edge-runtime{}", std::env::consts::EXE_SUFFIX))
     })
 }

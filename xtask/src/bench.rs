@@ -35,9 +35,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             passed.push(format!("--cold-build-s={:.1}", cold_build_s()?));
         }
     }
-    let run = ["run", "--quiet", "--release", "--bin", "kernels-bench"];
     let environment = vulkan::quiet_environment();
-    cmd::run(cmd::cargo(&run).arg("--").args(passed).envs(environment))
+    cmd::run(cmd::tested("kernels-bench")?.args(passed).envs(environment))
 }
 
 /// Seconds that the program takes to build from nothing, with its crates downloaded.

@@ -95,18 +95,20 @@ fn shader_index() -> Result<()> {
 }
 
 /// The two commands of the README that this one does not run already: `devices`, and `tune`
-/// without arguments apart from a bound on its length.
+/// without arguments apart from a bound on its length. The program is that of the tests; that it
+/// compiles with its own features alone is seen when its documentation is made.
 fn readme_commands() -> Result<()> {
+    let program = || cmd::tested("edge-runtime");
     let environment = vulkan::quiet_environment();
-    cmd::run(cmd::edge_runtime(&["devices"]).envs(environment.clone()))?;
+    cmd::run(program()?.arg("devices").envs(environment.clone()))?;
     let out = "target/ci/run";
     if Path::new(out).exists() {
         std::fs::remove_dir_all(out).with_context(|| format!("{out} cannot be removed"))?;
     }
     std::fs::create_dir_all("target/ci").context("target/ci cannot be made")?;
-    cmd::run(cmd::edge_runtime(&["tune", "--steps", "3", "--out", out]).envs(environment))?;
+    cmd::run(program()?.args(["tune", "--steps", "3", "--out", out]).envs(environment))?;
     for command in ["tune", "eval", "generate"] {
-        cmd::run(&mut cmd::edge_runtime(&[command, "--help"]))?;
+        cmd::run(program()?.args([command, "--help"]))?;
     }
     Ok(())
 }

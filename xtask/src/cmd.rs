@@ -19,6 +19,17 @@ pub(crate) fn edge_runtime(args: &[&str]) -> Command {
     command
 }
 
+/// A program of the workspace, built first if need be by the alias `tested`: next to nothing is
+/// compiled behind the tests.
+pub(crate) fn tested(name: &str) -> Result<Command> {
+    run(&mut cargo(&["tested", name]))?;
+    // This program is below `debug/` or `release/` of the same folder.
+    let me = std::env::current_exe().context("the path of xtask itself cannot be read")?;
+    let target = me.ancestors().nth(2).context("xtask lies in no folder of cargo's")?;
+    let program = format!("{name}{}", std::env::consts::EXE_SUFFIX);
+    Ok(Command::new(target.join("release").join(program)))
+}
+
 /// The command as a person would type it.
 fn typed(command: &Command) -> String {
     let program = PathBuf::from(command.get_program());

@@ -5,7 +5,5 @@ use anyhow::Result;
 use crate::cmd;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    // Without `-p`: dependencies with the features of the whole workspace are there from its build.
-    let run = ["run", "--quiet", "--release", "--bin", "dashboard", "--"];
-    cmd::run(cmd::cargo(&run).args(args))
+    cmd::run(cmd::tested("dashboard")?.args(args))
 }

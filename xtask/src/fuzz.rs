@@ -60,9 +60,13 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 }
 
 fn blind(args: &Args) -> Result<()> {
-    let mut command = cmd::cargo(&["run", "--quiet", "--release", "-p", "edge-fuzz", "--bin"]);
-    command.args(["fuzz", "--"]).args(&args.targets);
-    command.args(["--seconds", &args.seconds.to_string(), "--seed", &args.seed.to_string()]);
+    let mut command = cmd::tested("fuzz")?;
+    command.args(&args.targets).args([
+        "--seconds",
+        &args.seconds.to_string(),
+        "--seed",
+        &args.seed.to_string(),
+    ]);
     cmd::run(&mut command)
 }
 
@@ -95,10 +99,10 @@ pub(crate) fn host() -> Result<String> {
 /// Writes a valid file for each of these targets, or of all, as the first of its corpus; the names
 /// of the targets.
 fn seeds(targets: &[String]) -> Result<Vec<String>> {
-    let mut command = cmd::cargo(&["run", "--quiet", "--release", "-p", "edge-fuzz", "--bin"]);
-    command.args(["fuzz", "--", "--seeds", "--out"]).arg(format!("{TARGET_DIR}/corpus"));
+    let mut command = cmd::tested("fuzz")?;
+    command.args(["--seeds", "--out"]).arg(format!("{TARGET_DIR}/corpus"));
     let list = cmd::output(command.args(targets));
-    let list = list.context("`cargo run -p edge-fuzz --bin fuzz -- --seeds` fails: run it")?;
+    let list = list.context("`target/release/fuzz --seeds` fails: run it")?;
     Ok(list.lines().map(String::from).collect())
 }
 

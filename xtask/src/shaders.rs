@@ -8,6 +8,5 @@ use anyhow::Result;
 use crate::cmd;
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let run = ["run", "--quiet", "--release", "--bin", "shader_index", "--"];
-    cmd::run(cmd::cargo(&run).args(args))
+    cmd::run(cmd::tested("shader_index")?.args(args))
 }
