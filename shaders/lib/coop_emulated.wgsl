@@ -1,6 +1,6 @@
 //! The names of `lib/coop_f16.wgsl` on any device, in f32: operands are left in their tiles, and
-//! each lane holds all of the sums. Tests run the body with it, because no device here has
-//! cooperative matrices.
+//! each lane holds all of the sums. Tests run the body with it, because the machines of
+//! tests have no cooperative matrices.
 
 const SIDE: u32 = 16u;
 const ELEMENTS: u32 = SIDE * SIDE;

@@ -1,9 +1,9 @@
 //! Y[m,n] (+)= alpha · X[m,k] · W[n,k]ᵀ
 //!
 //! x: [m, k] f32, rows ld_in apart · w: [n, k] in any weight format · y: [m, n] f32, rows ld_out
-//! apart. Grid: one workgroup a tile of outputs whose size the body chooses, m fastest, folded
-//! over y. Shared: up to 16 KiB, by body. Needs: nothing beyond core WebGPU, except
-//! `lib/nt_tile.wgsl` with shared rows and `lib/nt_subgroup.wgsl`.
+//! apart. Grid: one workgroup a tile of outputs whose size the body chooses, m fastest, folded over
+//! y. Shared: by body, what is above 16 KiB stated by its variant. Needs: nothing beyond core
+//! WebGPU, except `lib/nt_tile.wgsl` with shared rows and `lib/nt_subgroup.wgsl`.
 //!
 //! How is the body's: `lib/nt_tile.wgsl` says what a body is.
 

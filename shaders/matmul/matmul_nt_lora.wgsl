@@ -1,9 +1,9 @@
 //! Y[m,n] (+)= X[m,k] · W[n,k]ᵀ + scale · inner[m,r] · B[b_row0..b_row0+n, r]ᵀ
 //!
 //! x: [m, k] f32, rows ld_in apart · w: [n, k] in any weight format · inner: [m, r] f32 · lora_b:
-//! [.., r] f32 · y: [m, n] f32, rows ld_out apart. Grid: one workgroup a tile of outputs whose
-//! size the body chooses, m fastest, folded over y. Shared: up to 16 KiB, by body. Needs: as
-//! `matmul_nt`.
+//! [.., r] f32 · y: [m, n] f32, rows ld_out apart. Grid: one workgroup a tile of outputs whose size
+//! the body chooses, m fastest, folded over y. Shared: by body, what is above 16 KiB stated by its
+//! variant. Needs: as `matmul_nt`.
 //!
 //! How: the bodies of `matmul_nt`, with the low-rank term added to the sums before they are
 //! stored: Y is written once.

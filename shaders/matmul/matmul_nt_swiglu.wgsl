@@ -2,7 +2,7 @@
 //!
 //! x: [m, k] f32 · w: [n, k] in any weight format · gate, hidden: [m, n] f32, rows ld_out apart
 //! Grid: one workgroup a tile of outputs whose size the body chooses, m fastest, folded over y.
-//! Shared: up to 16 KiB, by body. Needs: as `matmul_nt`.
+//! Shared: by body, what is above 16 KiB stated by its variant. Needs: as `matmul_nt`.
 //!
 //! How: the bodies of `matmul_nt`, with SwiGLU where they store: nothing is read again, and the up
 //! projection itself is written only with `lib/up_kept.wgsl`.

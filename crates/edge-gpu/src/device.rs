@@ -133,6 +133,14 @@ impl Device {
         let submission_ms = inner.options.submission_ms.unwrap_or(SUBMISSION_MS).div_ceil(4);
         let options = Options { submission_ms: Some(submission_ms), ..inner.options.clone() };
         let device = Self::open(&inner.selector, &options)?;
+        // `auto` or an index may mean another one while this one is not there.
+        let [now, before] = [device.info(), &inner.info];
+        if (&now.name, &now.backend) != (&before.name, &before.backend) {
+            return Err(Error::NoSuchDevice {
+                selector: format!("{} ({})", before.name, before.backend),
+                choices: Self::list().iter().map(AdapterSummary::line).collect(),
+            });
+        }
         if let Some(tuning) = inner.tuning.get() {
             device.set_tuning(tuning.clone());
         }
@@ -210,6 +218,12 @@ impl Device {
         }
     }
 
+    /// Whether dispatches take other times than they would: they are profiled, or their shaders
+    /// have bounds checks.
+    pub fn is_observed(&self) -> bool {
+        self.inner.options.profile || self.inner.info.checked
+    }
+
     /// What the device is and what it allows.
     pub fn info(&self) -> &DeviceInfo {
         &self.inner.info
@@ -247,6 +261,15 @@ impl Device {
             }));
         }
         found
+    }
+
+    /// Whether what was chosen for a call by measuring is approximate.
+    pub(crate) fn takes_approximate(&self, op: &dyn Op, call: &Call) -> bool {
+        let chosen = self.inner.tuning.get().and_then(|tuning| tuning.get(op, call));
+        chosen.is_some_and(|name| {
+            let mut candidates = self.candidates(op, call).into_iter();
+            candidates.any(|variant| variant.name == name && variant.approximate)
+        })
     }
 
     /// Whether no self-test found that a variant answers wrongly on this device.

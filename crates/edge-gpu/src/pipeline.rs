@@ -33,7 +33,8 @@ struct PipelineKey {
 pub(crate) struct Pipelines {
     immediates: bool,
     checked: bool,
-    made: Lock<HashMap<PipelineKey, Arc<Pipeline>>>,
+    /// What the driver refused once is refused without asking it again.
+    made: Lock<HashMap<PipelineKey, Result<Arc<Pipeline>, Error>>>,
 }
 
 /// Whether a device can run a variant.
@@ -65,12 +66,15 @@ impl Pipelines {
         let key = PipelineKey { op: op.name(), variant: variant.clone(), bindings: bindings.len() };
         // Held while compiling: two threads that want the same pipeline must not both compile it.
         let mut made = self.made.lock();
-        if let Some(pipeline) = made.get(&key) {
-            return Ok(Arc::clone(pipeline));
+        if let Some(known) = made.get(&key) {
+            return known.clone();
         }
-        let pipeline = Arc::new(self.compile(device, op, call, bindings, variant)?);
-        made.insert(key, Arc::clone(&pipeline));
-        Ok(pipeline)
+        let compiled = self.compile(device, op, call, bindings, variant).map(Arc::new);
+        if let Err(error) = &compiled {
+            tracing::warn!("{error}");
+        }
+        made.insert(key, compiled.clone());
+        compiled
     }
 
     fn compile(

@@ -239,7 +239,6 @@ fn first_that_compiles(
         match compile(&variant) {
             Ok(pipeline) => return Ok(Chosen::new(variant, pipeline)),
             Err(error @ Error::Shader { .. }) => {
-                tracing::warn!("{error}; another variant is used");
                 refused.get_or_insert(error);
             }
             Err(error) => return Err(error),

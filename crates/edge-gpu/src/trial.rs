@@ -86,7 +86,10 @@ impl<'a> Trial<'a> {
                 got.iter_mut().for_each(|word| *word = !*word);
             }
             let (name, kind) = (bindings[index].name, &self.before[index]);
-            let rough = variant.is_some_and(|variant| variant.approximate);
+            let rough = match variant {
+                Some(variant) => variant.approximate,
+                None => self.device.takes_approximate(self.op, &self.call),
+            };
             let result = match kind {
                 CaseBuffer::F32(_) | CaseBuffer::Output(_) if rough => {
                     compare_roughly(name, &want[index], &got)

@@ -15,6 +15,7 @@ use crate::device::{Backend, Device};
 use crate::error::{Error, driver};
 use crate::gpu::Gpu;
 use crate::ledger::Charge;
+use crate::pipeline::scoped;
 
 /// A point in the order of what was submitted to a device.
 #[derive(Clone, Debug, Default)]
@@ -130,12 +131,23 @@ impl UploadSlot {
 impl Gpu {
     fn staging(&self, label: &str, bytes: u64) -> Result<Staging, Error> {
         self.faults.check()?;
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(&format!("{label}.staging")),
-            size: bytes,
-            usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
+        let label = format!("{label}.staging");
+        let in_use = self.ledger.report().current_total;
+        let (buffer, error) = scoped(&self.device, || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(&label),
+                size: bytes,
+                usage: wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
         });
+        match error {
+            None => {}
+            Some(wgpu::Error::OutOfMemory { .. }) => {
+                return Err(Error::OutOfMemory { label, bytes, in_use });
+            }
+            Some(error) => return Err(driver(&error)),
+        }
         self.faults.check()?;
         Ok(Staging { buffer, _charge: self.ledger.charge(Category::Staging, bytes) })
     }

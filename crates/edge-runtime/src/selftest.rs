@@ -43,7 +43,7 @@ pub struct SelfTest {
 pub fn self_test(device: &Device, most: Duration) -> Result<SelfTest> {
     let start = Instant::now();
     let mut found = SelfTest::default();
-    let (first, more) = cases();
+    let (first, more) = cases(device);
     let always = first.len();
     for (index, (op, case)) in first.into_iter().chain(more).enumerate() {
         if index >= always && start.elapsed() > most {
@@ -95,21 +95,23 @@ fn one(device: &Device, op: &'static dyn Op, case: &Case, found: &mut SelfTest) 
 
 type Cases = Vec<(&'static dyn Op, Case)>;
 
-/// The smallest case of each op, and the smallest of each of its other formats.
-fn cases() -> (Cases, Cases) {
+/// The largest case of each op, and the largest of each of its other formats and of the kernels
+/// that the device prefers.
+fn cases(device: &Device) -> (Cases, Cases) {
     let (mut first, mut more): (Cases, Cases) = Default::default();
     for op in OPS {
         let mut cases = op.cases();
         cases.retain(|case| !case.bench);
-        cases.sort_by_key(|case| op.work(&case.call).bytes);
-        let mut formats: Vec<&str> = Vec::new();
+        cases.sort_by_key(|case| std::cmp::Reverse(op.work(&case.call).bytes));
+        let mut kernels = Vec::new();
         for case in cases {
-            let format = case.call.format.name();
-            if formats.contains(&format) {
+            let preferred = device.variants(*op, &case.call).first().map(|variant| variant.name);
+            let kernel = (case.call.format.name(), preferred);
+            if kernels.contains(&kernel) {
                 continue;
             }
-            let list = if formats.is_empty() { &mut first } else { &mut more };
-            formats.push(format);
+            let list = if kernels.is_empty() { &mut first } else { &mut more };
+            kernels.push(kernel);
             list.push((*op, case));
         }
     }
@@ -128,7 +130,7 @@ mod tests {
 
     #[test]
     fn it_passes_on_the_host_and_covers_every_op() {
-        let (first, _) = cases();
+        let (first, _) = cases(&cpu(None));
         assert_eq!(first.len(), OPS.len());
         let found = self_test(&cpu(None), Duration::ZERO).unwrap();
         assert_eq!((found.wrong.len(), found.replaced.len()), (0, 0));

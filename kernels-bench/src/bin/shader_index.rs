@@ -62,7 +62,7 @@ fn needs(needs: &Needs) -> String {
     }
     if let Some(kind) = needs.cooperative {
         let (side, numbers) = (kind.side(), if kind.is_f16() { "f16" } else { "f32" });
-        parts.push(format!("cooperative matrices {side} x {side} of {numbers}, never run yet"));
+        parts.push(format!("cooperative matrices {side} x {side} of {numbers}"));
     }
     if needs.invocations > 0 {
         parts.push(format!("{} invocations", needs.invocations));

@@ -11,8 +11,8 @@
 //! | q      | [batch · q_len, heads · head_dim]        | f32   | in                        |
 //! | k      | [batch · kv_stride, kv_heads · head_dim] | f32   | in                        |
 //! | v      | [batch · kv_stride, kv_heads · head_dim] | f32   | in                        |
-//! | lse    | [batch · q_len, heads]                   | f32   | in, of the forward pass   |
-//! | delta  | [batch · q_len, heads]                   | f32   | in, of attention_delta    |
+//! | segments | [batch · q_len, 2]                     | u32   | in, as [`Params`] says    |
+//! | stats  | [batch · q_len, heads, 2]                | f32   | in, of attention_delta    |
 //! | d_out  | [batch · q_len, heads · head_dim]        | f32   | in                        |
 //! | dk     | as k                                     | f32   | out, rows before `kv_len` |
 //! | dv     | as v                                     | f32   | out, rows before `kv_len` |

@@ -96,6 +96,11 @@ impl Product {
         if !(k.is_multiple_of(64) && [n, ld_in, in_offset].iter().all(|x| x.is_multiple_of(8))) {
             return None;
         }
+        // Positions are read four words at a time.
+        let positions = n.div_ceil(ROW_GROUP) * k.div_ceil(32);
+        if is_row_grouped(self.format) && !positions.is_multiple_of(4) {
+            return None;
+        }
         let variant = Variant { name: "subgroup_wide", ..self.subgroup() };
         let needs = Needs { int64: true, ..variant.needs };
         Some(variant.replace("lib/x_vec4.wgsl", "lib/x_wide.wgsl").needs(needs))
