@@ -18,6 +18,7 @@ use edge_scheduler::{ModelShape, Policy, Projection};
 use serde::{Deserialize, Serialize};
 
 use crate::compress::layout::shards_of;
+use crate::plan::facts;
 use crate::run_dir::write_atomically;
 use crate::whole_file::{self, SETTINGS};
 
@@ -157,6 +158,8 @@ fn tuning(file: &File) -> Tuning {
 pub fn save(info: &DeviceInfo, choices: &[(Bucket, Choice)]) -> Result<PathBuf> {
     let path = path(info).context("this system has no cache folder for the choices")?;
     save_at(&path, info, choices)?;
+    // What dispatches take was measured with other variants.
+    facts::forget(info);
     Ok(path)
 }
 
@@ -174,13 +177,25 @@ fn save_at(path: &Path, info: &DeviceInfo, choices: &[(Bucket, Choice)]) -> Resu
 /// There is no cache folder, or it cannot be written.
 pub fn remember(info: &DeviceInfo, tested: &[Wrong], wrong: &[Wrong]) -> Result<Option<PathBuf>> {
     match path(info) {
-        Some(path) => Ok(remember_at(&path, info, tested, wrong)?.then_some(path)),
+        Some(path) => {
+            let (any, changed) = remember_at(&path, info, tested, wrong)?;
+            if changed {
+                facts::forget(info);
+            }
+            Ok(any.then_some(path))
+        }
         None if wrong.is_empty() => Ok(None),
         None => bail!("this system has no cache folder to remember wrong kernels in"),
     }
 }
 
-fn remember_at(path: &Path, info: &DeviceInfo, tested: &[Wrong], wrong: &[Wrong]) -> Result<bool> {
+/// Whether there is anything to remember, and whether that is new.
+fn remember_at(
+    path: &Path,
+    info: &DeviceInfo,
+    tested: &[Wrong],
+    wrong: &[Wrong],
+) -> Result<(bool, bool)> {
     let mut file = old(path, info).unwrap_or_else(|| File::of(info));
     let known = file.distrusted.clone();
     file.distrusted.retain(|text| {
@@ -188,10 +203,11 @@ fn remember_at(path: &Path, info: &DeviceInfo, tested: &[Wrong], wrong: &[Wrong]
         !tested.iter().any(same)
     });
     file.distrusted.extend(wrong.iter().map(Wrong::to_string));
-    if file.distrusted != known {
+    let changed = file.distrusted != known;
+    if changed {
         write(path, &file)?;
     }
-    Ok(!file.distrusted.is_empty())
+    Ok((!file.distrusted.is_empty(), changed))
 }
 
 /// What is known of a device and this version of its driver.
@@ -439,16 +455,19 @@ mod tests {
         let info = cpu().info().clone();
         let kernel = |text: &str| text.parse::<Wrong>().unwrap();
         let [nt, nn] = ["matmul_nt q4 wide", "matmul_nn q4 tile"].map(kernel);
-        assert!(!remember_at(&path, &info, &[kernel("copy f32 vec4")], &[]).unwrap());
+        let copy = [kernel("copy f32 vec4")];
+        assert_eq!(remember_at(&path, &info, &copy, &[]).unwrap(), (false, false));
         assert!(!path.exists(), "nothing to remember");
         let all = [nt.clone(), nn.clone()];
-        assert!(remember_at(&path, &info, &all, &all).unwrap());
+        assert_eq!(remember_at(&path, &info, &all, &all).unwrap(), (true, true));
+        assert_eq!(remember_at(&path, &info, &all, &all).unwrap(), (true, false));
         // The other one was left out this time.
-        assert!(remember_at(&path, &info, &[kernel("matmul_nt q4 tile")], &[]).unwrap());
+        let tile = [kernel("matmul_nt q4 tile")];
+        assert_eq!(remember_at(&path, &info, &tile, &[]).unwrap(), (true, true));
         let file = File::read(&path).unwrap();
         assert_eq!(file.distrusted.iter().collect::<Vec<_>>(), ["matmul_nn q4 tile"]);
         assert_ne!(tuning(&file), Tuning::default());
-        assert!(!remember_at(&path, &info, &[nn], &[]).unwrap());
+        assert_eq!(remember_at(&path, &info, &[nn], &[]).unwrap(), (false, true));
         assert!(File::read(&path).unwrap().distrusted.is_empty());
     }
 

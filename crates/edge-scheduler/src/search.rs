@@ -419,6 +419,11 @@ fn weigh(space: &Space<'_>, schedule: &mut Schedule, times: &[TaskTimes], energy
         }
     }
     schedule.wait_share = wait_s / schedule.step_s.max(f64::MIN_POSITIVE);
+    // Forever less forever is no number, and would be sorted anywhere.
+    if !schedule.step_s.is_finite() {
+        (schedule.step_s, schedule.energy_j) = (f64::INFINITY, f64::INFINITY);
+        schedule.wait_share = 0.0;
+    }
 }
 
 // Minutes of arithmetic for Miri.

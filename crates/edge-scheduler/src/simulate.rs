@@ -195,7 +195,9 @@ impl<'a> Clock<'a> {
         rates: &'a TransferRates,
     ) -> Self {
         let slot_of = streaming.map(Streaming::slot_of).unwrap_or_default();
-        let slots = vec![None; streaming.map_or(0, |streaming| streaming.slots as usize)];
+        // No more are used than there are blocks that come through them.
+        let slots = streaming.map_or(0, |streaming| streaming.slots.min(streaming.streamed()));
+        let slots = vec![None; slots as usize];
         let mut uses = block_uses(tasks);
         uses.retain(|&block| slot_of.get(block as usize).is_some_and(Option::is_some));
         Self {

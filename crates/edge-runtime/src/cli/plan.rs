@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path as FilePath;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::{Device, Options};
 use edge_kernels::Category;
 use edge_scheduler::paper::{StudyOptions, study};
@@ -14,12 +14,12 @@ use edge_scheduler::trace::trace;
 use edge_scheduler::{Job, Path, Plan, Streaming};
 use serde_json::{Map, Value, json};
 
-use super::EXIT_MISFIT;
 use super::args::{Goal, PlanArgs, PlanParts, TuneFlags};
 use super::listen::Terminal;
 use super::options::TuneOptions;
 use super::report::print_json;
 use super::tune::with_demo;
+use super::{EXIT_MISFIT, Usage};
 use crate::batch::check_seq_len;
 use crate::model::device_facts;
 use crate::plan::choose::{Chosen, Machine, count, describe, find, remedy, turns};
@@ -40,6 +40,7 @@ pub(super) fn run(args: PlanArgs) -> Result<u8> {
         Some(_) => Device::open("cpu", &Options::default()),
         None => super::open_device(selector, &Options::default()),
     };
+    check_max_step(&args)?;
     let (options, source) = options(&args)?;
     let device = open(&options.device)?;
     let seq_len = options.seq_len_for(source.config.max_position_embeddings);
@@ -64,12 +65,7 @@ pub(super) fn run(args: PlanArgs) -> Result<u8> {
         Err(least) => {
             if !args.quiet {
                 eprintln!("{}", shown(&least, &device, &source));
-                eprintln!(
-                    "nothing fits {} on {name}; the least that a run takes is above ({}): {}",
-                    options.memory_budget.map_or("the limits".into(), |b| mebibytes(b.0)),
-                    mebibytes(least.bytes),
-                    remedy(&source, &job)
-                );
+                eprintln!("{}", misfit(&args, &options, name, &least, remedy(&source, &job)));
             }
             if args.json {
                 print_json(&report(&least, &[], false, &device, &source))?;
@@ -83,18 +79,51 @@ pub(super) fn run(args: PlanArgs) -> Result<u8> {
         eprintln!("{}", shown(&found.best, &device, &source));
         eprint!("{}", others(&found));
     }
+    // By a data sheet nothing else says that the device is too small.
+    let memory = profile.map(|profile| profile.memory_bytes.value as u64);
+    let fits = memory.is_none_or(|memory| found.best.bytes <= memory);
+    if let (Some(memory), false, false) = (memory, fits, args.quiet) {
+        eprintln!("{name} has {} in all: give --memory-budget below that", mebibytes(memory));
+    }
     if args.json {
-        print_json(&report(&found.best, &found.others, true, &device, &source))?;
+        print_json(&report(&found.best, &found.others, fits, &device, &source))?;
     }
     if let Some(path) = &args.trace {
-        let chosen = Chosen { schedule: found.best, machine, turns };
-        write_trace(path, &chosen, &source, &device)?;
-        if !args.quiet {
-            let shown = path.display();
-            eprintln!("timeline written to {shown}: open it at https://ui.perfetto.dev");
-        }
+        let chosen = Chosen { schedule: found.best, machine, turns, counted: 1.0 };
+        write_trace(path, &chosen, &source, &device, args.quiet)?;
     }
     Ok(0)
+}
+
+fn check_max_step(args: &PlanArgs) -> Result<()> {
+    let Some(ms) = args.max_step_ms else { return Ok(()) };
+    if args.goal != Goal::Memory {
+        bail!(Usage("--max-step-ms goes with --goal memory: add that".to_owned()));
+    }
+    ensure!(ms > 0.0, "--max-step-ms is {ms}: give a number above 0");
+    Ok(())
+}
+
+/// Why no schedule is one.
+fn misfit(
+    args: &PlanArgs,
+    options: &TuneOptions,
+    name: &str,
+    least: &Schedule,
+    remedy: &str,
+) -> String {
+    let fits = options.memory_budget.is_none_or(|budget| least.bytes <= budget.0);
+    if let (Some(ms), true) = (args.max_step_ms, fits) {
+        return format!(
+            "no schedule on {name} has steps of at most {ms} ms: raise --max-step-ms, or lower \
+             --batch-size or --seq-len"
+        );
+    }
+    format!(
+        "nothing fits {} on {name}; the least that a run takes is above ({}): {remedy}",
+        options.memory_budget.map_or("the limits".into(), |budget| mebibytes(budget.0)),
+        mebibytes(least.bytes),
+    )
 }
 
 /// The run's options, and its model.
@@ -244,8 +273,19 @@ fn report(
     })
 }
 
-fn write_trace(path: &FilePath, chosen: &Chosen, source: &Source, device: &Device) -> Result<()> {
+fn write_trace(
+    path: &FilePath,
+    chosen: &Chosen,
+    source: &Source,
+    device: &Device,
+    quiet: bool,
+) -> Result<()> {
     let timeline = chosen.timeline(source, device)?;
+    let shown = path.display();
     std::fs::write(path, trace(&[("predicted", &timeline.spans)]))
-        .with_context(|| format!("cannot write {}: give --trace another path", path.display()))
+        .with_context(|| format!("cannot write {shown}: give --trace another path"))?;
+    if !quiet {
+        eprintln!("timeline written to {shown}: open it at https://ui.perfetto.dev");
+    }
+    Ok(())
 }

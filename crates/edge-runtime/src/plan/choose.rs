@@ -1,6 +1,6 @@
 //! The schedule of a run on a device, within its memory budget.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_scheduler::logits::LOGITS_BYTES;
@@ -56,10 +56,12 @@ impl Machine {
         };
         let mut facts = known.unwrap_or_else(|| Facts::new(info));
         let [blocks, tables] = formats_of(job);
-        if !facts.missing(&[&blocks[..], &tables].concat()).is_empty() {
+        if !facts.cover(&blocks, &tables) {
             measure(device, &mut facts, &blocks, &tables, events)?;
-            // Without a cache folder it is measured each time.
-            if let Err(error) = facts.save(info) {
+            // Without a cache folder it is measured each time. What is observed, or checked, takes
+            // other times.
+            let saved = if device.is_observed() { Ok(()) } else { facts.save(info).map(|_| ()) };
+            if let Err(error) = saved {
                 events.notice(format!("{error:#}"));
             }
         }
@@ -70,8 +72,8 @@ impl Machine {
     pub fn known(device: &Device, source: &Source, job: &Job) -> Option<Self> {
         // A damaged file is named where something is to be measured.
         let facts = Facts::load(device.info()).ok().flatten()?;
-        let covered = facts.missing(&formats_of(job).concat()).is_empty();
-        covered.then(|| Self::from_facts(&facts, device, source))
+        let [blocks, tables] = formats_of(job);
+        facts.cover(&blocks, &tables).then(|| Self::from_facts(&facts, device, source))
     }
 
     fn from_facts(facts: &Facts, device: &Device, source: &Source) -> Self {
@@ -149,7 +151,7 @@ pub fn turns(options: &TuneOptions, job: &Job, sequences: Option<usize>) -> Vec<
 /// Whether the weights of all blocks lie in files as they lie on the device.
 pub fn can_stream(source: &Source, job: &Job) -> bool {
     if source.checkpoint.compressed().is_some() {
-        return true;
+        return job.trained != edge_scheduler::Trained::Full;
     }
     let shape = source.config.shape();
     let same = |block: usize, projection: Projection| {
@@ -172,6 +174,8 @@ pub struct Chosen {
     pub machine: Machine,
     /// The windows that take turns.
     pub turns: Vec<Turns>,
+    /// Share of the targets that count.
+    pub counted: f64,
 }
 
 impl Chosen {
@@ -180,10 +184,10 @@ impl Chosen {
     /// # Errors
     /// There is no window.
     pub fn timeline(&self, source: &Source, device: &Device) -> Result<Timeline> {
-        let Self { schedule, machine, turns } = self;
+        let Self { schedule, machine, turns, counted } = self;
         let most = turns.iter().max_by(|a, b| a.share.total_cmp(&b.share)).context("a window")?;
         let upload = machine.rates.copy_bytes_per_s;
-        let pricer = Pricer::new(device, &source.config, &machine.speed, upload, 1.0);
+        let pricer = Pricer::new(device, &source.config, &machine.speed, upload, *counted);
         let times = pricer.times(&schedule.job, most);
         let bytes = block_bytes(&source.config.shape(), &schedule.job, device_facts(device));
         let tasks = tasks(&schedule.step(most));
@@ -233,7 +237,7 @@ pub fn find(
             None if lora => Path::ALL.to_vec(),
             None => vec![Path::Rows],
         },
-        logits_bytes: vec![LOGITS_BYTES, LOGITS_BYTES / 4],
+        logits_bytes: pieces_of_logits(options, &fixed, job),
         slots: fixed.slots.map_or_else(|| (1..=SLOTS_MAX).collect(), |slots| vec![slots]),
         staged: machine.staged,
         streaming: can_stream(source, job),
@@ -245,7 +249,15 @@ pub fn find(
         times: &|job, turns| pricer.times(job, turns),
     };
     match search(&space, objective) {
-        Ok(found) => Ok(Ok(found)),
+        Ok(found) => {
+            ensure!(
+                found.best.step_s.is_finite(),
+                "{} cannot bind the buffers of any schedule of this run: lower --micro-batch or \
+                 --seq-len",
+                device.info().name
+            );
+            Ok(Ok(found))
+        }
         Err(misfit) => match misfit.least {
             Some(least) => Ok(Err(Box::new(least))),
             None => bail!(Usage(format!(
@@ -255,6 +267,16 @@ pub fn find(
                 String::from(fixed)
             ))),
         },
+    }
+}
+
+/// Bytes of logits at once to choose from.
+fn pieces_of_logits(options: &TuneOptions, fixed: &PlanParts, job: &Job) -> Vec<u64> {
+    // Without a budget, and all blocks on the device, a run takes the whole piece.
+    let all = fixed.resident == Some(job.blocks.len() as u32);
+    match options.memory_budget.is_none() && all {
+        true => vec![LOGITS_BYTES],
+        false => vec![LOGITS_BYTES, LOGITS_BYTES / 4],
     }
 }
 
@@ -284,7 +306,7 @@ pub fn choose(
     match find(options, source, device, &job, &machine, from, Objective::Time)? {
         Ok(found) => {
             let schedule = found.best;
-            Ok((schedule.job.clone(), Some(Chosen { schedule, machine, turns })))
+            Ok((schedule.job.clone(), Some(Chosen { schedule, machine, turns, counted })))
         }
         Err(least) => bail!(Misfit(format!(
             "the run needs {} of device memory at least and --memory-budget allows {}: {}",
@@ -325,6 +347,9 @@ pub fn predict(
 
 /// What helps where nothing fits.
 pub fn remedy(source: &Source, job: &Job) -> &'static str {
+    if job.trained == edge_scheduler::Trained::Full {
+        return "raise it, lower --seq-len, or use --method edge or lora";
+    }
     match can_stream(source, job) {
         true => "raise it, lower --seq-len or --rank, or use more --windows",
         false => {

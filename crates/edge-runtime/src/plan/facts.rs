@@ -20,7 +20,7 @@ use crate::whole_file::{self, SETTINGS};
 const FOLDER: &str = "facts";
 
 /// Version of the file.
-const FILE_VERSION: u32 = 3;
+const FILE_VERSION: u32 = 4;
 
 /// A call that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,20 @@ pub struct Facts {
     pub interference: f64,
 }
 
+/// What [`Facts::formats`] has of them.
+fn names(blocks: &[Format], tables: &[Format]) -> impl Iterator<Item = String> {
+    let blocks = blocks.iter().map(|format| format.name().to_owned());
+    blocks.chain(tables.iter().map(|format| format!("{} table", format.name())))
+}
+
+/// Removes the facts of a device whose kernels are others from now on; there may be none.
+pub fn forget(info: &DeviceInfo) {
+    if let Some(path) = cache_file(info, FOLDER) {
+        let removed = std::fs::remove_file(path);
+        tracing::debug!(ok = removed.is_ok(), "facts of former kernels");
+    }
+}
+
 impl Facts {
     /// Nothing known yet.
     pub fn new(info: &DeviceInfo) -> Self {
@@ -95,9 +109,14 @@ impl Facts {
         }
     }
 
-    /// Those of `formats` that were not measured.
-    pub fn missing(&self, formats: &[Format]) -> Vec<Format> {
-        formats.iter().copied().filter(|format| !self.formats.contains(format.name())).collect()
+    /// Whether all formats of blocks and of tables were measured, which have other products.
+    pub fn cover(&self, blocks: &[Format], tables: &[Format]) -> bool {
+        names(blocks, tables).all(|name| self.formats.contains(&name))
+    }
+
+    /// Says that formats of blocks and of tables were measured.
+    pub fn add_formats(&mut self, blocks: &[Format], tables: &[Format]) {
+        self.formats.extend(names(blocks, tables));
     }
 
     /// How fast it runs dispatches.

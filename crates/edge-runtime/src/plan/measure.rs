@@ -119,7 +119,7 @@ pub fn measure(
     if facts.samples.iter().any(|sample| sample.flops / sample.seconds > LARGE_ABOVE) {
         kernels(device, facts, &calls(device, &[LARGE], formats, tables)?, events)?;
     }
-    facts.formats.extend(formats.iter().chain(tables).map(|format| format.name().to_owned()));
+    facts.add_formats(formats, tables);
     transfers(device, facts)?;
     let steps = SMALL_BLOCKS.len() + SHAPES[STEPS].len();
     let mut work = events.work("measure steps", steps as u64);
@@ -308,9 +308,11 @@ fn fit(points: &[(f64, f64)]) -> (f64, f64) {
         wxy += weight * x * y;
     }
     let determinant = ww * wxx - wx * wx;
-    let b = if determinant > 0.0 { (wxx * wy - wx * wxy) / determinant } else { 0.0 };
-    let b = b.max(0.0);
-    ((wxy - b * wx) / wxx, b)
+    // One point, or points of about the same length, say nothing of `b`.
+    let apart = determinant > 1e-2 * ww * wxx;
+    let b = if apart { ((wxx * wy - wx * wxy) / determinant).max(0.0) } else { 0.0 };
+    let a = (wxy - b * wx) / wxx;
+    if a > 0.0 { (a, b) } else { (wxy / wxx, 0.0) }
 }
 
 /// Measures how fast files come into slots, and what that does to dispatches meanwhile.
@@ -353,7 +355,9 @@ fn transfers(device: &Device, facts: &mut Facts) -> Result<()> {
 /// Bytes a second of a file that is not in the system's cache; `None` where that cannot be
 /// measured, which is no reason to fail.
 fn cold() -> Option<f64> {
-    let mut file = tempfile::tempfile_in(dirs::cache_dir()?).ok()?;
+    let dir = dirs::cache_dir()?;
+    std::fs::create_dir_all(&dir).ok()?;
+    let mut file = tempfile::tempfile_in(dir).ok()?;
     let mut piece = vec![0x5a_u8; 1 << 20];
     for _ in 0..COLD_PIECES {
         file.write_all(&piece).ok()?;
@@ -445,5 +449,14 @@ mod tests {
         assert!((a - 1.2).abs() < 1e-9 && (b - 0.01).abs() < 1e-9, "{a} {b}");
         let (a, b) = fit(&[0.1, 0.4].map(|x| (x, 1.1 * x - 0.01)));
         assert!(b == 0.0 && a > 0.9 && a < 1.1, "{a} {b}");
+        // Too few to say what a step has beside its dispatches, and slopes that are none.
+        for x in [0.1, 0.1 + 0.2, 1e-3 / 3.0] {
+            let (a, b) = fit(&[(x, 2.0 * x)]);
+            assert!((a - 2.0).abs() < 1e-9 && b == 0.0, "{a} {b}");
+        }
+        let (a, b) = fit(&[(4.0e-3, 9.0e-3), (4.2e-3, 8.9e-3)]);
+        assert!((a - 2.18).abs() < 0.02 && b == 0.0, "{a} {b}");
+        let (a, b) = fit(&[(1e-3, 9.0e-3), (4e-3, 8.0e-3)]);
+        assert!(a > 0.0 && b == 0.0, "{a} {b}");
     }
 }

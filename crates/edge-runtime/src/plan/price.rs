@@ -149,6 +149,22 @@ impl<'a> Pricer<'a> {
         known.entry(key).or_insert_with(price).clone()
     }
 
+    /// Whether the device can bind the buffers of a job's steps.
+    ///
+    /// # Errors
+    /// It cannot; the sentence names the op and the buffer.
+    pub fn check(device: &Device, config: &ModelConfig, job: &Job) -> Result<()> {
+        let dry = device.dry();
+        let one = u32::from(job.streams > 0);
+        let job = Job { streaming: None, streams: one, ..job.clone() };
+        let mut trainer = Trainer::new(Model::hollow(&dry, config, &job)?, AdamW::default());
+        let batch = sample(&job, 1.0);
+        for window in 0..job.windows.len() {
+            trainer.list(window, &batch, false)?;
+        }
+        Ok(())
+    }
+
     fn price(&self, job: &Job, turns: &Turns) -> Result<TaskTimes> {
         let one = u32::from(job.streams > 0);
         let job = Job { streaming: None, streams: one, ..job.clone() };

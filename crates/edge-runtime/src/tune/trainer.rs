@@ -272,6 +272,8 @@ impl Trainer {
         let mut pass = Pass::new(self, (index, shape.window), vec![batch], 1.0);
         for task in tasks(&shape).into_iter().filter(|task| *task != Task::Update) {
             pass.run(task, None)?;
+            // Only this says that the device would refuse a dispatch.
+            pass.recorder.submit()?;
             listed.push((task, device.take_calls()));
         }
         Ok(listed)
