@@ -368,7 +368,9 @@ fn sensitivity_is_nothing_without_change_and_grows_with_fewer_bits() {
                 },
                 &mut |_, _| Ok(()),
             );
-            result.expect("a measurement")
+            let (measured, unsaved) = result.expect("a measurement");
+            assert!(unsaved.is_none(), "{unsaved:?}");
+            measured
         };
         let sensitivity = work(&path);
         assert_eq!(work(&path), sensitivity, "from the file");

@@ -41,7 +41,9 @@ impl Folder {
 
     /// Compresses into `name`; returns the report.
     fn compress(&self, name: &str, more: &[&str]) -> Value {
-        let (out, cache, text) = (self.path(name), self.path("cache.json"), demo("train.txt"));
+        // A file for each measurement: one of other settings is refused.
+        let cache = self.path(&format!("cache{}.json", more.join("").replace('/', "")));
+        let (out, text) = (self.path(name), demo("train.txt"));
         let output = run(&flags(&out, &text, &cache, more));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(0), "{stderr}");
@@ -111,7 +113,11 @@ fn compressing_twice_gives_the_same_bytes() {
     let folder = Folder::new();
     let more = ["--target-bits", "3", "--refine", "5"];
     folder.compress("a", &more);
-    assert!(Path::new(&folder.path("cache.json")).exists());
+    let cache = folder.path("cache--target-bits3--refine5.json");
+    assert!(Path::new(&cache).exists());
+    let (out, text) = (folder.path("d"), demo("train.txt"));
+    let other = flags(&out, &text, &cache, &["--target-bits", "3", "--measure", "output"]);
+    assert!(refused(&other, 1).contains("with these settings: give --sensitivity another path"));
     // Sensitivity from the file this time, and then the policy, too.
     folder.compress("b", &more);
     let policy = format!("{}/policy.json", folder.path("a"));
@@ -220,10 +226,14 @@ fn what_cannot_be_done_is_refused_in_a_sentence() {
     refused(&text, &["--policy", "best"], 2, &["luc, uniform, random, paper"]);
     refused(&text, &["--target-bits", "1"], 1, &["--target-bits is 1", "2 to 16"]);
     refused(&text, &["--target-bytes", "1kB"], 1, &["--target-bytes 1000", "raise it"]);
-    refused(&text, &["--target-bytes", "450kB"], 1, &["least possible", "change --target-bytes"]);
+    refused(&text, &["--target-bytes", "450kB"], 1, &["450000 cannot be met", "raise it"]);
     refused(&text, &["--target-bytes", "1MB", "--policy", "paper"], 2, &["--policy paper"]);
     refused(&text, &["--target-sparsity", "0.7"], 1, &["--target-sparsity is 0.7"]);
     refused(&text, &["--group-size", "48"], 1, &["--group-size is 48"]);
+    let both = ["--policy", &policy, "--group-size", "64"];
+    refused(&text, &both, 2, &["--group-size does not go with", "p.json"]);
+    refused(&text, &["--row-grouped"], 2, &["--row-grouped", "--target-sparsity"]);
+    refused(&text, &["--valid", &short], 1, &["short.txt", "--valid needs"]);
     refused(&text, &["--model", "/absent"], 1, &["/absent"]);
     // What is there stays as it is.
     std::fs::create_dir(&out).expect("a folder");

@@ -76,9 +76,9 @@ pub struct CompressArgs {
     /// Let rows share the positions that are kept, so that multiplications are saved as well
     #[arg(long)]
     pub row_grouped: bool,
-    /// Weights that share a scale: 32 or 64
-    #[arg(long, default_value_t = 32)]
-    pub group_size: u32,
+    /// Weights that share a scale: 32 or 64 [default: 32]
+    #[arg(long)]
+    pub group_size: Option<u32>,
     /// Store a minimum beside each scale
     #[arg(long)]
     pub zero_point: bool,
@@ -237,6 +237,7 @@ impl CompressArgs {
             ("--target-step-ms", self.target_step_ms.is_some()),
             ("--target-sparsity", self.target_sparsity.is_some()),
             ("--row-grouped", self.row_grouped),
+            ("--group-size", self.group_size.is_some()),
             ("--zero-point", self.zero_point),
         ];
         let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
@@ -257,17 +258,17 @@ impl CompressArgs {
             calibration = vec![demo_dir()?.join("train.txt")];
             valid = valid.or(Some(demo_dir()?.join("valid.txt")));
         }
+        let group_size = self.group_size.unwrap_or(32);
         ensure!(
-            self.group_size == 32 || self.group_size == 64,
-            "--group-size is {}: give 32 or 64",
-            self.group_size
+            group_size == 32 || group_size == 64,
+            "--group-size is {group_size}: give 32 or 64"
         );
         self.check_file()?;
         let sparsity = match self.row_grouped {
             true => edge_kernels::Sparsity::RowGrouped,
             false => edge_kernels::Sparsity::TwoFour,
         };
-        let (group_size, zero_point) = (self.group_size, self.zero_point);
+        let zero_point = self.zero_point;
         let aim = match (self.target_bytes, self.target_step_ms) {
             (Some(ByteSize(bytes)), _) => Aim::Bytes(bytes),
             (None, Some(ms)) => Aim::StepMs { ms, tokens: self.step_tokens },

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
+use edge_scheduler::allocate::AllocateError;
 use edge_scheduler::luc::{Budget, Choice, Choices, luc, policy, problem};
 use edge_scheduler::policy::Target;
 use edge_scheduler::refine::refine;
@@ -141,12 +142,25 @@ impl Chooser<'_, '_> {
         let candidates = self.options.candidates();
         let measure = self.measure(candidates.clone(), mode, self.options.granularity);
         let mut store = PackStore::new(self.scratch)?;
-        let measured = self.sensitivity(&measure, &mut store)?;
-        let layers = self.layers(&candidates, &measured, measured_by)?;
-        let budget = self.budget()?;
+        let (budget, fixed) = self.budget()?;
         let shape = self.runner.shape().clone();
-        let (first, found) = luc(&shape, &layers, budget, self.options.sparsity)
-            .map_err(|error| anyhow::anyhow!("{error}: change {}", self.options.aim.flag()))?;
+        let options = self.options;
+        let choose = |layers: &[Choices]| {
+            let found = luc(&shape, layers, budget, options.sparsity);
+            found.map_err(|error| unmet(options.aim, &error, fixed))
+        };
+        // What cannot be met cannot be met with any errors.
+        choose(&self.layers(&candidates, |_, _, _| Some(0.0))?)?;
+        let measured = self.sensitivity(&measure, &mut store)?;
+        let layers = self.layers(&candidates, |block, projection, format| {
+            let entry = measured.get(block, projection, format)?;
+            Some(match measured_by {
+                Measured::Output => entry.relative_mse,
+                Measured::Divergence => entry.kl?,
+                Measured::Loss => entry.loss? - measured.reference_loss?,
+            })
+        })?;
+        let (first, found) = choose(&layers)?;
         let evaluations = self.evaluations(layers.len());
         if evaluations <= 1 {
             return Ok(Chosen::unmeasured(first));
@@ -187,6 +201,17 @@ impl Chooser<'_, '_> {
     /// way goes to the store.
     fn sensitivity(&mut self, measure: &Measure, store: &mut PackStore) -> Result<Sensitivity> {
         let key = measure.key(self.model_hash, self.probes);
+        let blocks = self.runner.num_blocks();
+        if let Some(path) = &self.options.sensitivity {
+            // Hours of measuring are not to be replaced by others, nor to be for nothing.
+            ensure!(
+                !path.exists() || Sensitivity::load(path, measure, &key, blocks).is_some(),
+                "{} holds no sensitivity of this model with these settings: give --sensitivity \
+                 another path, or remove it",
+                path.display()
+            );
+            sensitivity::make_folder(path)?;
+        }
         let path = self.options.sensitivity.clone().or_else(|| cache_path(&key));
         let count = measure.count(self.runner.num_blocks()) as u64;
         let mut progress = Progress::new("measure", count, self.options.quiet);
@@ -196,12 +221,16 @@ impl Chooser<'_, '_> {
             interrupt::check()
         };
         let (work, hash) = ((&mut *self.runner, self.probes), self.model_hash);
-        let measured = match path {
-            Some(path) => Sensitivity::cached(&path, work, measure, hash, &mut pack, &mut step),
-            None => Sensitivity::measure(work, measure, hash, &mut pack, &mut step),
+        let (measured, unsaved) = match path {
+            Some(path) => Sensitivity::cached(&path, work, measure, hash, &mut pack, &mut step)?,
+            None => (Sensitivity::measure(work, measure, hash, &mut pack, &mut step)?, None),
         };
         progress.finish();
-        measured
+        if let Some(error) = unsaved {
+            let text = format!("what was measured is not kept for another time: {error:#}");
+            Progress::new("", 0, self.options.quiet).say(&text);
+        }
+        Ok(measured)
     }
 
     /// Makes sure that all candidates are in the store, which they are not where sensitivity was
@@ -224,12 +253,11 @@ impl Chooser<'_, '_> {
         Ok(())
     }
 
-    /// The layers with the errors that were measured.
+    /// The layers with an error for each candidate.
     fn layers(
         &self,
         candidates: &[Format],
-        measured: &Sensitivity,
-        by: Measured,
+        error: impl Fn(u32, Option<Projection>, Format) -> Option<f64>,
     ) -> Result<Vec<Choices>> {
         let parts: Vec<Option<Projection>> = match self.options.granularity {
             Granularity::Block => vec![None],
@@ -243,12 +271,7 @@ impl Chooser<'_, '_> {
         for block in 0..self.runner.num_blocks() {
             for &projection in &parts {
                 let choice = |format: &Format| {
-                    let entry = measured.get(block, projection, *format)?;
-                    let error = match by {
-                        Measured::Output => entry.relative_mse,
-                        Measured::Divergence => entry.kl?,
-                        Measured::Loss => entry.loss? - measured.reference_loss?,
-                    };
+                    let error = error(block, projection, *format)?;
                     let step_ms = step_ms(projection, *format)?;
                     Some(Choice { format: *format, error, step_ms })
                 };
@@ -262,10 +285,11 @@ impl Chooser<'_, '_> {
         Ok(layers)
     }
 
-    fn budget(&self) -> Result<Budget> {
+    /// What the projections may take, and the bytes of what else is in the file.
+    fn budget(&self) -> Result<(Budget, u64)> {
         let bytes = match self.options.aim {
-            Aim::Bits(bits) => return Ok(Budget::AverageBits(bits)),
-            Aim::StepMs { ms, .. } => return Ok(Budget::StepMs(ms)),
+            Aim::Bits(bits) => return Ok((Budget::AverageBits(bits), 0)),
+            Aim::StepMs { ms, .. } => return Ok((Budget::StepMs(ms), 0)),
             Aim::Bytes(bytes) => bytes,
         };
         let shape = self.runner.shape();
@@ -280,7 +304,7 @@ impl Chooser<'_, '_> {
                  ({fixed}): raise it"
             )
         })?;
-        Ok(Budget::Bytes(left))
+        Ok((Budget::Bytes(left), fixed))
     }
 
     fn evaluations(&self, layers: usize) -> usize {
@@ -289,6 +313,17 @@ impl Chooser<'_, '_> {
             false => STREAMED_EVALUATIONS,
         };
         self.options.refine.unwrap_or(by_size)
+    }
+}
+
+/// Says what a target would have to be; `fixed`: bytes of what is not for the search to choose.
+fn unmet(aim: Aim, error: &AllocateError, fixed: u64) -> anyhow::Error {
+    match (error, aim) {
+        (AllocateError::OverBudget { least, .. }, Aim::Bytes(bytes)) => anyhow::anyhow!(
+            "--target-bytes {bytes} cannot be met: the least possible is {}, raise it",
+            least.ceil() as u64 + fixed
+        ),
+        (error, aim) => anyhow::anyhow!("{error}: change {}", aim.flag()),
     }
 }
 
@@ -354,7 +389,11 @@ impl<'a, 'r> Joint<'a, 'r> {
     fn divergence(&mut self, choice: &[usize]) -> Result<Divergence> {
         if self.runner.is_resident() {
             for index in 0..self.layers.len() {
+                let block = self.layers[index].0.block;
                 self.set(index, choice)?;
+                if self.layers.get(index + 1).is_none_or(|(next, _)| next.block != block) {
+                    self.runner.settle(block)?;
+                }
             }
             return self.runner.divergence(0, &self.input, &self.reference, self.probes);
         }

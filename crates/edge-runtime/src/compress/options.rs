@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
-use edge_kernels::Format;
+use edge_kernels::{Format, Sparsity};
 use edge_scheduler::policy::{TWO_FOUR, Template, WIDTHS};
 use edge_scheduler::profiles::DeviceProfile;
 
@@ -189,6 +189,12 @@ impl Options {
             return Err(anyhow::Error::new(Usage(format!(
                 "{flag} does not go with --policy {name}: use luc, or give --target-bits"
             ))));
+        }
+        let dense = matches!((self.sparsity, self.aim), (Some(0.0), _) | (None, Aim::Bits(_)));
+        if !by_file && dense && self.template.sparsity == Sparsity::RowGrouped {
+            return Err(anyhow::Error::new(Usage(
+                "--row-grouped leaves out nothing by itself: give --target-sparsity too".to_owned(),
+            )));
         }
         if let Aim::Bits(bits) = self.aim {
             let (least, most) = (f64::from(WIDTHS[0]), 16.0);

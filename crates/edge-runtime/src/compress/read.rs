@@ -2,7 +2,7 @@
 //!
 //! Opening checks the header's checksum, and every tensor's place against what policy and
 //! `config.json` demand. The data of a section are checked by [`Checkpoint::verify`] when a model
-//! loads it: just before its pages are copied, so that they are read from the disk once.
+//! loads it: just before it is read, while the system has it in its cache.
 
 use std::path::{Path, PathBuf};
 

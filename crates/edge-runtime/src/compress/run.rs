@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::Device;
 use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
@@ -103,7 +103,8 @@ impl Texts {
             data.train.source,
             data.train.ids.len()
         );
-        let (count, probes) = (options.sequences.min(windows), options.probes.min(windows));
+        let count = options.sequences.min(windows);
+        let probes = options.probes.min(count);
         if count < options.sequences && !options.quiet {
             Progress::new("", 0, false).say(&format!(
                 "{} has {windows} sequences of {seq_len} tokens: calibrating on all of them",
@@ -111,6 +112,12 @@ impl Texts {
             ));
         }
         let held_out = match valid {
+            Some(stream) if options.valid.is_some() && stream.windows(seq_len) == 0 => bail!(
+                "{} has {} tokens and --valid needs at least one sequence of {seq_len}: add text, \
+                 or lower --seq-len",
+                stream.source,
+                stream.ids.len()
+            ),
             Some(stream) if stream.windows(seq_len) >= 1 => {
                 let most = HELD_OUT_WINDOWS.min(options.sequences);
                 let count = stream.windows(seq_len).min(most);
@@ -265,6 +272,16 @@ fn runner_options(
         )
     })?;
     runner.budget_bytes = Some(left);
+    if options.method.needs_moments() {
+        let square = |input: LinearInput| {
+            let size = input.projections().next().map_or(0, |part| shape.projection(part).1);
+            4 * u64::from(size) * u64::from(size)
+        };
+        let squares = LinearInput::ALL.map(square);
+        // The largest is counted with the solver.
+        runner.moments_bytes =
+            squares.iter().sum::<u64>() - squares.iter().max().copied().unwrap_or(0);
+    }
     runner.spill = Some(Spill { dir: scratch(&options.out), above_bytes: SPILL_ABOVE_BYTES });
     Ok(runner)
 }

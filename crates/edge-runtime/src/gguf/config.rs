@@ -81,7 +81,6 @@ pub(super) fn special_ids(gguf: &Gguf) -> Result<(Option<u64>, Vec<u64>)> {
 
 fn scaling_json(gguf: &Gguf, family: &Family, theta: f64, head_dim: u64) -> Result<Value> {
     let key = |name: &str| family.key(&format!("rope.scaling.{name}"));
-    let kind = gguf.text(&key("type"))?.unwrap_or("none");
     if let Some(tensor) = gguf.stored(ROPE_FREQS) {
         let factors = gguf.values(tensor)?;
         let context = gguf.number(&key("original_context_length"))?;
@@ -101,15 +100,17 @@ fn scaling_json(gguf: &Gguf, family: &Family, theta: f64, head_dim: u64) -> Resu
             "original_max_position_embeddings": llama3.context as u64,
         }));
     }
-    if kind == "none" {
-        return Ok(Value::Null);
-    }
     // An older name of the same.
     let factor = match gguf.real(&key("factor"))? {
         Some(factor) => Some(factor),
         None => gguf.real(&family.key("rope.scale_linear"))?,
     };
-    Ok(json!({ "rope_type": kind, "factor": factor }))
+    // As llama.cpp has it: a factor without a type is linear, and 0 is none.
+    let scaled = factor.is_some_and(|factor| factor != 0.0);
+    match gguf.text(&key("type"))?.unwrap_or(if scaled { "linear" } else { "none" }) {
+        "none" => Ok(Value::Null),
+        kind => Ok(json!({ "rope_type": kind, "factor": factor })),
+    }
 }
 
 /// The metadata that say a model's sizes, in the order of their keys.

@@ -61,7 +61,9 @@ fn family(source: &Source, files: &[(&str, Vec<u8>)]) -> Result<&'static Family>
 /// Name of a model for people: that of its folder or file.
 fn title(path: &Path) -> String {
     let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    whole.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    // What is behind a dot of a folder's name is a part of it: Qwen2.5-0.5B.
+    let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
+    name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn text(value: &str) -> MetadataValue {

@@ -1,5 +1,5 @@
 //! A model of which as many blocks are on the device as fit: all of them, or one, whose weights
-//! are read from the checkpoint's map when its turn comes. Any projection can be run with a
+//! are read from the checkpoint's file when its turn comes. Any projection can be run with a
 //! packed matrix instead of its own; a packed matrix is multiplied by the kernels of its format
 //! and never unpacked on the device.
 
@@ -41,6 +41,9 @@ pub struct RunnerOptions {
     pub sequences: usize,
     /// Most bytes of device memory; `None`: all blocks are kept on the device.
     pub budget_bytes: Option<u64>,
+    /// Bytes of host memory that go off it where the second moments of a block's inputs are summed
+    /// in one pass, beyond those of one input.
+    pub moments_bytes: u64,
     /// Where large hidden states go; `None`: they stay in memory.
     pub spill: Option<Spill>,
 }
@@ -54,6 +57,7 @@ impl RunnerOptions {
             seq_len: set.seq_len(),
             sequences: set.sequences(),
             budget_bytes: None,
+            moments_bytes: 0,
             spill: None,
         }
     }
@@ -62,8 +66,8 @@ impl RunnerOptions {
 /// A matrix in place of a projection's own.
 struct Replaced {
     version: u64,
-    weight: Arc<PackedHost>,
-    _charge: HostCharge,
+    /// `None`: it is on the device, and stays there.
+    host: Option<(Arc<PackedHost>, HostCharge)>,
 }
 
 /// What lies in the buffers of a block on the device.
@@ -131,10 +135,12 @@ impl<'a> Runner<'a> {
                     let job = job(own, table_formats, blocks, (batch, seq_len), calibration);
                     let shape = ModelShape { num_blocks: blocks, ..shape.clone() };
                     let plan = Plan::new(&shape, &job, facts);
-                    if options.budget_bytes.is_none_or(|budget| plan.bytes() <= budget) {
+                    let beside = if moment_buffers == parts { options.moments_bytes } else { 0 };
+                    let bytes = plan.bytes() + beside;
+                    if options.budget_bytes.is_none_or(|budget| bytes <= budget) {
                         return Ok((job, plan));
                     }
-                    smallest = smallest.min(plan.bytes());
+                    smallest = smallest.min(bytes);
                 }
             }
         }
@@ -233,8 +239,9 @@ impl<'a> Runner<'a> {
         self.checkpoint.weight(&self.config, block as usize, projection)?.to_f32()
     }
 
-    /// Runs a projection with another matrix from now on. The matrix is kept on the host, and
-    /// goes to the device when its block runs next.
+    /// Runs a projection with another matrix from now on. The matrix is kept on the host until
+    /// its block runs next or [`Runner::settle`] is called, and where only some blocks are on the
+    /// device for longer.
     ///
     /// # Errors
     /// It is not of the projection's shape, or of a format that the plan has no room for.
@@ -266,8 +273,20 @@ impl<'a> Runner<'a> {
         let words = weight.values.len() + weight.scales.len();
         self.versions += 1;
         let charge = self.meter.charge(4 * words as u64);
-        let replaced = Replaced { version: self.versions, weight, _charge: charge };
+        let replaced = Replaced { version: self.versions, host: Some((weight, charge)) };
         self.replaced.insert((block, projection), replaced);
+        Ok(())
+    }
+
+    /// Puts a block's matrices on the device at once, where all blocks have a place there: a
+    /// compressed model is not to be on the host as well.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be read, or the device fails.
+    pub fn settle(&mut self, block: u32) -> Result<()> {
+        if self.is_resident() {
+            self.prepare(block)?;
+        }
         Ok(())
     }
 
@@ -344,9 +363,15 @@ impl<'a> Runner<'a> {
                 continue;
             }
             *found = UNKNOWN;
-            let weight = replaced.map(|replaced| Arc::clone(&replaced.weight));
+            let host = replaced.and_then(|replaced| replaced.host.as_ref());
+            let weight = host.map(|(weight, _)| Arc::clone(weight));
             self.upload(slot, block, projection, weight.as_deref())?;
             self.resident[slot as usize].versions[projection.index()] = wanted;
+            if self.is_resident()
+                && let Some(replaced) = self.replaced.get_mut(&(block, projection))
+            {
+                replaced.host = None;
+            }
         }
         Ok(slot)
     }

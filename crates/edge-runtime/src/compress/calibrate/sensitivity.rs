@@ -137,6 +137,17 @@ pub struct Layer<'a> {
 /// Packs a layer into each of some formats.
 pub type Pack<'a> = dyn FnMut(&Layer<'_>, &[Format]) -> Result<Vec<Arc<PackedHost>>> + 'a;
 
+/// Makes the folder that a file is to be written in.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_folder(path: &Path) -> Result<()> {
+    let Some(dir) = path.parent() else { return Ok(()) };
+    std::fs::create_dir_all(dir).with_context(|| {
+        format!("cannot create {}: give --sensitivity another path", dir.display())
+    })
+}
+
 /// Called with the measurements done and all of them; an error ends the work.
 pub type Progress<'a> = dyn FnMut(usize, usize) -> Result<()> + 'a;
 
@@ -159,17 +170,19 @@ impl Sensitivity {
     /// why, where there is none, where it is damaged, and where it belongs to another measurement.
     pub fn load(path: &Path, measure: &Measure, key: &str, num_blocks: u32) -> Option<Self> {
         let text = whole_file::text(path, LARGE).ok()?;
-        let found = parse(&text).filter(|found| {
-            let finite = |entry: &Entry| entry.output_mse.is_finite() && entry.output_mse >= 0.0;
-            found.entries.len() == measure.count(found.num_blocks)
-                && found.entries.iter().all(finite)
-        });
-        let Some(found) = found else {
-            tracing::warn!("{} is damaged: sensitivity is measured again", path.display());
+        let damaged = || tracing::warn!("{} is damaged: measured again", path.display());
+        let Some(found) = parse(&text) else {
+            damaged();
             return None;
         };
         if found.key != key || found.num_blocks != num_blocks {
             tracing::info!("{} belongs to other settings: measured again", path.display());
+            return None;
+        }
+        let finite = |entry: &Entry| entry.output_mse.is_finite() && entry.output_mse >= 0.0;
+        let whole = found.entries.len() == measure.count(num_blocks);
+        if !whole || !found.entries.iter().all(finite) {
+            damaged();
             return None;
         }
         Some(found)
@@ -186,10 +199,10 @@ impl Sensitivity {
     }
 
     /// Reads a measurement from a file where it is there, else measures and writes the file, with
-    /// the folder that it is in.
+    /// the folder that it is in; and why it could not be written, where it could not.
     ///
     /// # Errors
-    /// As [`Sensitivity::measure`], or the file cannot be written.
+    /// As [`Sensitivity::measure`].
     pub fn cached(
         path: &Path,
         (runner, set): (&mut Runner<'_>, &CalibrationSet),
@@ -197,18 +210,14 @@ impl Sensitivity {
         model_hash: &str,
         pack: &mut Pack<'_>,
         progress: &mut Progress<'_>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Option<anyhow::Error>)> {
         let key = measure.key(model_hash, set);
         if let Some(found) = Self::load(path, measure, &key, runner.num_blocks()) {
-            return Ok(found);
+            return Ok((found, None));
         }
         let measured = Self::measure((runner, set), measure, model_hash, pack, progress)?;
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)
-                .with_context(|| format!("cannot create {}", dir.display()))?;
-        }
-        measured.save(path)?;
-        Ok(measured)
+        let saved = make_folder(path).and_then(|()| measured.save(path));
+        Ok((measured, saved.err()))
     }
 
     /// Measures a model on calibration text. The runner's weights are its own afterwards.

@@ -199,6 +199,11 @@ fn scaled_frequencies_are_read() {
     linear.push(("llama.rope.scaling.factor".into(), MetadataValue::F32(2.0)));
     let read = scaling(linear, &TENSORS).unwrap();
     assert_eq!(read, RopeScaling::Linear { factor: 2.0 });
+    let older =
+        scaling(with("llama.rope.scale_linear", MetadataValue::F32(4.0)), &TENSORS).unwrap();
+    assert_eq!(older, RopeScaling::Linear { factor: 4.0 });
+    let zero = scaling(with("llama.rope.scale_linear", MetadataValue::F32(0.0)), &TENSORS).unwrap();
+    assert_eq!(zero, RopeScaling::None);
     let yarn = scaling(with("llama.rope.scaling.type", text("yarn")), &TENSORS);
     assert!(message(yarn).contains("yarn"));
     // Values 0 and 1 divide nothing.
