@@ -60,7 +60,8 @@ pub(crate) fn write_tensors_atomically<N: AsRef<str> + Ord + Display, V: View>(
     let write = || -> Result<()> {
         safetensors::serialize_to_file(tensors, Some(metadata), &temporary)?;
         check()?;
-        File::open(&temporary)?.sync_all()?;
+        // Windows flushes only what is open for writing.
+        File::options().write(true).open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
         Ok(sync_dir(path.parent().unwrap_or(Path::new(".")))?)
     };
@@ -226,7 +227,8 @@ impl RunDir {
     fn open(path: PathBuf) -> Result<Self> {
         let log = |name: &str| {
             let path = path.join(name);
-            let open = File::options().create(true).append(true).open(&path);
+            // Windows locks nothing that is open for appending alone.
+            let open = File::options().read(true).create(true).append(true).open(&path);
             open.with_context(|| {
                 format!("cannot write {}: give --out another path", path.display())
             })

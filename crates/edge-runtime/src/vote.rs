@@ -92,9 +92,14 @@ impl Scores {
     /// Weights and temperatures of the largest likelihood.
     ///
     /// # Errors
-    /// There are no tokens.
+    /// There are no tokens, or one of them has no number at an exit.
     pub fn fit(&self) -> Result<Learned> {
         ensure!(self.tokens() > 0, "there is no token to fit a vote on: give more validation data");
+        ensure!(
+            self.log_p.iter().flatten().flatten().all(|log_p| log_p.is_finite()),
+            "the output of an exit is no number, on which no vote can be fitted: tune again with \
+             a lower --lr, or check the model's weights"
+        );
         let exits = self.log_p.len();
         let mut chosen = vec![NEUTRAL; exits];
         let mut weights = vec![1.0 / exits as f64; exits];

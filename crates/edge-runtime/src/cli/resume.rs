@@ -9,7 +9,7 @@ use super::Usage;
 use super::args::TuneFlags;
 use super::options::TuneOptions;
 use crate::run_dir::{CONFIG, RunState};
-use crate::tune::resume::Resume;
+use crate::tune::resume::{Resume, run_of};
 
 /// Options that may differ from those that the run began with: where things are, which is checked
 /// by what is there, and what does not change the run.
@@ -48,7 +48,9 @@ pub(super) fn begin(whence: &str, flags: TuneFlags) -> Result<Begin> {
         },
         path => PathBuf::from(path),
     };
-    let Some(resume) = Resume::find(&path)? else { return Ok(Begin::Finished(path)) };
+    let Some(resume) = Resume::find(&path)? else {
+        return Ok(Begin::Finished(run_of(&path).to_owned()));
+    };
     let options = options(resume.run(), flags)?;
     Ok(Begin::GoOn(Box::new((options, resume))))
 }

@@ -90,7 +90,8 @@ fn result(run: &Path) -> Result<Value> {
 /// A new run.
 fn start(args: &TuneArgs, mut flags: TuneFlags) -> Result<u8> {
     flags.choose_by_files()?;
-    if flags.model.is_none() && flags.data.as_ref().is_some_and(|data| !data.is_empty()) {
+    let own_data = flags.data.as_ref().is_some_and(|data| !data.is_empty());
+    if flags.model.is_none() && own_data && !args.quiet {
         eprintln!("no --model given: tuning the bundled demo model on your data");
     }
     let named = flags.model.is_some();

@@ -33,7 +33,7 @@ impl Lines {
     /// The file of a run that goes on, without what lies behind its first `bytes`.
     fn resume(dir: &Path, name: &str, bytes: u64) -> Result<Self> {
         let lines = Self::create(dir, name)?;
-        cut(&lines.file, bytes).with_context(|| shorten(&lines.path))?;
+        cut(&lines.path, bytes).with_context(|| shorten(&lines.path))?;
         Ok(lines)
     }
 
@@ -51,7 +51,9 @@ impl Lines {
 }
 
 /// Drops what a file has behind its first `bytes`.
-pub(super) fn cut(file: &File, bytes: u64) -> std::io::Result<()> {
+pub(super) fn cut(path: &Path, bytes: u64) -> std::io::Result<()> {
+    // Windows cuts nothing that is open for appending alone.
+    let file = File::options().write(true).open(path)?;
     // A shorter file lost rows that were not flushed to the disk; there is nothing to drop.
     if file.metadata()?.len() > bytes {
         file.set_len(bytes)?;

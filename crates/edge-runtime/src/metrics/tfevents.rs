@@ -137,7 +137,7 @@ impl TfEvents {
         }
         let open = File::options().append(true).open(&path);
         let file = open.with_context(|| shorten(&path))?;
-        cut(&file, *bytes).with_context(|| shorten(&path))?;
+        cut(&path, *bytes).with_context(|| shorten(&path))?;
         Ok(Self { file, path, waiting: Vec::new() })
     }
 

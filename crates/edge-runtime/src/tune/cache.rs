@@ -12,6 +12,9 @@ use crate::model::Model;
 use crate::run_dir::RunDir;
 use crate::session::Source;
 
+/// Its folder in a run directory.
+pub const DIR: &str = "trunk";
+
 /// Whether what lies below the window that is trained is fixed, for the whole run or for a phase.
 fn trunk_is_fixed(options: &TuneOptions) -> bool {
     match options.method {
@@ -49,7 +52,7 @@ pub fn open(
     let (dir, keep) = match &options.trunk_cache {
         Place::Off => return Ok(None),
         _ if !trunk || !trunk_is_fixed(options) => return Ok(None),
-        Place::Auto => (run_dir.path().join("trunk"), false),
+        Place::Auto => (run_dir.path().join(DIR), false),
         Place::Folder(dir) => (dir.clone(), true),
     };
     let job = &model.job;

@@ -8,6 +8,10 @@ use crate::cli::args::WindowOrder;
 use crate::cli::options::TuneOptions;
 use crate::schedule::Schedule;
 
+/// Least part of the way through a schedule, a fifth of the warm-up, where the steps of a run are
+/// not counted.
+const LEAST_WITHIN: f64 = 0.01;
+
 /// What ends a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
@@ -178,6 +182,12 @@ impl Course {
         let start = if phase == 0 { 0.0 } else { self.ends[phase - 1] };
         let share = self.ends[phase] - start;
         let within = ((done - start) / share).clamp(0.0, 1.0);
+        // How many steps there will be is not known: the first one may be the only one, and is not
+        // to be for nothing.
+        let within = match self.budget {
+            Budget::Steps(_) => within,
+            Budget::Seconds(_) | Budget::Tokens(_) => within.max(LEAST_WITHIN),
+        };
         let lr = self.schedule.learning_rate(self.peak, within, self.warmup(share));
         let windows = self.windows as u64;
         let window = match (self.ends.len() > 1, self.order) {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::checkpoints;
+use super::{cache, checkpoints};
 use crate::cli::args::Method;
 use crate::cli::options::TuneOptions;
 use crate::model::Model;
@@ -32,15 +32,27 @@ fn needed(options: &TuneOptions, model: &Model) -> u64 {
     results + checkpoints * (checkpoints::bytes(model) + own) + OTHER_BYTES
 }
 
-/// Makes sure that what a run will write fits where it goes.
+/// Bytes of the files in a folder and in those below it, without trunk caches.
+fn held(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = files.map(|file| match file.metadata() {
+        Ok(about) if about.is_file() => about.len(),
+        Ok(about) if about.is_dir() && file.file_name() != cache::DIR => held(&file.path()),
+        _ => 0,
+    });
+    bytes.sum()
+}
+
+/// Makes sure that what a run will write fits where it goes; one that goes on in `run` has part of
+/// it there.
 ///
 /// # Errors
 /// It does not.
-pub(super) fn check(options: &TuneOptions, model: &Model) -> Result<()> {
+pub(super) fn check(options: &TuneOptions, model: &Model, run: Option<&Path>) -> Result<()> {
     let runs = PathBuf::from("runs");
-    let out = options.out.as_ref().unwrap_or(&runs);
+    let out = run.or(options.out.as_deref()).unwrap_or(&runs);
     let place = existing(out);
-    let needed = needed(options, model);
+    let needed = needed(options, model).saturating_sub(run.map_or(0, held));
     let free = fs4::available_space(&place)
         .with_context(|| format!("cannot tell the free space of {}", place.display()))?;
     ensure!(

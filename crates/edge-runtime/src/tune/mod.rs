@@ -53,6 +53,12 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
     match options.method {
         Method::Full => {
             ensure!(
+                source.checkpoint.compressed().is_none(),
+                "{} is compressed and its weights cannot be trained: give --model the original \
+                 checkpoint, or use --method edge or lora",
+                source.dir.display()
+            );
+            ensure!(
                 source.config.family.norm_offset == 0.0 || options.weight_decay == 0.0,
                 "--weight-decay would pull norms of {} models to 0 instead of 1: leave it out with \
                  --method full",

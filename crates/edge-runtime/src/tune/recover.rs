@@ -37,11 +37,14 @@ impl Recovery {
         let of_device = |cause: &(dyn std::error::Error + 'static)| {
             cause.downcast_ref().is_some_and(edge_gpu::Error::is_of_device)
         };
-        if self.used == MOST || events.stopped() || !error.chain().any(of_device) {
+        if !error.chain().any(of_device) {
+            return Err(error);
+        }
+        if self.used == MOST || events.stopped() {
             return Err(self.with_remedy(error, run));
         }
-        self.used += 1;
         let Some(device) = reopen(device) else { return Err(self.with_remedy(error, run)) };
+        self.used += 1;
         let resume = match run {
             Some(run) => Resume::find(run)?,
             None => None,

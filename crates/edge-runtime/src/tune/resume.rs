@@ -33,7 +33,7 @@ impl Resume {
     /// whose folder `path` is. `None`: the run is finished.
     ///
     /// # Errors
-    /// There is no run, another process has it, or the checkpoint is damaged.
+    /// There is no run, another process has it, or none of its checkpoints can be used.
     pub fn find(path: &Path) -> Result<Option<Self>> {
         let run = run_of(path);
         ensure!(
@@ -54,6 +54,13 @@ impl Resume {
             true => checkpoints::newest(run)?,
             false => (Some(checkpoints::named(path)?), Vec::new()),
         };
+        ensure!(
+            checkpoint.is_some() || notices.is_empty(),
+            "no checkpoint of {} can be used: {}; restore one, or start a new run with another \
+             --out",
+            run.display(),
+            notices.join("; ")
+        );
         Ok(Some(Self { run: run.to_owned(), checkpoint, notices }))
     }
 
@@ -110,7 +117,7 @@ impl Resume {
 }
 
 /// The run directory that a path is, or that has it as a checkpoint.
-fn run_of(path: &Path) -> &Path {
+pub(crate) fn run_of(path: &Path) -> &Path {
     let parent = path.parent().filter(|parent| parent.ends_with(checkpoints::DIR));
     match (checkpoints::step_of(path), parent.and_then(Path::parent)) {
         (Some(_), Some(run)) => run,

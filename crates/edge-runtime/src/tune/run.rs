@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use edge_gpu::Device;
 use edge_scheduler::{Job, Plan};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use super::session::Session;
 use super::{cache, disk, job};
 use crate::adapter;
 use crate::batch::{Sampler, check_seq_len};
+use crate::cli::Misfit;
 use crate::cli::options::TuneOptions;
 use crate::cli::report::TuneReport;
 use crate::data::{DataSpec, Dataset};
@@ -22,8 +23,9 @@ use crate::metrics::{number, numbers};
 use crate::model::{LoraInit, Model, device_facts};
 use crate::packing::Packing;
 use crate::plan::choose::{Chosen, choose, predict};
+use crate::plan::price::Pricer;
 use crate::run_dir::RunDir;
-use crate::session::Source;
+use crate::session::{Source, mebibytes};
 
 /// How a run ended.
 pub struct Outcome {
@@ -125,7 +127,7 @@ fn train<'a>(
     resume: Option<&Resume>,
 ) -> Result<Outcome> {
     cache::prepare(options)?;
-    disk::check(options, &model)?;
+    disk::check(options, &model, resume.map(Resume::run))?;
     // Only now is everything checked: a run that cannot start leaves nothing behind.
     let run_dir = match resume {
         None => RunDir::create(options.out.as_deref(), options.method.name())?,
@@ -176,7 +178,7 @@ fn prepare(
 ) -> Result<Prepared> {
     let seq_len = options.seq_len_for(source.config.max_position_embeddings);
     check_seq_len(seq_len, source.config.max_position_embeddings)?;
-    check_early_stopping(data, options)?;
+    check_validation(data, options, seq_len)?;
     let state = resume.and_then(Resume::state);
     let position = state.map(|state| state.position).unwrap_or_default();
     let sampler = Sampler::resume(&data.train, seq_len, options.seed, position)?;
@@ -190,7 +192,20 @@ fn prepare(
         }
         _ => choose(options, source, device, job, about, events)?,
     };
+    // A model is not to be loaded for nothing.
+    Pricer::check(device, &source.config, &job)?;
     let plan = Plan::new(&source.config.shape(), &job, device_facts(device));
+    if let (Some(_), Some(budget)) = (state, options.memory_budget)
+        && plan.bytes() > budget.0
+    {
+        bail!(Misfit(format!(
+            "going on on {} needs {} of device memory and --memory-budget allows {}: resume on the \
+             device that the run began on, or start a new run",
+            device.info().name,
+            mebibytes(plan.bytes()),
+            mebibytes(budget.0)
+        )));
+    }
     let step_s = match &chosen {
         Some(chosen) => Some(chosen.schedule.step_s),
         None => predict(options, source, device, &job, about),
@@ -216,12 +231,16 @@ fn prepare(
     Ok(Prepared { sampler, seq_len, job, chosen, header })
 }
 
-fn check_early_stopping(data: &Dataset, options: &TuneOptions) -> Result<()> {
-    ensure!(
-        options.early_stopping.is_none() || data.valid.is_some(),
-        "--early-stopping needs validation data: give --valid, or --val-fraction above 0"
-    );
-    Ok(())
+fn check_validation(data: &Dataset, options: &TuneOptions, seq_len: usize) -> Result<()> {
+    let Some(valid) = &data.valid else {
+        ensure!(
+            options.early_stopping.is_none(),
+            "--early-stopping needs validation data: give --valid, or --val-fraction above 0"
+        );
+        return Ok(());
+    };
+    let usable = valid.eval_batches(seq_len, 1, None).map(|_| ());
+    usable.context("the validation data cannot be used")
 }
 
 /// Says what a run will be.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::best::Best;
 use super::cache;
-use super::checkpoints::State;
+use super::checkpoints::{self, State};
 use super::course::{Budget, Course, Spent, Turn};
 use super::event::{Ended, Events, TuneEvent};
 use super::header::{self, Header};
@@ -163,7 +163,10 @@ impl<'a> Session<'a> {
         let fitted = self.fit_vote()?;
         let after = self.validate_after(fitted.as_ref())?;
         save::results(self.options, self.source, &self.trainer.model, self.run_dir.path())?;
-        self.judge_last(after.as_ref())?;
+        // A run that is interrupted goes on from a checkpoint that does not know of this loss.
+        if ended != Ended::Interrupted {
+            self.judge_last(after.as_ref())?;
+        }
         device.unseal();
         let mut report = self.report(after.as_ref(), ended);
         self.add_predictions(&mut report, &header);
@@ -342,11 +345,19 @@ impl<'a> Session<'a> {
         let step = self.spent.steps;
         self.skipped.all += 1;
         self.skipped.row += 1;
+        let kept = match self.checkpointed {
+            Some(step) => {
+                format!(
+                    "step {step} is in {}",
+                    checkpoints::path(self.run_dir.path(), step).display()
+                )
+            }
+            None => "there is no checkpoint from before (--checkpoint-every)".to_owned(),
+        };
         ensure!(
             self.skipped.row < SKIPPED_MAX,
             "the loss or its gradient was no number in the last {SKIPPED_MAX} steps, up to step \
-             {step}: start again with a lower --lr or --clip; what was learned before is in {}",
-            self.run_dir.path().display()
+             {step}: start again with a lower --lr or --clip; {kept}"
         );
         if self.skipped.all == 1 {
             self.events.notice(format!(

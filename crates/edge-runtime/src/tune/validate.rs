@@ -193,7 +193,14 @@ impl Session<'_> {
         let count = (batches.len() + held_out.len()) as u64;
         let mut work = self.events.work("fit the vote", count);
         let scores = model.score_exits(batches.into_iter(), || work.step())?;
-        let learned = scores.fit()?;
+        let learned = match scores.fit() {
+            Ok(learned) => learned,
+            // What was trained is to be kept.
+            Err(error) => {
+                self.events.notice(format!("{error:#}: the last exit speaks"));
+                return Ok(None);
+            }
+        };
         model.set_learned(learned.clone())?;
         let judged = model.evaluate_all(held_out.into_iter(), &Vote::ALL, |_| work.step())?;
         let shown = |values: &[f32]| {

@@ -29,7 +29,7 @@ const STATE: &str = "state.json";
 const TENSORS: &str = "state.safetensors";
 
 /// File that says what the others must be.
-const SUMS: &str = "checksums.txt";
+pub(crate) const SUMS: &str = "checksums.txt";
 
 /// Beginning of a checkpoint's name.
 const STEP: &str = "step-";
@@ -75,10 +75,9 @@ pub(super) fn newest(run: &Path) -> Result<(Option<Checkpoint>, Vec<String>)> {
     for (_, path) in all(run)?.into_iter().rev() {
         match Checkpoint::open(&path) {
             Ok(found) => return Ok((Some(found), refused)),
-            Err(error) => refused.push(format!(
-                "{} is damaged and not used ({error:#}); the one before it is",
-                path.display()
-            )),
+            Err(error) => {
+                refused.push(format!("{} is damaged and not used ({error:#})", path.display()))
+            }
         }
     }
     Ok((None, refused))
@@ -113,6 +112,11 @@ pub(crate) fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(STEP)?.parse().ok()
 }
 
+/// Where the checkpoint of a step is.
+pub(super) fn path(run: &Path, step: u64) -> PathBuf {
+    run.join(DIR).join(format!("{STEP}{step}"))
+}
+
 /// Writes a checkpoint of a run and removes older ones, so that `keep` are left. `fill` writes its
 /// files into a folder.
 ///
@@ -126,7 +130,7 @@ pub(super) fn write(
 ) -> Result<PathBuf> {
     let dir = run.join(DIR);
     let step = state.step();
-    let (path, next) = (dir.join(format!("{STEP}{step}")), dir.join(format!("{STEP}{step}.tmp")));
+    let (path, next) = (path(run, step), dir.join(format!("{STEP}{step}.tmp")));
     // What a run that was killed left of it.
     clear(&dir)?;
     fs::create_dir_all(&next)
