@@ -110,7 +110,12 @@ pub fn write(
     measures: &[Measure],
 ) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-    let path = folder.join(format!("{}_{}.csv", origin.date, origin.commit));
+    // Dates go to the minute: a second record of that minute has a name of its own, behind the
+    // first one's in their order.
+    let named = |end: &str| folder.join(format!("{}_{}{end}.csv", origin.date, origin.commit));
+    let ends = std::iter::once(String::new()).chain((2..100).map(|count| format!("_{count}")));
+    let path = ends.map(|end| named(&end)).find(|path| !path.exists());
+    let path = path.with_context(|| format!("{} has 99 records of a minute", folder.display()))?;
     let columns: Vec<String> = COLUMNS.iter().chain(&LATER).map(ToString::to_string).collect();
     let mut text = csv::join(&columns);
     for row in rows {

@@ -8,11 +8,11 @@ const NEXT: &str = "\
 Your own model and text:
 
   cargo run --release -p edge-runtime -- tune --model DIR --data FILE --out runs/mine
-  cargo run --release -p edge-runtime -- eval --model DIR --adapter runs/mine --data FILE
-  cargo run --release -p edge-runtime -- generate --model DIR --adapter runs/mine --prompt 'Once'
+  cargo run --release -p edge-runtime -- eval --run runs/mine --data FILE
+  cargo run --release -p edge-runtime -- generate --run runs/mine --prompt 'Once'
 
-DIR is a Hugging Face checkpoint of the Llama family as downloaded (config.json, *.safetensors,
-tokenizer.json); FILE is plain text or JSONL with a field `text` in each line.
+DIR is a Hugging Face checkpoint as downloaded (config.json, *.safetensors, tokenizer.json) or a
+GGUF file; FILE is plain text, or JSONL of texts, examples or conversations.
 `cargo run --release -p edge-runtime -- tune --help` lists what can be chosen.
 ";
 

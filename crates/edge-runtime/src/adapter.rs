@@ -310,6 +310,14 @@ fn interpret(keys: &Map<String, Value>) -> Result<AdapterConfig> {
         };
         ensure!(unset, "{key} is set, which is not supported: use a plain LoRA adapter");
     }
+    // With these PEFT takes the adapter's first product out of the base when it loads it.
+    let init = keys.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+    let changes = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+    ensure!(
+        !changes.iter().any(|name| init.to_lowercase().starts_with(name)),
+        "init_lora_weights is {init:?}, with which the adapter belongs to a changed base: save it \
+         with PEFT's path_initial_model_for_weight_conversion"
+    );
     let given = |key: &str| keys.get(key).filter(|value| !value.is_null());
     let bias = given("bias").cloned().unwrap_or_else(|| json!("none"));
     ensure!(bias == "none", "bias is {bias}, and supported is \"none\": use a plain adapter");

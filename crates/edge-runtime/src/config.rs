@@ -82,10 +82,10 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` in `dir`.
+    /// Reads `config.json` in `dir`, and what `generation_config.json` says of where text ends.
     ///
     /// # Errors
-    /// The file is absent, is no JSON, describes an architecture or option that is not computed
+    /// A file is absent, is no JSON, describes an architecture or option that is not computed
     /// here, or holds a number out of bounds.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
@@ -106,7 +106,26 @@ impl ModelConfig {
                 dir.join(file).display()
             );
         }
-        Self::from_value(&value, &path)
+        let mut config = Self::from_value(&value, &path)?;
+        config.add_ends(&dir.join("generation_config.json"))?;
+        Ok(config)
+    }
+
+    /// Adds the tokens that end an answer where they are named beside the model's own, as those of
+    /// chat models are.
+    fn add_ends(&mut self, path: &Path) -> Result<()> {
+        if !path.is_file() {
+            return Ok(());
+        }
+        let text = whole_file::text(path, SETTINGS)
+            .with_context(|| format!("cannot read {}: download it again", path.display()))?;
+        let keys: Map<String, Value> = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no JSON object: download it again", path.display()))?;
+        let ends = token_ids(&keys, "eos_token_id", None)
+            .with_context(|| format!("{} is not usable", path.display()))?;
+        let known = self.eos_token_ids.clone();
+        self.eos_token_ids.extend(ends.into_iter().filter(|id| !known.contains(id)));
+        Ok(())
     }
 
     /// Interprets a parsed `config.json`; `path` is for messages.

@@ -128,6 +128,12 @@ impl Model {
         let mean = |sum: &Sum| sum.loss / sum.tokens;
         let losses: Vec<f64> = exits.iter().map(mean).collect();
         let last = *losses.last().unwrap_or(&f64::NAN);
+        // What these read of the exits was made for the exits' losses; `learned` makes its own.
+        let made_ms = |rule: Vote| match rule {
+            Vote::Learned => 0.0,
+            Vote::Last => exits.last().map_or(0.0, |sum| sum.ms),
+            Vote::Max | Vote::Mean => exits.iter().map(|sum| sum.ms).sum(),
+        };
         let votes: Vec<Voted> = votes
             .iter()
             .zip(&voted)
@@ -135,7 +141,7 @@ impl Model {
             .map(|(&rule, sum)| Voted {
                 rule,
                 val_loss: mean(sum),
-                ms_per_token: sum.ms / sum.tokens.max(1.0),
+                ms_per_token: (sum.ms + made_ms(rule)) / sum.tokens.max(1.0),
             })
             .collect();
         Ok(Evaluation {

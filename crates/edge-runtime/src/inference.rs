@@ -187,7 +187,9 @@ impl Inference {
     fn prepare(&mut self, prompt: &str, max_new_tokens: usize) -> Result<Vec<u32>> {
         ensure!(max_new_tokens > 0, "--max-new-tokens is 0: give a whole number above 0");
         let tokenizer = &self.source.tokenizer;
-        let mut prompt = tokenizer.encode(prompt, true)?;
+        // What ends a text has no place behind one that is to go on.
+        let (before, _) = tokenizer.around();
+        let mut prompt = [before, &tokenizer.encode(prompt, false)?].concat();
         if prompt.is_empty() {
             // A model that begins documents with a marker can start from nothing.
             prompt.extend(tokenizer.bos_id().or(tokenizer.eos_id()));

@@ -145,6 +145,10 @@ pub fn merge(
     fs::create_dir_all(out)
         .with_context(|| format!("cannot make {}: give another --out", out.display()))?;
     for (name, bytes) in source.companions()? {
+        let bytes = match dtype {
+            Some(dtype) if name == "config.json" => with_dtype(&bytes, dtype)?,
+            _ => bytes,
+        };
         write_atomically(&out.join(name), &bytes)?;
     }
     let names: Vec<&str> = source.checkpoint.names().collect();
@@ -169,6 +173,23 @@ pub fn merge(
     let check = || failed.borrow_mut().take().map_or(Ok(()), Err);
     write_tensors_atomically(&out.join(WEIGHTS), views, check)?;
     Ok(rounding.get())
+}
+
+/// A `config.json` that names the weights' number format, by which programs load them.
+fn with_dtype(config: &[u8], dtype: Dtype) -> Result<Vec<u8>> {
+    let mut config: serde_json::Value =
+        serde_json::from_slice(config).context("config.json is no JSON: download it again")?;
+    let name = match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+    };
+    for key in ["torch_dtype", "dtype"] {
+        if let Some(value) = config.get_mut(key) {
+            *value = name.into();
+        }
+    }
+    serde_json::to_vec_pretty(&config).context("laying out config.json")
 }
 
 /// A tensor that is computed when it is written.

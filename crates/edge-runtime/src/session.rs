@@ -11,7 +11,7 @@ use edge_scheduler::{BlockFormats, Job, Plan, Trained, Window};
 use crate::adapter::{self, AdapterConfig, AdapterTensors};
 use crate::autotune;
 use crate::checkpoint::Checkpoint;
-use crate::cli::args::{Bits, ByteSize};
+use crate::cli::args::{Bits, ByteSize, Method};
 use crate::cli::options::TuneOptions;
 use crate::cli::{Misfit, Usage};
 use crate::compress::read::is_compressed;
@@ -195,6 +195,18 @@ pub fn open_tuned(
     run: Option<&Path>,
 ) -> Result<(Source, Tuned)> {
     let options = run.map(run_options).transpose()?;
+    if let (Some(run), Some(options)) = (run, &options) {
+        let file = match options.method {
+            Method::Full => "model.safetensors",
+            _ => adapter::CONFIG_FILE,
+        };
+        ensure!(
+            run.join(file).exists(),
+            "{} has no {file}, its run is not at its end: go on with tune --resume, or give --run \
+             its best/ or a folder of its checkpoints/",
+            run.display()
+        );
+    }
     let full = run.filter(|run| run.join("model.safetensors").exists());
     let dir = match (model, full, &options) {
         (Some(dir), ..) => dir.to_path_buf(),

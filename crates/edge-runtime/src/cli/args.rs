@@ -141,7 +141,7 @@ pub struct TuneFlags {
     /// Share of the data to validate on: the last part, in order [default: 0.1]
     #[arg(long, value_name = "F")]
     pub val_fraction: Option<f64>,
-    /// Documents or examples to validate on, instead of a share: the last ones
+    /// Documents or examples of each file to validate on, instead of a share: the last ones
     #[arg(long, value_name = "N", conflicts_with_all = ["valid", "val_fraction"])]
     pub val_items: Option<usize>,
     /// Train on all tokens of examples instead of their answers
@@ -245,7 +245,7 @@ pub struct TuneFlags {
     /// How exits are combined [default: learned]
     #[arg(long, value_enum)]
     pub vote: Option<Vote>,
-    /// Bits of the frozen weights [default: 16]
+    /// Bits of the frozen weights [default: 8 with edge and partial, 4 with qlora, else 16]
     #[arg(long, value_enum)]
     pub bits: Option<Bits>,
     /// Weights that share a scale: 32 or 64 [default: 32]

@@ -152,15 +152,11 @@ pub(super) fn run(args: &DataArgs) -> Result<()> {
 
 /// Sequence `number`, counted from 1, as it is trained.
 fn sample(stream: &Stream, seq_len: usize, number: usize) -> Result<Batch> {
-    let count = if stream.examples.is_empty() {
-        stream.ids.len().div_ceil(seq_len)
-    } else {
-        stream.fit(seq_len).usable.len()
-    };
+    let count = stream.eval_batch_count(seq_len, 1, None);
     let mut batches = stream.eval_batches(seq_len, 1, None)?;
     let wanted = number.checked_sub(1).and_then(|before| batches.nth(before));
     wanted.ok_or_else(|| {
-        anyhow::anyhow!("--sample is {number} and {} has {count}: give 1 or more", stream.source)
+        anyhow::anyhow!("--sample is {number}: {} has samples 1 to {count}", stream.source)
     })
 }
 
@@ -276,8 +272,8 @@ mod tests {
         assert_eq!(report.histogram, (6..=11).map(bucket).collect::<Vec<_>>());
         // The second that is used, cut at 8 tokens.
         assert_eq!(look("a.jsonl", &text, 8, 2).unwrap().sample, "<s>é[é123]");
-        assert!(message(look("a.jsonl", &text, 8, 3)).contains("--sample is 3 and"));
-        assert!(message(look("a.jsonl", &text, 8, 0)).contains("has 2: give 1 or more"));
+        assert!(message(look("a.jsonl", &text, 8, 3)).contains("--sample is 3: "));
+        assert!(message(look("a.jsonl", &text, 8, 0)).contains("has samples 1 to 2"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::exits::{Exits, Vote};
 use crate::inference::{EVAL_BATCH, load_to_evaluate};
 use crate::model::Model;
 use crate::session::{Source, Tuned, demo_dir, mebibytes, open_tuned};
+use crate::tune::checkpoints;
 
 /// The rule that is asked for, or the run's own; the last exit's where there are no exits.
 pub(super) fn choose_vote(asked: Option<Vote>, tuned: &Tuned, learned: bool) -> Result<Vote> {
@@ -39,6 +40,11 @@ fn fit_vote(
         bail!("--fit-vote needs the exits of a run with --method edge: give its --run");
     };
     ensure!(exits.after_block.len() > 1, "--fit-vote needs more than one exit");
+    ensure!(
+        !run.join(checkpoints::SUMS).exists(),
+        "{} is a checkpoint, which has to stay as it is: give --run its run directory, or best/",
+        run.display()
+    );
     let batches = stream.eval_batches(args.seq_len, EVAL_BATCH, args.max_windows)?;
     let learned = model.score_exits(batches, || ())?.fit()?;
     model.set_learned(learned.clone())?;
@@ -93,6 +99,11 @@ fn choices(args: &EvalArgs, source: &Source, tuned: &Tuned, path: &Path) -> Resu
     let batches = choices.stream.eval_batches(args.seq_len, EVAL_BATCH, None)?;
     let scores = model.score_sequences(batches, &votes, || progress.step(String::new))?;
     progress.finish();
+    let all = scores.exits.iter().chain(&scores.votes).flatten();
+    ensure!(
+        all.copied().all(f64::is_finite),
+        "the model's output is no number: check its weights, or those of the adapter"
+    );
     let (exits, voted) = choices.accuracies(&scores);
     let voted = votes.iter().zip(voted);
     let voted: Vec<VoteAccuracy> =
@@ -118,8 +129,13 @@ fn choices(args: &EvalArgs, source: &Source, tuned: &Tuned, path: &Path) -> Resu
 
 /// Loss and perplexity of a text.
 fn text(args: &EvalArgs, source: &Source, tuned: &Tuned) -> Result<()> {
-    let data = match (&args.data[..], args.model.is_some()) {
-        ([], false) => vec![demo_dir()?.join("valid.txt")],
+    // The bundled text is for the bundled model.
+    let canonical = |path: &Path| path.canonicalize().ok();
+    let demo = demo_dir().ok().filter(|demo| {
+        args.model.is_none() && canonical(&demo.join("model")) == canonical(&source.dir)
+    });
+    let data = match (&args.data[..], demo) {
+        ([], Some(demo)) => vec![demo.join("valid.txt")],
         (data, _) => data.to_vec(),
     };
     ensure!(!data.is_empty(), "there is nothing to evaluate: give --data a file or folder");

@@ -243,7 +243,9 @@ fn peft(source: &Source, tuned: &Tuned, out: &Path) -> Result<u64> {
         Ok(if matrix == 'A' { a.clone() } else { b.clone() })
     };
     adapter::save(out, config, &adapted, &source.config, &read)?;
-    Ok(2 * adapted.len() as u64)
+    // Projections that are one layer in the checkpoint have their tensors together.
+    let first_part = |projection| source.config.family.layer(projection).parts[0] == projection;
+    Ok(2 * adapted.iter().filter(|(_, projection)| first_part(*projection)).count() as u64)
 }
 
 /// The loss at the last exit, in the checkpoint's own numbers; `None` without `--data`.

@@ -413,6 +413,24 @@ impl TuneOptions {
         Ok(())
     }
 
+    fn check_validation(&self) -> Result<()> {
+        ensure!(
+            self.valid.is_none() || self.val_fraction == 0.0,
+            "both --valid and --val-fraction are given: keep one"
+        );
+        ensure!(
+            self.val_items.is_none() || self.valid.is_none() && self.val_fraction == 0.0,
+            "--val-items goes without --valid and --val-fraction: keep one"
+        );
+        ensure!(self.early_stopping != Some(0), "--early-stopping is 0: give at least 1");
+        ensure!(
+            self.early_stopping.is_none() || self.eval_every > 0 || self.evals > 0,
+            "--early-stopping needs validations between the steps: give --eval-every or --evals"
+        );
+        ensure!(self.val_items != Some(0), "--val-items is 0: give at least 1");
+        Ok(())
+    }
+
     /// Checks that values make sense and go together.
     ///
     /// # Errors
@@ -432,20 +450,7 @@ impl TuneOptions {
         );
         ensure!(self.max_tokens != Some(0), "--max-tokens is 0: give at least 1");
         self.check_windows()?;
-        ensure!(
-            self.valid.is_none() || self.val_fraction == 0.0,
-            "both --valid and --val-fraction are given: keep one"
-        );
-        ensure!(
-            self.val_items.is_none() || self.valid.is_none() && self.val_fraction == 0.0,
-            "--val-items goes without --valid and --val-fraction: keep one"
-        );
-        ensure!(self.early_stopping != Some(0), "--early-stopping is 0: give at least 1");
-        ensure!(
-            self.early_stopping.is_none() || self.eval_every > 0 || self.evals > 0,
-            "--early-stopping needs validations between the steps: give --eval-every or --evals"
-        );
-        ensure!(self.val_items != Some(0), "--val-items is 0: give at least 1");
+        self.check_validation()?;
         ensure!(self.steps != Some(0), "--steps is 0: give at least 1");
         for (flag, value, most) in [
             ("--batch-size", batch_size, 1 << 20),
@@ -473,7 +478,10 @@ impl TuneOptions {
             ("--pause-below-battery", self.pause_below_battery.unwrap_or(1.0), 100.0),
             ("--pause-above-temperature", self.pause_above_temperature.unwrap_or(1.0), 1e3),
         ] {
-            ensure!(value > 0.0 && value < below, "{flag} is {value}: give a number above 0");
+            ensure!(
+                value > 0.0 && value < below,
+                "{flag} is {value}: give a number above 0 and below {below}"
+            );
         }
         for (flag, value, below) in [
             ("--weight-decay", self.weight_decay, 1e3),

@@ -72,11 +72,11 @@ pub struct TuneReport {
     pub train_loss: f64,
     /// Before training, nats.
     pub val_loss_before: Option<f64>,
-    /// After training, last exit, nats.
+    /// After training, nats: the vote's with --method edge, else the last exit's.
     pub val_loss: Option<f64>,
     /// `exp(val_loss)`.
     pub val_perplexity: Option<f64>,
-    /// Each exit's loss; empty for methods without exits.
+    /// Each exit's loss; of methods without exits the only one. Empty without validation data.
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
     pub vote: Option<VoteLoss>,
@@ -121,7 +121,8 @@ pub struct TuneReport {
 /// `eval --json`; the keys in this order.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct EvalReport {
-    /// Mean over predicted tokens, last exit, nats.
+    /// Mean over predicted tokens, nats: the vote's where there are several exits, else the last
+    /// exit's.
     pub loss: f64,
     /// `exp(loss)`.
     pub perplexity: f64,
@@ -131,7 +132,7 @@ pub struct EvalReport {
     pub cut: u64,
     /// Examples left out, since no answer begins within a sequence.
     pub skipped: u64,
-    /// Each exit's loss; empty without exits.
+    /// Each exit's loss; of a model without exits the only one.
     pub exits: Vec<ExitLoss>,
     /// The combined exits' loss.
     pub vote: Option<VoteLoss>,

@@ -71,11 +71,14 @@ pub fn parse_seeds(list: &[String]) -> Result<Vec<u64>> {
 
 /// Options that methods may not differ in: the comparison would be of something else, or it sets
 /// them itself.
-const COMMON: [&str; 15] = [
+const COMMON: [&str; 18] = [
     "data",
     "valid",
     "val-fraction",
     "val-items",
+    "columns",
+    "train-on-prompt",
+    "warmup-steps",
     "seq-len",
     "out",
     "device",

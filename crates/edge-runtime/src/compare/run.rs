@@ -9,7 +9,7 @@ use edge_gpu::{Device, DeviceKind};
 
 use super::page;
 use super::summary::{BudgetKind, CompareReport, Run, median};
-use crate::cli::args::{TrunkCache, WindowOrder};
+use crate::cli::args::{Shares, TrunkCache, WindowOrder};
 use crate::cli::listen::Terminal;
 use crate::cli::options::TuneOptions;
 use crate::cli::report::{Progress, reset_peak_host};
@@ -230,8 +230,11 @@ impl Course<'_> {
         let mut options = TuneOptions { out: Some(dir.clone()), ..options.clone() };
         (options.steps, options.max_tokens, options.max_seconds) =
             (Some(options.windows as u64), None, None);
-        if !options.semantics.has_phases() {
-            options.window_order = WindowOrder::RoundRobin;
+        // There are no validation data, which early stopping asks for.
+        options.early_stopping = None;
+        match options.semantics.has_phases() {
+            true => options.window_shares = Some(Shares(vec![1.0; options.windows])),
+            false => options.window_order = WindowOrder::RoundRobin,
         }
         if matches!(options.trunk_cache, TrunkCache::Folder(_)) {
             options.trunk_cache = TrunkCache::Auto;

@@ -43,11 +43,9 @@ pub(super) fn named_file(path: &Path, parts: &[&str]) -> Result<PathBuf> {
             return Ok(file);
         }
     }
-    bail!(
-        "{} has no {}.jsonl or {0}.txt: add one, or name a file",
-        path.display(),
-        parts.join(".jsonl, ")
-    )
+    let files: Vec<String> =
+        parts.iter().map(|part| format!("{part}.jsonl or {part}.txt")).collect();
+    bail!("{} has no {}: add one, or name a file", path.display(), files.join(", "))
 }
 
 /// How documents lie in a file.

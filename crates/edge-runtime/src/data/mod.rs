@@ -207,6 +207,11 @@ enum Split {
 impl Source {
     fn of(path: &Path, spec: &DataSpec) -> Result<Self> {
         let held_out = if path.is_dir() { part_file(path, "valid")? } else { None };
+        ensure!(
+            held_out.is_none() || spec.val_items.is_none(),
+            "{} has validation data of its own: leave --val-items out, or name the file in it",
+            path.display()
+        );
         let split = match (&held_out, &spec.valid, spec.val_items) {
             (None, None, Some(items)) => Split::Items(items),
             (None, None, None) if spec.val_fraction > 0.0 => Split::Fraction(spec.val_fraction),
