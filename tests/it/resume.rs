@@ -338,6 +338,7 @@ fn runs_that_cannot_go_on_say_why() {
         (vec!["--resume", &run, "--rank", "4"], 2, "--rank is 4 and"),
         (vec!["--resume", &run, "--data", &other], 1, "the data are not those that"),
         (vec!["--resume", &run, "--dry-run"], 2, "--dry-run"),
+        (vec!["--resume", &run, "--out", &other], 2, "is not the run that --resume names"),
     ] {
         let text = refused(&[&["tune"][..], &args].concat(), code);
         assert!(text.contains(words), "{args:?}: {text}");

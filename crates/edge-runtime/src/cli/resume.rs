@@ -51,6 +51,12 @@ pub(super) fn begin(whence: &str, flags: TuneFlags) -> Result<Begin> {
     let Some(resume) = Resume::find(&path)? else {
         return Ok(Begin::Finished(run_of(&path).to_owned()));
     };
+    if let Some(out) = flags.out.as_deref().filter(|out| *out != resume.run()) {
+        bail!(Usage(format!(
+            "--out {} is not the run that --resume names, which goes on where it is: leave it out",
+            out.display()
+        )));
+    }
     let options = options(resume.run(), flags)?;
     Ok(Begin::GoOn(Box::new((options, resume))))
 }

@@ -227,10 +227,10 @@ impl<'a> Writer<'a> {
         // The folder counts as a compressed model from here on, when all else is in place.
         let place = dir.join(FILE);
         fs::rename(&self.temporary, &place).map_err(|error| failed(&place, &error))?;
-        #[cfg(unix)]
-        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(|error| failed(&place, &error))?;
         self.leftovers.files.clear();
         self.leftovers.made = false;
+        #[cfg(unix)]
+        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(|error| failed(&place, &error))?;
         Ok(header.len() as u64 + self.position)
     }
 

@@ -66,6 +66,8 @@ pub(super) struct Session<'a> {
     /// Of each step.
     losses: Vec<f64>,
     step_ms: Vec<f64>,
+    /// How many of them another process did.
+    steps_before: usize,
     pub(super) trained_tokens: u64,
     pub(super) val_loss_before: Option<f64>,
     pub(super) skipped: Skipped,
@@ -116,6 +118,7 @@ impl<'a> Session<'a> {
             budget: options.budget(prepared.sampler.windows()),
             losses: Vec::new(),
             step_ms: Vec::new(),
+            steps_before: 0,
             trained_tokens: 0,
             val_loss_before: None,
             skipped: Skipped::default(),
@@ -212,7 +215,14 @@ impl<'a> Session<'a> {
 
     /// Writes the step that was traced, if one was, beside what was predicted.
     fn write_trace(&mut self, chosen: Option<&Chosen>) -> Result<()> {
-        let Some(spans) = self.trainer.take_trace() else { return Ok(()) };
+        let Some(spans) = self.trainer.take_trace() else {
+            if self.options.trace {
+                let first = TRACED_STEP + 1;
+                let text = format!("no timeline is written: it is of step {first}, not run here");
+                self.events.notice(text);
+            }
+            return Ok(());
+        };
         let device = &self.trainer.model.device;
         let predicted = chosen.map(|chosen| chosen.timeline(self.source, device)).transpose()?;
         let mut timelines = vec![("measured", &spans[..])];
@@ -291,6 +301,7 @@ impl<'a> Session<'a> {
         let steps = Metrics::read(self.run_dir.path())?.steps;
         self.losses = steps.iter().map(|row| row.loss).collect();
         self.step_ms = steps.iter().map(|row| row.step_ms).collect();
+        self.steps_before = self.step_ms.len();
         Ok(())
     }
 
@@ -415,8 +426,8 @@ impl<'a> Session<'a> {
             predicted_step_ms: None,
             streaming: None,
             profile: self.options.profile.then(|| {
-                let steps = self.step_ms.len() as u64;
-                ProfileReport::new(&self.times, steps, self.step_ms.iter().sum())
+                let own = &self.step_ms[self.steps_before.min(self.step_ms.len())..];
+                ProfileReport::new(&self.times, own.len() as u64, own.iter().sum())
             }),
             run_dir: self.run_dir.path().display().to_string(),
         }
