@@ -30,7 +30,7 @@ fn browser() -> Option<PathBuf> {
     if found.is_none() {
         let required = std::env::var_os("EDGE_REQUIRE_BROWSER").is_some_and(|value| value == "1");
         assert!(!required, "no Chromium: install it (Debian: chromium) or name it by EDGE_BROWSER");
-        eprintln!("skipped: no Chromium");
+        edge_tests::skipped("no Chromium");
     }
     found
 }

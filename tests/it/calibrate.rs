@@ -533,7 +533,8 @@ fn print_hidden_states() {
         let before = anonymous_bytes();
         let states = runner.embed(&set).expect("embeddings");
         let after = anonymous_bytes();
-        println!("{} {}", runner.host().current_bytes(), after.saturating_sub(before));
+        // On a line of its own: the harness begins one before it where tests run one by one.
+        println!("\n{} {}", runner.host().current_bytes(), after.saturating_sub(before));
         drop(states);
     }
 }

@@ -12,7 +12,7 @@ use edge_runtime::exits::Vote;
 use edge_runtime::family;
 use edge_runtime::tune::trainer::{AdamW, Trainer};
 use edge_scheduler::{Job, Path as Way, Trained};
-use edge_tests::{cpu, tiny};
+use edge_tests::{cpu, largest_difference, tiny};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -186,7 +186,7 @@ fn commands_write_what_they_read() {
         assert_eq!(own.keys().collect::<Vec<_>>(), saved.keys().collect::<Vec<_>>(), "{name}");
         for (tensor, (shape, values)) in &own {
             let (got_shape, got) = &saved[tensor];
-            let apart = values.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let apart = largest_difference(values, got);
             assert!(shape == got_shape && apart < 1e-6, "{name}: {tensor}: {apart}");
         }
 

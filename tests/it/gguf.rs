@@ -13,7 +13,7 @@ use edge_runtime::gguf::export;
 use edge_runtime::gguf::types::Type;
 use edge_runtime::session::{Source, Tuned};
 use edge_scheduler::Projection;
-use edge_tests::{cpu, shared, tiny};
+use edge_tests::{cpu, largest_difference, shared, tiny};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -46,11 +46,6 @@ fn logits(source: &Source, tuned: &Tuned) -> Vec<f32> {
     model.all_logits(&Batch::new(ids, 24)).expect("logits")
 }
 
-fn furthest(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 /// Writes and opens a model.
 fn through(source: &Source, tuned: &Tuned, kind: Type, dir: &Path) -> (PathBuf, Source) {
     let path = dir.join(format!("{kind}.gguf"));
@@ -70,7 +65,7 @@ fn a_model_comes_back_as_it_was() {
         assert_eq!(back.config, source.config, "{kind}");
         let ids = |source: &Source| source.tokenizer.encode(&text, true).expect("ids");
         assert_eq!(ids(&back), ids(&source), "{kind}");
-        let off = furthest(&own, &logits(&back, &Tuned::default()));
+        let off = largest_difference(&own, &logits(&back, &Tuned::default()));
         assert!(off < most && (off > 0.0 || kind == F32), "{kind}: {off}");
     }
 }
@@ -86,9 +81,9 @@ fn other_shapes_come_back_too() {
         let tuned = Tuned::adapter(&folder.join("adapter"), &source.config).expect("an adapter");
         let own = logits(&source, &tuned);
         let (_, back) = through(&source, &tuned, F32, dir.path());
-        let off = furthest(&own, &logits(&back, &Tuned::default()));
+        let off = largest_difference(&own, &logits(&back, &Tuned::default()));
         assert!(off < 1e-4, "{name}: {off}");
-        let moved = furthest(&own, &logits(&source, &Tuned::default()));
+        let moved = largest_difference(&own, &logits(&source, &Tuned::default()));
         assert!(moved > 0.1, "{name}: the adapter does nothing");
     }
 }
@@ -105,7 +100,7 @@ fn families_come_back_too() {
         let own = logits(&source, &Tuned::default());
         let (_, back) = through(&source, &Tuned::default(), F32, dir.path());
         assert_eq!(back.config.family.name, source.config.family.name);
-        let off = furthest(&own, &logits(&back, &Tuned::default()));
+        let off = largest_difference(&own, &logits(&back, &Tuned::default()));
         assert!(off < 1e-4, "{architecture}: {off}");
     }
 }

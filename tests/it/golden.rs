@@ -21,7 +21,7 @@ use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::session::Source;
 use edge_runtime::tune::trainer::{AdamW, Trainer};
 use edge_scheduler::{BlockFormats, Job, Owner, Projection, Trained};
-use edge_tests::{gpu, shared};
+use edge_tests::{gpu, largest_difference, shared};
 
 struct Golden {
     name: &'static str,
@@ -123,11 +123,6 @@ impl Golden {
         Model::load(device, &self.checkpoint, &self.config, &job, init, &mut |_| ())
             .unwrap_or_else(|error| panic!("{}: {error:#}", self.name))
     }
-}
-
-fn largest_difference(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {

@@ -17,7 +17,7 @@ use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
 use edge_runtime::vote::Learned;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
-use edge_tests::{cpu, gpu, tiny};
+use edge_tests::{cpu, gpu, largest_difference, tiny};
 use tempfile::TempDir;
 
 const SEQ_LEN: usize = 24;
@@ -198,7 +198,7 @@ fn isolated_windows_stand_on_the_base() {
             }
             stacked.model.set_adapter(&own).expect("set");
             let want = &stacked.model.exit_logits(&batch()).expect("logits")[exit];
-            let off = got[exit].iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let off = largest_difference(&got[exit], want);
             assert!(off < 1e-4, "exit {exit}: {off}");
             // And so it is while that window is trained.
             let loss = isolated.model.evaluate([batch()].into_iter(), Vote::Last, |_| ());

@@ -11,7 +11,7 @@ use edge_runtime::tune::trainer::{AdamW, Trainer};
 use edge_runtime::tune::trunk_cache::{Groups, TrunkCache};
 use edge_runtime::tune::trunk_level::Sizes;
 use edge_scheduler::{Job, Path, Trained};
-use edge_tests::tiny;
+use edge_tests::{largest_difference, tiny};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -67,10 +67,9 @@ fn gradients(trainer: &mut Trainer, window: usize, batches: &[Batch]) -> (f32, G
 /// Largest difference of two gradients, of the largest value of each tensor.
 fn apart(got: &Gradients, want: &Gradients) -> f32 {
     let largest = |values: &[f32]| values.iter().fold(0f32, |most, x| most.max(x.abs()));
-    let each = want.iter().map(|(name, want)| {
-        let off: Vec<f32> = got[name].iter().zip(want).map(|(a, b)| a - b).collect();
-        largest(&off) / largest(want).max(1e-9)
-    });
+    let each = want
+        .iter()
+        .map(|(name, want)| largest_difference(&got[name], want) / largest(want).max(1e-9));
     each.fold(0.0, f32::max)
 }
 

@@ -48,7 +48,7 @@ fn a_plan_says_what_a_run_takes_and_what_fits() {
     assert!(least["streamed_blocks"].as_u64() > Some(0), "{least}");
     let budget = ((bytes(&least) + bytes(&whole)) / 2).to_string();
     let (within, _) = report(&flags(&["--memory-budget", &budget]), 0);
-    assert!(bytes(&within).to_string() <= budget);
+    assert!(bytes(&within) <= budget.parse::<u64>().expect("bytes"));
     let time = |report: &Value| report["predicted_step_ms"].as_f64().expect("a time");
     assert!(time(&whole) <= time(&within) && time(&within) <= time(&least));
 

@@ -249,6 +249,8 @@ fn flags(out: &Path) -> Vec<String> {
     flags
 }
 
+// Elsewhere a program that is killed has a status like any other.
+#[cfg(unix)]
 #[test]
 fn killed_runs_end_alike() {
     let dir = TempDir::new().expect("a folder");
@@ -298,6 +300,7 @@ fn killed_runs_end_alike() {
         assert!(results(&out) == want, "run {number}, killed {attempts} times, ends otherwise");
         fs::remove_dir_all(&out).expect("removed");
     }
+    assert!(kills > 0, "nothing was killed");
     eprintln!("{kills} kills");
 }
 

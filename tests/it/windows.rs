@@ -6,7 +6,7 @@ use edge_runtime::adapter;
 use edge_runtime::batch::Batch;
 use edge_runtime::config::ModelConfig;
 use edge_runtime::session::{Source, Tuned};
-use edge_tests::cpu;
+use edge_tests::{cpu, largest_difference};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -22,8 +22,10 @@ fn tune_with(out: &Path, model: &str, flags: &[&str]) -> Value {
     let data = demo("valid.txt");
     let out = out.display().to_string();
     let base = ["tune", "--model", model, "--data", &data, "--out", &out, "--device", "cpu"];
-    let sizes = ["--batch-size", "2", "--seq-len", "32", "--lr", "1e-2", "--json", "--quiet"];
-    let output = run(&[&base[..], &sizes, flags].concat());
+    let sizes = ["--batch-size", "2", "--seq-len", "32", "--json", "--quiet"];
+    let own = flags.contains(&"--lr");
+    let lr: &[&str] = if own { &[] } else { &["--lr", "1e-2"] };
+    let output = run(&[&base[..], &sizes, lr, flags].concat());
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{flags:?}: {text}");
     let line = String::from_utf8(output.stdout).expect("UTF-8");
@@ -42,7 +44,9 @@ fn close(a: &[f64], b: &[f64], tolerance: f64) -> bool {
 #[test]
 fn a_cached_trunk_gives_the_losses_of_one_that_is_run() {
     let dir = TempDir::new().expect("a folder");
-    let flags = ["--semantics", "progressive", "--window-shares", "1,1,1", "--epochs", "2"];
+    let mut flags = vec!["--semantics", "progressive", "--window-shares", "1,1,1", "--epochs", "2"];
+    // With large steps AdamW makes much of roundings, whichever they are.
+    flags.extend(["--lr", "2e-3"]);
     let with = |name: &str, cache: &str| {
         tune(&dir.path().join(name), &[&flags[..], &["--trunk-cache", cache]].concat())
     };
@@ -190,7 +194,7 @@ fn a_merged_export_has_the_logits_of_base_and_adapter() {
         let args = ["export", "--run", &run_dir, "--out", &into, "--dtype", "f32", "--json"];
         run_program(&args);
         let (want, got) = (logits(Some(&out), demo("model").as_ref()), logits(None, &merged));
-        let off = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let off = largest_difference(&got, &want);
         assert!(off < 1e-3, "{name}: {off}");
         let plain = logits(None, demo("model").as_ref());
         let moved = plain.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);

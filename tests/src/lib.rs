@@ -52,10 +52,29 @@ pub fn gpu_with(options: &Options) -> Option<Device> {
                  and Ubuntu: mesa-vulkan-drivers), or set EDGE_ALLOW_NO_GPU=1 to leave out the \
                  tests that need one"
             );
-            eprintln!("skipped: no Vulkan adapter");
+            skipped("no Vulkan adapter");
             None
         }
     }
+}
+
+/// Says what is left out: what `eprintln!` says in a test that passes is seen by nobody.
+pub fn skipped(why: &str) {
+    use std::io::Write as _;
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("a test");
+    // Without a stderr there is nobody to say it to.
+    let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
+}
+
+/// The largest difference of two lists; infinite where one of them is no number.
+///
+/// # Panics
+/// They differ in length.
+pub fn largest_difference(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len(), "numbers to compare");
+    let off = got.iter().zip(want).map(|(a, b)| (a - b).abs());
+    off.fold(0.0, |most, off| if off.is_nan() { f32::INFINITY } else { most.max(off) })
 }
 
 fn first_adapter(list: &[AdapterSummary]) -> Option<String> {
@@ -76,7 +95,7 @@ pub fn shared() -> Option<PathBuf> {
     if path.is_dir() {
         return Some(path);
     }
-    eprintln!("skipped: no ../shared");
+    skipped("no ../shared");
     None
 }
 

@@ -19,9 +19,9 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
                         -Cllvm-args=-sanitizer-coverage-pc-table \
                         -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// Longest input, bytes, as in `tests/fuzz/src/lib.rs`; time of an input, seconds, twice that
-/// there, since coverage costs as much.
-const LIMITS: [&str; 2] = ["-max_len=262144", "-timeout=20"];
+/// Longest input, bytes, as in `tests/fuzz/src/lib.rs`; time of an input, seconds, six times that
+/// there, since coverage and assertions cost as much and more; what takes that long is a finding.
+const LIMITS: [&str; 3] = ["-max_len=262144", "-timeout=60", "-report_slow_units=60"];
 
 struct Args {
     targets: Vec<String>,
@@ -116,6 +116,10 @@ fn one(program: &Path, target: &str, args: &Args) -> Result<usize> {
     for dir in [&corpus, &findings] {
         fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
     }
+    let count = || -> Result<usize> {
+        let files = fs::read_dir(&findings);
+        Ok(files.with_context(|| format!("{} cannot be read", findings.display()))?.count())
+    };
     let started = Instant::now();
     for start in 0..STARTS {
         let left = args.seconds.saturating_sub(started.elapsed().as_secs());
@@ -135,13 +139,14 @@ fn one(program: &Path, target: &str, args: &Args) -> Result<usize> {
                 command.arg(kept);
             }
         }
+        let before = count()?;
         // It ends at the first input that does harm.
         if let Err(error) = cmd::run(&mut command) {
+            ensure!(count()? > before, "{target} ended and left no input: {error:#}");
             eprintln!("{target}: {error:#}");
         }
     }
-    let files = fs::read_dir(&findings);
-    Ok(files.with_context(|| format!("{} cannot be read", findings.display()))?.count())
+    count()
 }
 
 #[cfg(test)]

@@ -208,9 +208,11 @@ pub(crate) fn select(list: &[AdapterSummary], selector: &str) -> Result<usize, E
         selector: selector.to_string(),
         choices: list.iter().map(AdapterSummary::line).collect(),
     };
-    // A larger number may be a part of a name: 4090.
-    if let Some(index) = needle.parse().ok().filter(|index| *index < list.len()) {
-        return Ok(index);
+    match needle.parse::<usize>() {
+        Ok(index) if index < list.len() => return Ok(index),
+        // A longer number is a part of a name: 4090.
+        Ok(_) if needle.len() < 3 => return Err(unknown()),
+        _ => {}
     }
     let matching: Vec<&AdapterSummary> =
         list[..cpu].iter().filter(|device| !needle.is_empty() && device.matches(&needle)).collect();
@@ -434,7 +436,7 @@ mod tests {
         assert_eq!(select(&list, "4"), Ok(4));
         let error = select(&list, "nvidia").expect_err("two match");
         assert!(error.to_string().contains("2: GeForce A (vulkan); 3: GeForce B"), "{error}");
-        for wrong in ["7", "radeon", ""] {
+        for wrong in ["5", "999", "radeon", ""] {
             let error = select(&list, wrong).expect_err("none matches");
             assert!(error.to_string().contains("4: cpu (host)"), "{error}");
         }

@@ -211,7 +211,7 @@ impl fmt::Display for Error {
             Self::BufferTooLarge { label, bytes, limit } => write!(
                 f,
                 "buffer '{label}' needs {bytes} bytes but the device's largest buffer is {limit}: \
-                 lower --micro-batch or --seq-len"
+                 use smaller batches or shorter sequences"
             ),
             Self::OutOfMemory { label, bytes, in_use } => write!(
                 f,
@@ -238,7 +238,7 @@ impl fmt::Display for Error {
             Self::BindingTooLarge { op, binding, bytes, limit } => write!(
                 f,
                 "{op}: binding '{binding}' of {bytes} bytes exceeds the device's {limit}: \
-                 lower --micro-batch or --seq-len"
+                 use smaller batches or shorter sequences"
             ),
             Self::BindingOverlap { op, written, other, label } => write!(
                 f,

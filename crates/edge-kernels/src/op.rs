@@ -1,8 +1,8 @@
 //! What an operation is: the vocabulary that every file under `ops/` speaks.
 //!
-//! Accumulation convention, once for all ops: an output is *overwritten* unless the op's `Params`
-//! has a field `accumulate` that is 1; gradients of parameters and of the residual stream are the
-//! ones that accumulate.
+//! Accumulation convention: an output is *overwritten* unless the op's `Params` has a field
+//! `accumulate` that is 1, or a field `first` that is 0 (sums over chunks of the vocabulary). Ops
+//! that work in place, and `embedding_scatter`, which always adds, say so in their table.
 
 use crate::util::SeededRng;
 use bytemuck::Pod;

@@ -32,9 +32,10 @@ pub struct SelfTest {
     pub distrusted: Vec<Wrong>,
 }
 
-/// Runs the kernels that production would run against their references: the smallest case of
-/// every op, and then, until `most` is over, one of every other weight format. Behind a wrong
-/// answer the op's other variants are tried in the order of the device's preference.
+/// Runs the kernels that production would run against their references: the largest case of every
+/// op, and then, until `most` is over, the largest of every other weight format and of every other
+/// kernel that the device prefers. Behind a wrong answer the op's other variants are tried in the
+/// order of the device's preference.
 ///
 /// The device should have been opened without what an earlier test found, which is tested again.
 ///

@@ -52,9 +52,13 @@ pub struct Formats {
 /// The bundled demo: model and texts.
 ///
 /// # Errors
-/// The program no longer stands beside its repository.
+/// It lies neither beside the program, as in what is released, nor in the repository.
 pub fn demo_dir() -> Result<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    let program = std::env::current_exe().ok();
+    let beside = program.and_then(|program| Some(program.parent()?.join("demo")));
+    let dir = beside
+        .filter(|dir| dir.join("model").is_dir())
+        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("demo"));
     ensure!(
         dir.join("model").is_dir(),
         "the bundled demo is not at {}: run from a clone of the repository, or give --model",
@@ -196,14 +200,14 @@ pub fn open_tuned(
 ) -> Result<(Source, Tuned)> {
     let options = run.map(run_options).transpose()?;
     if let (Some(run), Some(options)) = (run, &options) {
-        let file = match options.method {
-            Method::Full => "model.safetensors",
-            _ => adapter::CONFIG_FILE,
+        let (file, others) = match options.method {
+            Method::Full => ("model.safetensors", "its best/, if it has one"),
+            _ => (adapter::CONFIG_FILE, "its best/ or a folder of its checkpoints/"),
         };
         ensure!(
             run.join(file).exists(),
             "{} has no {file}, its run is not at its end: go on with tune --resume, or give --run \
-             its best/ or a folder of its checkpoints/",
+             {others}",
             run.display()
         );
     }

@@ -8,7 +8,7 @@ use edge_gpu::{Device, Options};
 use crate::cli::args::{Bits, ByteSize, Method, TuneFlags};
 use crate::cli::options::TuneOptions;
 use crate::cli::report::TuneReport;
-use crate::data::Dataset;
+use crate::data::{Dataset, refuse_val_items};
 use crate::run_dir::RunDir;
 use crate::session::{Source, open_device, run_options};
 use crate::tune::event::{Control, TuneEvent};
@@ -75,6 +75,7 @@ impl<'a> Tuner<'a> {
     /// files already: one sentence, which calls options by their flags.
     pub fn open(options: TuneOptions) -> Result<Self> {
         RunDir::check(options.out.as_deref())?;
+        refuse_val_items(&options.data, options.val_items)?;
         Self::of(options, None)
     }
 

@@ -16,6 +16,7 @@ use crate::compare::entry::{Entry, Overrides, load_config, parse_entries, parse_
 use crate::compare::page;
 use crate::compare::run::{Budgets, Compare, Contender, Seconds, check_data, check_tokenizers};
 use crate::compare::summary::CompareReport;
+use crate::data::refuse_val_items;
 use crate::interrupt;
 use crate::run_dir::{RunDir, unused, utc};
 use crate::session::Source;
@@ -240,6 +241,7 @@ pub(super) fn run(args: CompareArgs) -> Result<u8> {
         !first.data.is_empty(),
         "there is nothing to learn from: give --data a text, a .jsonl file or a folder"
     );
+    refuse_val_items(&first.data, first.val_items)?;
     let data = load_data(first, &sources[contenders[0].source], args.quiet)?;
     check_data(&data)?;
     interrupt::install()?;

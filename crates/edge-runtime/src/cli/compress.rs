@@ -290,6 +290,7 @@ impl CompressArgs {
             calibration,
             columns: self.columns.clone(),
             valid,
+            valid_named: self.valid.is_some(),
             sequences: self.sequences,
             probes: self.probe_sequences,
             seq_len: self.seq_len.unwrap_or(256),

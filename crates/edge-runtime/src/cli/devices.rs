@@ -125,7 +125,7 @@ fn self_test(device: &Device) -> Result<SelfTest> {
     }
     let left_out = match found.left_out {
         0 => String::new(),
-        count => format!(", {count} further weight formats left out"),
+        count => format!(", {count} further kernels left out"),
     };
     eprintln!(
         "   self-test: {} kernels right, {} replaced, {} wrong in {:.1} s{left_out}",

@@ -64,8 +64,8 @@ pub(super) fn run(args: PlanArgs) -> Result<u8> {
         Ok(found) => found,
         Err(least) => {
             if !args.quiet {
-                eprintln!("{}", shown(&least, &device, &source));
-                eprintln!("{}", misfit(&args, &options, name, &least, remedy(&source, &job)));
+                let why = misfit(&args, &options, name, &least, remedy(&source, &job));
+                eprintln!("{}\n{why}", shown(&least, &device, &source));
             }
             if args.json {
                 print_json(&report(&least, &[], false, &device, &source))?;
@@ -76,14 +76,17 @@ pub(super) fn run(args: PlanArgs) -> Result<u8> {
     let found = as_tune_does(found, &options, args.goal, &job, search)?;
     if !args.quiet {
         eprintln!("plan for {name}, {} schedules compared", found.considered);
-        eprintln!("{}", shown(&found.best, &device, &source));
-        eprint!("{}", others(&found));
+        eprint!("{}\n{}", shown(&found.best, &device, &source), others(&found));
     }
     // By a data sheet nothing else says that the device is too small.
     let memory = profile.map(|profile| profile.memory_bytes.value as u64);
     let fits = memory.is_none_or(|memory| found.best.bytes <= memory);
     if let (Some(memory), false, false) = (memory, fits, args.quiet) {
-        eprintln!("{name} has {} in all: give --memory-budget below that", mebibytes(memory));
+        let remedy = match args.goal {
+            Goal::Memory => remedy(&source, &job).trim_start_matches("raise it, "),
+            Goal::Time | Goal::Energy => "give --memory-budget below that",
+        };
+        eprintln!("{name} has {} in all: {remedy}", mebibytes(memory));
     }
     if args.json {
         print_json(&report(&found.best, &found.others, fits, &device, &source))?;
@@ -92,7 +95,7 @@ pub(super) fn run(args: PlanArgs) -> Result<u8> {
         let chosen = Chosen { schedule: found.best, machine, turns, counted: 1.0 };
         write_trace(path, &chosen, &source, &device, args.quiet)?;
     }
-    Ok(0)
+    Ok(if fits { 0 } else { EXIT_MISFIT as u8 })
 }
 
 fn check_max_step(args: &PlanArgs) -> Result<()> {

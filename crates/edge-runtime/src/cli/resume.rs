@@ -36,11 +36,12 @@ pub(super) enum Begin {
     Finished(PathBuf),
 }
 
-/// What `--resume WHERE` means, with the flags that were given beside it.
+/// What `--resume WHERE` means, with the flags that were given beside it; `out`: that of the
+/// command line, without a file's.
 ///
 /// # Errors
 /// There is no such run, or a flag differs from what the run began with.
-pub(super) fn begin(whence: &str, flags: TuneFlags) -> Result<Begin> {
+pub(super) fn begin(whence: &str, flags: TuneFlags, out: Option<&Path>) -> Result<Begin> {
     let path = match whence {
         "auto" => match automatic(flags.out.as_deref()) {
             Some(path) => path,
@@ -51,7 +52,8 @@ pub(super) fn begin(whence: &str, flags: TuneFlags) -> Result<Begin> {
     let Some(resume) = Resume::find(&path)? else {
         return Ok(Begin::Finished(run_of(&path).to_owned()));
     };
-    if let Some(out) = flags.out.as_deref().filter(|out| *out != resume.run()) {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if let Some(out) = out.filter(|out| real(out) != real(resume.run())) {
         bail!(Usage(format!(
             "--out {} is not the run that --resume names, which goes on where it is: leave it out",
             out.display()

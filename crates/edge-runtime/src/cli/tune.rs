@@ -52,11 +52,13 @@ pub(super) fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
 
 pub(super) fn run(mut args: TuneArgs) -> Result<u8> {
     let mut flags = std::mem::take(&mut args.flags);
+    // That of a file is of a run which may have been moved since.
+    let out = flags.out.clone();
     if let Some(path) = &args.config {
         flags = flags.or(TuneFlags::load(path)?);
     }
     let begin = match &args.resume {
-        Some(whence) => resume::begin(whence, flags)?,
+        Some(whence) => resume::begin(whence, flags, out.as_deref())?,
         None => Begin::New(Box::new(flags)),
     };
     match begin {

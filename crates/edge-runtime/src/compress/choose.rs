@@ -211,6 +211,10 @@ impl Chooser<'_, '_> {
                 path.display()
             );
             sensitivity::make_folder(path)?;
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            tempfile::tempfile_in(dir.unwrap_or(Path::new("."))).with_context(|| {
+                format!("cannot write {}: give --sensitivity another path", path.display())
+            })?;
         }
         let path = self.options.sensitivity.clone().or_else(|| cache_path(&key));
         let count = measure.count(self.runner.num_blocks()) as u64;

@@ -138,6 +138,8 @@ pub struct Options {
     pub columns: Option<Columns>,
     /// Held-out text; `None`: the last part of the calibration texts.
     pub valid: Option<PathBuf>,
+    /// Whether that was asked for, rather than taken with the bundled text.
+    pub valid_named: bool,
     /// Sequences of calibration.
     pub sequences: usize,
     /// Sequences of it that sensitivity is measured on.
@@ -240,6 +242,7 @@ mod tests {
             calibration: Vec::new(),
             columns: None,
             valid: None,
+            valid_named: false,
             sequences: 4,
             probes: 4,
             seq_len: 16,

@@ -112,7 +112,7 @@ impl Texts {
             ));
         }
         let held_out = match valid {
-            Some(stream) if options.valid.is_some() && stream.windows(seq_len) == 0 => bail!(
+            Some(stream) if options.valid_named && stream.windows(seq_len) == 0 => bail!(
                 "{} has {} tokens and --valid needs at least one sequence of {seq_len}: add text, \
                  or lower --seq-len",
                 stream.source,

@@ -187,6 +187,21 @@ pub fn load_eval(spec: &DataSpec, tokenizer: &Tokenizer) -> Result<Stream> {
     Ok(stream)
 }
 
+/// Refuses a number of items to hold out beside a folder that has validation data of its own.
+///
+/// # Errors
+/// There is such a folder.
+pub fn refuse_val_items(data: &[PathBuf], val_items: Option<usize>) -> Result<()> {
+    for path in data.iter().filter(|path| val_items.is_some() && path.is_dir()) {
+        ensure!(
+            part_file(path, "valid")?.is_none(),
+            "{} has validation data of its own: leave --val-items out, or name the file in it",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 /// A file to train on, and what of it or beside it is to be validated on.
 struct Source {
     file: DataFile,
@@ -207,11 +222,6 @@ enum Split {
 impl Source {
     fn of(path: &Path, spec: &DataSpec) -> Result<Self> {
         let held_out = if path.is_dir() { part_file(path, "valid")? } else { None };
-        ensure!(
-            held_out.is_none() || spec.val_items.is_none(),
-            "{} has validation data of its own: leave --val-items out, or name the file in it",
-            path.display()
-        );
         let split = match (&held_out, &spec.valid, spec.val_items) {
             (None, None, Some(items)) => Split::Items(items),
             (None, None, None) if spec.val_fraction > 0.0 => Split::Fraction(spec.val_fraction),

@@ -193,7 +193,7 @@ fn prepare(
         _ => choose(options, source, device, job, about, events)?,
     };
     // A model is not to be loaded for nothing.
-    Pricer::check(device, &source.config, &job)?;
+    Pricer::check(device, &source.config, &job).context("lower --micro-batch or --seq-len")?;
     let plan = Plan::new(&source.config.shape(), &job, device_facts(device));
     if let (Some(_), Some(budget)) = (state, options.memory_budget)
         && plan.bytes() > budget.0

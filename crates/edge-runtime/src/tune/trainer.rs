@@ -394,7 +394,7 @@ impl Trainer {
     /// The update of an arena of window `index`, by the clipped gradient.
     fn adamw(&self, index: usize, arena: usize, lr: f64, clip: &Slice) -> Dispatch<Slice> {
         let (t, opt, group) = (self.updates[index], self.optimizer, &self.model.groups[index]);
-        let power = |beta: f64| (1.0 - beta.powi(t as i32)) as f32;
+        let correction = |beta: f64| adamw::correction(beta as f32, t);
         let value = group.values[arena].clone();
         let (gradient, clip) = (group.gradients[arena].clone(), clip.clone());
         let (m, v) = (group.m[arena].clone(), group.v[arena].clone());
@@ -405,14 +405,14 @@ impl Trainer {
             beta2: opt.beta2 as f32,
             eps: opt.eps as f32,
             weight_decay: opt.weight_decay as f32,
-            correction1: power(opt.beta1),
-            correction2: power(opt.beta2),
+            correction1: correction(opt.beta1),
+            correction2: correction(opt.beta2),
         };
         let Some(largest) = group.largest.get(arena) else {
             return adamw::dispatch(params, value, gradient, m, v, clip);
         };
         // Differs between steps, windows and arenas; the op hashes it.
-        let seed = t << 16 ^ (index as u32) << 8 ^ arena as u32;
+        let seed = t.rotate_left(16) ^ (index as u32) << 8 ^ arena as u32;
         let state = [m, v, largest.clone()];
         adamw_8bit::dispatch((params, seed).into(), value, gradient, state, clip)
     }

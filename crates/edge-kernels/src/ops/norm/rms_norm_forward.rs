@@ -100,7 +100,9 @@ impl Op for RmsNormForward {
             let params = Params { rows, cols, eps: 1e-5, out_offset: 0, accumulate: 0 };
             (format!("{rows}x{cols}"), Call::new(&params))
         };
-        let mut cases: Vec<Case> = [(1, 1), (3, 7), (5, 64), (2, 257), (33, 96), (1, 2048)]
+        // The last has more workgroups than one dimension of a grid.
+        let sizes = [(1, 1), (3, 7), (5, 64), (2, 257), (33, 96), (1, 2048), (70_001, 1)];
+        let mut cases: Vec<Case> = sizes
             .into_iter()
             .map(|(rows, cols)| {
                 let (name, call) = case(rows, cols);

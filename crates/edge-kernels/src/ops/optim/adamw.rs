@@ -130,6 +130,7 @@ impl Op for Adamw {
             case("67_decay", 67, 2, 0.1),
             case("256", 256, 10, 0.01),
             case("257", 257, 100, 0.0),
+            Case::new("67_large_eps", Call::new(&Params { eps: 0.1, ..params(67, 2, 0.1) })),
             case("4099_decay", 4099, 1000, 0.1),
             Case::bench("4m", Call::new(&params(4 << 20, 10, 0.01))),
         ]

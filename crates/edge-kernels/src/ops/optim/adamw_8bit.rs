@@ -255,10 +255,10 @@ impl Op for Adamw8bit {
     }
 
     fn cases(&self) -> Vec<Case> {
-        let call = |count, step: i32, weight_decay| {
+        let params = |count, step: i32, weight_decay| {
             // Decays by powers of two: see `buffers`.
             let (beta1, beta2) = (0.875_f32, 0.984_375_f32);
-            Call::new(&Params {
+            Params {
                 count,
                 lr: 1e-3,
                 beta1,
@@ -268,11 +268,13 @@ impl Op for Adamw8bit {
                 correction1: 1.0 - beta1.powi(step),
                 correction2: 1.0 - beta2.powi(step),
                 seed: 77 * step as u32,
-            })
+            }
         };
+        let call = |count, step, decay| Call::new(&params(count, step, decay));
         vec![
             Case::new("1", call(1, 1, 0.0)),
             Case::new("67_decay", call(67, 2, 0.1)),
+            Case::new("67_large_eps", Call::new(&Params { eps: 0.1, ..params(67, 2, 0.1) })),
             Case::new("256", call(256, 10, 0.01)),
             Case::new("257", call(257, 100, 0.0)),
             Case::new("4099_decay", call(4099, 1000, 0.1)),
