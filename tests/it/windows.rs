@@ -52,7 +52,7 @@ fn a_cached_trunk_gives_the_losses_of_one_that_is_run() {
     };
     let (cached, run) = (with("cached", "auto"), with("run", "off"));
     // Hidden states in f16 move a loss by less than what a step does.
-    assert!(close(&losses(&cached), &losses(&run), 2e-3), "{cached} {run}");
+    assert!(close(&losses(&cached), &losses(&run), 2e-4), "{cached} {run}");
     assert_eq!(run["trunk_cache"], Value::Null);
     let report = &cached["trunk_cache"];
     let count = |key: &str| report[key].as_u64().expect("a number");

@@ -11,7 +11,7 @@ use crate::{browser, cmd, vulkan};
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let second = args.first().is_some_and(|arg| arg == "--swiftshader");
     let of_ops: Vec<String> =
-        ["-p", "edge-tests", "--", "ops::", "formats::"].map(String::from).to_vec();
+        ["--test", "it", "--", "ops::", "formats::"].map(String::from).to_vec();
     let args = if second { [of_ops.as_slice(), &args[1..]].concat() } else { args.to_vec() };
     let environment = if second { vulkan::swiftshader()? } else { vulkan::prepare()? };
     let pages = |arg: &&str| *arg == "--workspace" || arg.ends_with("edge-tests");
