@@ -33,7 +33,7 @@ fn needed(options: &TuneOptions, model: &Model) -> u64 {
 }
 
 /// Bytes of the files in a folder and in those below it, without trunk caches.
-fn held(dir: &Path) -> u64 {
+pub(super) fn held(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let bytes = files.map(|file| match file.metadata() {
         Ok(about) if about.is_file() => about.len(),

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use edge_gpu::Slice;
 use serde::Serialize;
 
+use super::disk;
 use super::trunk_level::{Level, Sizes, round};
 use crate::adapter::AdapterTensors;
 use crate::batch::{Batch, Sampler};
@@ -100,10 +101,8 @@ impl TrunkCache {
         let free = fs4::available_space(dir)
             .with_context(|| format!("cannot tell the free space of {shown}"))?;
         // A run that goes on has its levels there.
-        let files = fs::read_dir(dir).into_iter().flatten().flatten();
-        let held = files.filter_map(|file| file.metadata().ok()).map(|about| about.len()).sum();
         ensure!(
-            keep || (2 * sizes.bytes()).saturating_sub(held) <= free,
+            keep || (2 * sizes.bytes()).saturating_sub(disk::held(dir)) <= free,
             "the trunk cache takes up to {} in {shown}, which has {} free: give --trunk-cache \
              another folder, or off",
             mebibytes(2 * sizes.bytes()),
