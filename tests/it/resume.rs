@@ -317,7 +317,15 @@ fn a_damaged_checkpoint_is_not_used_and_the_one_before_it_is() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
     fs::write(&damaged, &bytes).expect("written");
+    // Where no other one is usable, nothing is begun anew and nothing removed.
+    let other = again.join("checkpoints/step-2/state.safetensors");
+    let usable = fs::read(&other).expect("a file");
+    fs::write(&other, &usable[..usable.len() - 1]).expect("written");
     let shown = again.display().to_string();
+    let text = refused(&["tune", "--resume", &shown], 1);
+    assert!(text.contains("no checkpoint of") && text.contains("restore one"), "{text}");
+    assert_eq!(fs::read(&damaged).expect("still there"), bytes);
+    fs::write(&other, &usable).expect("restored");
     let (_, errors) = done(&["tune", "--resume", &shown]);
     assert!(errors.contains("step-3 is damaged and not used"), "{errors}");
     assert!(errors.contains("going on behind step 2"), "{errors}");

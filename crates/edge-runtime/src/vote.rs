@@ -234,6 +234,11 @@ mod tests {
         let between = Learned { temperatures: vec![1.05; 2], ..learned };
         assert!(message(scores.vote_loss(&between)).contains("none that were tried"));
         assert!(message(Scores::default().fit()).contains("no token"));
+        for no_number in [f32::NAN, f32::NEG_INFINITY] {
+            let mut broken = scores.clone();
+            broken.log_p[1][NEUTRAL][7] = no_number;
+            assert!(message(broken.fit()).contains("no number"));
+        }
         let wrong = Learned { temperatures: vec![1.0], weights: vec![0.5] };
         assert!(message(wrong.check(1)).contains("--fit-vote"));
     }
