@@ -337,6 +337,7 @@ fn a_tuned_model_is_exported_in_the_formats_of_its_base() {
         let same = words(&base, &tensor.name) == words(&merged, &tensor.name);
         assert_eq!(same, !moves, "{}", tensor.name);
     }
+    an_exit_term_goes_into_a_head_of_its_own(dir.path(), &base);
     let dense = path("dense");
     let tune = ["tune", "--method", "lora", "--out", &dense, "--steps", "1", "--data", &train];
     let demo_dir = demo("model");
@@ -345,6 +346,34 @@ fn a_tuned_model_is_exported_in_the_formats_of_its_base() {
     let no = path("no");
     let export = ["export", "--run", &dense, "--out", &no, "--format", "compressed"];
     assert!(refused(&export, 1).contains("is not compressed"));
+}
+
+/// Tuned with low-rank terms on a compressed base whose head is tied to the embedding.
+fn an_exit_term_goes_into_a_head_of_its_own(dir: &Path, base: &Source) {
+    let (tuned, merged) = (dir.join("terms"), dir.join("terms-merged"));
+    let shown = |path: &Path| path.display().to_string();
+    let (tuned, merged, model) = (shown(&tuned), shown(&merged), shown(&base.dir));
+    let (train, valid) = (demo("train.txt"), demo("valid.txt"));
+    let small = ["--device", "cpu", "--json", "--quiet"];
+    let tune = ["tune", "--model", &model, "--data", &train, "--out", &tuned, "--exit-rank", "4"];
+    let sizes = ["--steps", "20", "--batch-size", "2", "--seq-len", "32", "--lr", "1e-2"];
+    last_json(&run(&[&tune[..], &["--windows", "2"], &sizes, &small].concat()));
+    let export = ["export", "--run", &tuned, "--out", &merged, "--format", "compressed"];
+    let report = last_json(&run(&[&export[..], &["--data", &valid], &small].concat()));
+    let number = |key: &str| report[key].as_f64().expect("a number");
+    let (before, after) = (number("loss_before"), number("loss_after"));
+    assert!((before - after).abs() < 0.02, "{before} {after}");
+    let merged = Source::open(Path::new(&merged)).expect("a compressed model");
+    assert!(base.config.tie_word_embeddings && !merged.config.tie_word_embeddings);
+    let words = |source: &Source, name: &str| -> Vec<u32> {
+        let bytes = source.checkpoint.stored_bytes(name).expect("a tensor");
+        let mut words = vec![0; bytes as usize / 4];
+        source.checkpoint.stored(name, &mut words).expect("words");
+        words
+    };
+    let embedding = words(base, "model.embed_tokens.weight.values.0");
+    assert_eq!(words(&merged, "model.embed_tokens.weight.values.0"), embedding);
+    assert_ne!(words(&merged, "lm_head.weight.values.0"), embedding);
 }
 
 #[test]

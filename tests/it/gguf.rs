@@ -212,7 +212,8 @@ fn an_adapter_is_written_in_both_formats() {
 #[test]
 fn a_merged_file_has_the_loss_of_base_and_adapter() {
     let dir = TempDir::new().expect("a folder");
-    let run = tuned(dir.path(), &["--method", "edge", "--windows", "2", "--bits", "8"]);
+    let flags = ["--method", "edge", "--windows", "2", "--bits", "8", "--exit-rank", "3"];
+    let run = tuned(dir.path(), &flags);
     let (out, data) = (dir.path().join("out"), demo("valid.txt"));
     let args = ["export", "--run", &shown(&run), "--format", "gguf", "--gguf-type", "q8_0"];
     let more = ["--out", &shown(&out), "--data", &data, "--device", "cpu", "--json"];

@@ -14,6 +14,7 @@ mod disk;
 mod draft;
 mod embed;
 mod examples;
+mod exit_terms;
 mod families;
 mod faults;
 mod follow;

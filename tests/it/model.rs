@@ -12,12 +12,14 @@ use edge_runtime::checkpoint::Checkpoint;
 use edge_runtime::config::ModelConfig;
 use edge_runtime::data::{Example, Stream};
 use edge_runtime::exits::Vote;
+use edge_runtime::family::names::HEAD;
 use edge_runtime::generate::Sampling;
 use edge_runtime::model::{LoraInit, Model};
 use edge_runtime::tune::trainer::{AdamW, Trainer};
 use edge_runtime::vote::Learned;
 use edge_scheduler::{BlockFormats, Job, Optimizer, Projection, Trained, Window};
 use edge_tests::{cpu, gpu, largest_difference, tiny};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use tempfile::TempDir;
 
 const SEQ_LEN: usize = 24;
@@ -70,6 +72,32 @@ impl Tiny {
         let init = LoraInit { scale: 2.0, seed: 3 };
         Model::load(device, &self.checkpoint, &self.config, job, init, &mut |_| ())
             .expect("a model")
+    }
+
+    /// A tensor of the checkpoint.
+    pub(crate) fn tensor(&self, name: &str) -> Vec<f32> {
+        self.checkpoint.tensor(name).and_then(|tensor| tensor.to_f32()).expect("a tensor")
+    }
+
+    /// The same with another head.
+    pub(crate) fn with_head(&self, head: &[f32]) -> Self {
+        let bytes = std::fs::read(self.path().join("model.safetensors")).expect("weights");
+        let tensors = SafeTensors::deserialize(&bytes).expect("tensors");
+        let replace = |(name, view): (&str, TensorView<'_>)| {
+            let data = if name == HEAD { bytemuck::cast_slice(head) } else { view.data() };
+            (name.to_owned(), view.shape().to_vec(), data.to_vec())
+        };
+        let tensors: Vec<_> = tensors.iter().map(replace).collect();
+        let view = |(name, shape, data)| {
+            let shape: &Vec<usize> = shape;
+            (name, TensorView::new(Dtype::F32, shape.clone(), data).expect("a tensor"))
+        };
+        let views = tensors.iter().map(|(name, shape, data)| view((name, shape, data)));
+        let dir = TempDir::new().expect("a temporary folder");
+        let path = dir.path().join("model.safetensors");
+        std::fs::write(&path, serialize(views, None).expect("laid out")).expect("written");
+        let checkpoint = Checkpoint::open_file(&path).expect("weights");
+        Self { dir, config: self.config.clone(), checkpoint }
     }
 
     pub(crate) fn edge(&self, device: &Device, format: Format) -> Trainer {
@@ -499,7 +527,7 @@ fn a_fitted_vote_is_no_worse_than_any_exit_on_what_it_was_fitted_on() {
 }
 
 /// The learned vote in f64.
-fn mixture_loss(exits: &[Vec<f32>], batch: &Batch, learned: &Learned) -> f64 {
+pub(crate) fn mixture_loss(exits: &[Vec<f32>], batch: &Batch, learned: &Learned) -> f64 {
     let counted = batch.targets.iter().enumerate();
     let counted = counted.filter(|(_, target)| **target != edge_runtime::batch::IGNORE);
     let losses = counted.map(|(row, &target)| {
@@ -516,7 +544,7 @@ fn mixture_loss(exits: &[Vec<f32>], batch: &Batch, learned: &Learned) -> f64 {
 }
 
 /// The vote in f64: `max` renormalises, `mean` averages, `last` takes the top exit.
-fn vote_loss(exits: &[Vec<f32>], batch: &Batch, vote: Vote) -> f64 {
+pub(crate) fn vote_loss(exits: &[Vec<f32>], batch: &Batch, vote: Vote) -> f64 {
     let mut sum = 0.0;
     for (row, &target) in batch.targets.iter().enumerate() {
         if target == edge_runtime::batch::IGNORE {

@@ -142,7 +142,10 @@ const RUNS: [(&str, Method, Change); 13] = [
     ("partial", Method::Partial, |_| ()),
     ("partial, no cache", Method::Partial, |o| o.trunk_cache = TrunkCache::Off),
     ("full", Method::Full, |o| o.lr = 1e-4),
-    ("round robin", Method::Edge, |o| edge(Semantics::Stacked, WindowOrder::RoundRobin, o)),
+    ("round robin", Method::Edge, |o| {
+        edge(Semantics::Stacked, WindowOrder::RoundRobin, o);
+        o.exit_rank = 3;
+    }),
     ("random", Method::Edge, |o| edge(Semantics::Stacked, WindowOrder::Random, o)),
     ("sequential", Method::Edge, |o| edge(Semantics::Stacked, WindowOrder::Sequential, o)),
     ("progressive", Method::Edge, |o| {
@@ -159,6 +162,7 @@ const RUNS: [(&str, Method, Change); 13] = [
         edge(Semantics::Isolated, WindowOrder::Sequential, o);
         o.window_shares = "1,1".parse().ok();
         o.trunk_cache = TrunkCache::Off;
+        o.exit_rank = 3;
     }),
 ];
 

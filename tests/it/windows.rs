@@ -187,6 +187,8 @@ fn a_merged_export_has_the_logits_of_base_and_adapter() {
         ("partial", &["--method", "partial", "--windows", "2"]),
         // Of three windows the two lower ones are no part of the last exit.
         ("isolated", &["--semantics", "isolated", "--windows", "3"]),
+        // The head, tied to the embedding, becomes a tensor of its own.
+        ("terms", &["--semantics", "isolated", "--windows", "3", "--exit-rank", "3"]),
     ] {
         let (out, merged) = (dir.path().join(name), dir.path().join(format!("{name}-merged")));
         tune(&out, &[&["--bits", "16", "--steps", "8"][..], flags].concat());

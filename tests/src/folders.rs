@@ -161,6 +161,7 @@ pub fn run(root: &Path) -> Result<()> {
         .batch_size(1)
         .windows(2)
         .rank(2)
+        .options(|options| options.exit_rank = 2)
         .out(root.join("run"));
     tuner.build()?.run()?;
     Ok(())

@@ -1,5 +1,6 @@
 //! A model and its adapter as one checkpoint: `W + (alpha / r) · B·A` (LoRA, Hu et al. 2021,
-//! section 4.1), and the last exit's norm in place of the final one.
+//! section 4.1), the last exit's norm in place of the final one, and its low-rank term in the head,
+//! which then is no longer tied to the embedding.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -14,9 +15,10 @@ use safetensors::View;
 use safetensors::tensor::Dtype as Kind;
 
 use crate::adapter::AdapterConfig;
+use crate::checkpoint::TensorView;
 use crate::checkpoint::{Checkpoint, Dtype};
-use crate::exits::Exits;
-use crate::family::names::NORM;
+use crate::exits::{Exits, HeadTerm};
+use crate::family::names::{EMBEDDING, HEAD, NORM};
 use crate::gguf::dequant::dequantize;
 use crate::gguf::types::Type;
 use crate::run_dir::{write_atomically, write_tensors_atomically};
@@ -49,6 +51,8 @@ pub struct Merging<'a> {
     /// The base.
     pub checkpoint: &'a Checkpoint,
     changes: BTreeMap<String, Change<'a>>,
+    /// Whether the head was tied to the embedding and differs from it now.
+    unties: bool,
 }
 
 /// What becomes of a tensor.
@@ -59,6 +63,7 @@ enum Change<'a> {
         parts: Vec<(Range<usize>, &'a [f32], &'a [f32])>,
     },
     Values(Vec<f32>),
+    Head(HeadTerm<'a>),
 }
 
 impl<'a> Merging<'a> {
@@ -95,7 +100,32 @@ impl<'a> Merging<'a> {
             source.checkpoint.expect(NORM, &[norm.len()])?;
             changes.insert(NORM.into(), Change::Values(source.config.stored_norm(norm)));
         }
-        Ok(Self { checkpoint: &source.checkpoint, changes })
+        let term = exits.and_then(Exits::head_term);
+        if let Some(term) = term {
+            changes.insert(HEAD.into(), Change::Head(term));
+        }
+        let unties = term.is_some() && source.config.tie_word_embeddings;
+        Ok(Self { checkpoint: &source.checkpoint, changes, unties })
+    }
+
+    /// Whether the head, tied to the embedding before, has become a tensor of its own.
+    pub fn unties(&self) -> bool {
+        self.unties
+    }
+
+    /// The names of the tensors.
+    pub fn names(&self) -> Vec<&'a str> {
+        // Old folders have a copy of a tied head.
+        let own = self.checkpoint.names().filter(|name| !self.unties || *name != HEAD);
+        own.chain(self.unties.then_some(HEAD)).collect()
+    }
+
+    /// A tensor as it is in the base.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn base(&self, name: &str) -> Result<TensorView<'a>> {
+        self.checkpoint.tensor(if self.unties && name == HEAD { EMBEDDING } else { name })
     }
 
     /// Some rows of a tensor, merged.
@@ -106,10 +136,11 @@ impl<'a> Merging<'a> {
     /// # Panics
     /// When `rows` exceeds it.
     pub fn rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        let tensor = self.checkpoint.tensor(name)?;
+        let tensor = self.base(name)?;
         let mut values = tensor.rows_f32(rows.clone())?;
         match self.changes.get(name) {
             None => {}
+            Some(Change::Head(term)) => term.add(rows, &mut values),
             Some(Change::Values(new)) => values.copy_from_slice(&new[rows]),
             Some(Change::Lora { config, parts }) => {
                 let (cols, rank) = (tensor.cols(), config.r);
@@ -144,19 +175,21 @@ pub fn merge(
     let merging = Merging::new(source, tuned)?;
     fs::create_dir_all(out)
         .with_context(|| format!("cannot make {}: give another --out", out.display()))?;
-    for (name, bytes) in source.companions()? {
-        let bytes = match dtype {
-            Some(dtype) if name == "config.json" => with_dtype(&bytes, dtype)?,
-            _ => bytes,
-        };
+    for (name, mut bytes) in source.companions()? {
+        if let (Some(dtype), "config.json") = (dtype, name) {
+            bytes = with_dtype(&bytes, dtype)?;
+        }
+        if merging.unties() && name == "config.json" {
+            bytes = untied(&bytes)?;
+        }
         write_atomically(&out.join(name), &bytes)?;
     }
-    let names: Vec<&str> = source.checkpoint.names().collect();
+    let names = merging.names();
     let rounding = Cell::new(Rounding::default());
     let failed = RefCell::new(None);
     let mut views = Vec::with_capacity(names.len());
     for &name in &names {
-        let tensor = source.checkpoint.tensor(name)?;
+        let tensor = merging.base(name)?;
         views.push((
             name,
             Merged {
@@ -173,6 +206,16 @@ pub fn merge(
     let check = || failed.borrow_mut().take().map_or(Ok(()), Err);
     write_tensors_atomically(&out.join(WEIGHTS), views, check)?;
     Ok(rounding.get())
+}
+
+/// A `config.json` that says that the head is a tensor of its own.
+pub(crate) fn untied(config: &[u8]) -> Result<Vec<u8>> {
+    let mut config: serde_json::Value =
+        serde_json::from_slice(config).context("config.json is no JSON: download it again")?;
+    if let Some(keys) = config.as_object_mut() {
+        keys.insert("tie_word_embeddings".to_owned(), false.into());
+    }
+    serde_json::to_vec_pretty(&config).context("laying out config.json")
 }
 
 /// A `config.json` that names the weights' number format, by which programs load them.
@@ -206,7 +249,7 @@ struct Merged<'a> {
 impl Merged<'_> {
     fn bytes(&self) -> Result<Vec<u8>> {
         (self.progress)();
-        let tensor = self.merging.checkpoint.tensor(self.name)?;
+        let tensor = self.merging.base(self.name)?;
         let mut rounding = self.rounding.get();
         let own = tensor.is_plain() && tensor.dtype == self.dtype;
         if own && !self.merging.changes.contains_key(self.name) {

@@ -293,6 +293,7 @@ impl Tuned {
                 first = after as u32;
             }
             job.exit_norms = true;
+            job.exit_rank = exits.terms.as_ref().map_or(0, |terms| terms.rank as u32);
             job.vote = job.windows.len() > 1;
             job.isolated = exits.isolated;
         }

@@ -50,6 +50,9 @@ pub struct Job {
     pub windows: Vec<Window>,
     /// Whether every exit has a norm of its own (trained when `training`).
     pub exit_norms: bool,
+    /// Rank of the low-rank term that every exit has beside the head (trained when `training`); 0:
+    /// none. Only with `exit_norms`.
+    pub exit_rank: u32,
     /// Whether gradients and moments exist and blocks keep activations.
     pub training: bool,
     /// Sequences in a pass (micro-batch).
@@ -106,6 +109,7 @@ impl Job {
             optimizer: Optimizer::default(),
             windows,
             exit_norms: false,
+            exit_rank: 0,
             training: false,
             batch,
             eval_batch: batch,
@@ -122,6 +126,11 @@ impl Job {
             columns: false,
             logits_bytes: LOGITS_BYTES,
         }
+    }
+
+    /// Format of the matrix that makes logits.
+    pub fn head_format(&self, shape: &ModelShape) -> Format {
+        if shape.tied_head { self.embedding } else { self.head }
     }
 
     /// Whether a block's weights are in a transfer slot.

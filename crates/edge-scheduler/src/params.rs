@@ -25,6 +25,10 @@ pub enum Owner {
     Vector(u32, BlockVector),
     /// Norm of an exit, `[d]`; the last exit's is the model's final norm with method `full`.
     ExitNorm(u32),
+    /// `lora_A [rank, d]` of an exit's low-rank term.
+    ExitA(u32),
+    /// `lora_B [vocab_size, rank]` of an exit's low-rank term.
+    ExitB(u32),
     /// Rows of the embedding table (method `full`).
     Embedding(Shard),
     /// Rows of an untied head (method `full`).
@@ -53,13 +57,26 @@ impl Entry {
     }
 }
 
-/// The norm of an exit in a group.
+/// What an exit adds to a group: its norm and its low-rank term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExitNorm {
+pub struct ExitTensors {
     /// Which exit.
     pub exit: u32,
-    /// Whether it lies in an arena of its own, the group's last, instead of behind the adapters.
+    /// Rank of the low-rank term; 0: none.
+    pub rank: u32,
+    /// Whether they lie in arenas of their own, the group's last, instead of behind the adapters.
     pub apart: bool,
+}
+
+impl ExitTensors {
+    fn list(self, shape: &ModelShape) -> Vec<(Owner, u32, u32)> {
+        let mut tensors = vec![(Owner::ExitNorm(self.exit), 1, shape.hidden_size)];
+        if self.rank > 0 {
+            tensors.push((Owner::ExitA(self.exit), self.rank, shape.hidden_size));
+            tensors.push((Owner::ExitB(self.exit), shape.vocab_size, self.rank));
+        }
+        tensors
+    }
 }
 
 /// Tensors that are updated together.
@@ -69,6 +86,8 @@ pub struct Group {
     pub entries: Vec<Entry>,
     /// Words of each arena.
     pub arenas: Vec<u64>,
+    /// How many of the arenas, the last ones, hold what is the exit's.
+    pub apart: usize,
 }
 
 impl Group {
@@ -89,11 +108,11 @@ impl Group {
         group
     }
 
-    /// The adapters of a window, and its exit's norm where that is trained.
+    /// The adapters of a window, and what of its exit is trained.
     pub fn lora(
         shape: &ModelShape,
         window: Window,
-        exit_norm: Option<ExitNorm>,
+        exit: Option<ExitTensors>,
         rank: u32,
         targets: &[Projection],
         max_words: u64,
@@ -108,18 +127,17 @@ impl Group {
                 tensors.push((Owner::LoraB(block, projection), n, rank));
             }
         }
-        let Some(ExitNorm { exit, apart }) = exit_norm else {
-            return Self::lay_out(tensors, max_words);
-        };
-        let norm = (Owner::ExitNorm(exit), 1, shape.hidden_size);
-        if !apart {
-            tensors.push(norm);
+        let own = exit.map(|exit| exit.list(shape)).unwrap_or_default();
+        if !exit.is_some_and(|exit| exit.apart) {
+            tensors.extend(own);
             return Self::lay_out(tensors, max_words);
         }
         let mut group = Self::lay_out(tensors, max_words);
-        let own = Self::lay_out(vec![norm], max_words);
-        let arena = group.arenas.len();
-        group.entries.extend(own.entries.into_iter().map(|entry| Entry { arena, ..entry }));
+        let own = Self::lay_out(own, max_words);
+        let first = group.arenas.len();
+        let entries = own.entries.into_iter();
+        group.entries.extend(entries.map(|e| Entry { arena: first + e.arena, ..e }));
+        group.apart = own.arenas.len();
         group.arenas.extend(own.arenas);
         group
     }
@@ -147,9 +165,14 @@ impl Group {
     }
 
     /// Whether the values of an arena share a buffer with those of other groups, where adapters
-    /// take turns on the device ([`Job::in_turns`](crate::Job::in_turns)): all but the exit's norm.
+    /// take turns on the device ([`Job::in_turns`](crate::Job::in_turns)): all but the exit's.
     pub fn is_shared(&self, arena: usize, in_turns: bool) -> bool {
-        in_turns && arena + 1 < self.arenas.len()
+        in_turns && arena < self.shared_arenas()
+    }
+
+    /// How many arenas, the first ones, hold adapters where the exit's tensors lie apart.
+    pub fn shared_arenas(&self) -> usize {
+        self.arenas.len() - self.apart
     }
 
     /// The entry of a tensor.
@@ -187,12 +210,17 @@ mod tests {
         let max_bytes = 64 << 10;
         let full = Group::full(&shape(), max_bytes, 256);
         let window = Window { first: 1, end: 4 };
-        let lora = |apart| {
-            let norm = ExitNorm { exit: 1, apart };
-            Group::lora(&shape(), window, Some(norm), 8, &Projection::ALL, max_bytes / 4)
+        let lora = |rank, apart| {
+            let exit = ExitTensors { exit: 1, rank, apart };
+            Group::lora(&shape(), window, Some(exit), 8, &Projection::ALL, max_bytes / 4)
         };
-        assert_eq!(lora(true).entries.last().map(|norm| norm.offset), Some(0));
-        for group in [full, lora(false), lora(true)] {
+        assert_eq!(lora(0, true).entries.last().map(|norm| norm.offset), Some(0));
+        // 1 + 4 rows of 64 words, then 512 of 4 words, in an arena of their own.
+        let term = lora(4, true);
+        assert_eq!(term.apart, 1);
+        assert_eq!(term.find(Owner::ExitB(1)).map(|b| (b.offset, b.words())), Some((320, 2048)));
+        assert_eq!(term.find(Owner::ExitA(1)).map(|a| a.arena), Some(term.shared_arenas()));
+        for group in [full, lora(0, false), lora(0, true), lora(4, false), term] {
             for (index, entry) in group.entries.iter().enumerate() {
                 assert_eq!(entry.offset % ALIGN_WORDS, 0);
                 assert!(entry.offset + entry.words() <= group.arenas[entry.arena]);

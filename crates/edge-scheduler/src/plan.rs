@@ -8,7 +8,7 @@ use edge_kernels::{Category, Format};
 use crate::calibrate::{Calibration, moment_buffers};
 use crate::job::{Job, Optimizer, Trained};
 use crate::logits::{LogitsChunk, VOCAB_CHUNK, VOTE_TOKENS, widest_shard};
-use crate::params::{ExitNorm, Group};
+use crate::params::{ExitTensors, Group};
 use crate::shape::{ModelShape, Projection, Shard};
 use crate::stream::{Streaming, slot_words};
 
@@ -155,17 +155,18 @@ impl Builder<'_> {
         let max_words = self.max_shard_bytes / 4;
         let windows = job.windows.iter().zip(0..);
         // All exits are compared at once, whosever adapters lie on the device.
-        let norm = |exit| ExitNorm { exit, apart: job.in_turns() };
+        let (rank, apart) = (job.exit_rank, job.in_turns());
+        let own = |exit| ExitTensors { exit, rank, apart };
         match &job.trained {
             Trained::Full => vec![Group::full(shape, self.max_shard_bytes, VOCAB_CHUNK)],
             Trained::Lora { rank, targets } => windows
                 .map(|(&window, t)| {
-                    let norm = job.exit_norms.then_some(norm(t));
-                    Group::lora(shape, window, norm, *rank, targets, max_words)
+                    let own = job.exit_norms.then_some(own(t));
+                    Group::lora(shape, window, own, *rank, targets, max_words)
                 })
                 .collect(),
             Trained::Nothing if job.exit_norms => windows
-                .map(|(&window, t)| Group::lora(shape, window, Some(norm(t)), 0, &[], max_words))
+                .map(|(&window, t)| Group::lora(shape, window, Some(own(t)), 0, &[], max_words))
                 .collect(),
             Trained::Nothing => Vec::new(),
         }
@@ -312,6 +313,13 @@ impl Builder<'_> {
         let logits = LogitsChunk::new(self.shape, self.job, self.rows(), self.hidden());
         if !logits.in_hidden {
             self.add("logits", Category::Logits, logits.words);
+        }
+        if self.job.exit_rank > 0 {
+            let words = u64::from(logits.tokens) * u64::from(self.job.exit_rank);
+            self.add("exit_inner", Category::Logits, words);
+            if self.job.training {
+                self.add("d_exit_inner", Category::Logits, words);
+            }
         }
         self.add("loss", Category::Logits, 2);
         let (rows, compared) = (self.rows(), self.compared_rows());
@@ -482,11 +490,18 @@ impl Builder<'_> {
                 most = most.max(product(rows, n, rank)).max(product(rows, rank, k));
             }
         }
-        if self.full() {
-            for shard in table_shards(shape, Format::F32, self.max_shard_bytes) {
-                for tokens in [token_chunk, rows % token_chunk] {
-                    most = most.max(product(tokens, shard.rows, shape.hidden_size));
-                }
+        // What the head's gradient is of: its weights, or an exit's low-rank term.
+        let (format, inner) = match (self.full(), self.job.exit_rank) {
+            (true, _) => (Format::F32, shape.hidden_size),
+            (false, 0) => return most,
+            (false, rank) => (self.job.head_format(shape), rank),
+        };
+        for tokens in [token_chunk, rows % token_chunk] {
+            for shard in table_shards(shape, format, self.max_shard_bytes) {
+                most = most.max(product(tokens, shard.rows, inner));
+            }
+            if !self.full() {
+                most = most.max(product(tokens, inner, shape.hidden_size));
             }
         }
         most

@@ -242,6 +242,10 @@ pub struct TuneFlags {
     /// Which window a step trains [default: round-robin]
     #[arg(long, value_enum)]
     pub window_order: Option<WindowOrder>,
+    /// Rank of a low-rank term that each exit has beside the head all share, scaled as the
+    /// adapters are; 0: none [default: 0]
+    #[arg(long, value_name = "RANK")]
+    pub exit_rank: Option<usize>,
     /// How exits are combined [default: learned]
     #[arg(long, value_enum)]
     pub vote: Option<Vote>,

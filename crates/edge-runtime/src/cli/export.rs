@@ -299,10 +299,18 @@ fn notes(
              adapters alone"
         );
     }
-    if exits.is_some() && !args.format.merges() {
+    if let Some(exits) = exits.filter(|_| !args.format.merges()) {
         eprintln!(
-            "the run has trained norms of exits as well, which an adapter has no place for: \
-             --format safetensors or gguf writes the last one's"
+            "the run has trained {} of exits as well, which an adapter has no place for: \
+             --format safetensors or gguf writes the last one's",
+            if exits.terms.is_some() { "norms and low-rank terms" } else { "norms" }
+        );
+    }
+    if exits.and_then(Exits::head_term).is_some() && args.format.merges() {
+        let tied = source.config.tie_word_embeddings;
+        eprintln!(
+            "the last exit's low-rank term is merged into the head{}",
+            if tied { ", which is a tensor of its own now instead of the embedding" } else { "" }
         );
     }
     if !written.in_f16.is_empty() {

@@ -110,6 +110,9 @@ pub struct TuneOptions {
     /// Where hidden states below a window that is trained alone are kept.
     #[serde(default)]
     pub trunk_cache: TrunkCache,
+    /// Rank of each exit's low-rank term beside the head; 0: none.
+    #[serde(default)]
+    pub exit_rank: usize,
     /// How exits are combined.
     pub vote: Vote,
     /// Bits of the frozen weights; `None`: as the checkpoint stores them.
@@ -220,6 +223,7 @@ impl TuneFlags {
             semantics: self.semantics.or(file.semantics),
             window_shares: self.window_shares.or(file.window_shares),
             trunk_cache: self.trunk_cache.or(file.trunk_cache),
+            exit_rank: self.exit_rank.or(file.exit_rank),
             vote: self.vote.or(file.vote),
             bits: self.bits.or(file.bits),
             group_size: self.group_size.or(file.group_size),
@@ -299,8 +303,7 @@ impl TuneFlags {
         let counted = self.is_counted();
         let semantics = self.semantics.unwrap_or_default();
         let method = self.method.unwrap_or_default();
-        let batch_size = self.batch_size.unwrap_or(4);
-        let rank = self.rank.unwrap_or(8);
+        let (batch_size, rank) = (self.batch_size.unwrap_or(4), self.rank.unwrap_or(8));
         // Full tuning moves all weights at once and needs smaller steps.
         let lr = if method == Method::Full { 2e-5 } else { 2e-4 };
         let options = TuneOptions {
@@ -347,6 +350,7 @@ impl TuneFlags {
             semantics,
             window_shares: self.window_shares,
             trunk_cache: self.trunk_cache.unwrap_or_default(),
+            exit_rank: self.exit_rank.unwrap_or(0),
             vote: self.vote.unwrap_or_default(),
             bits: self.bits,
             group_size: self.group_size,
@@ -461,6 +465,11 @@ impl TuneOptions {
         ] {
             ensure!((1..=most).contains(&value), "{flag} is {value}: give a number in 1..={most}");
         }
+        ensure!(
+            self.exit_rank <= 4096,
+            "--exit-rank is {}: give a number in 0..=4096",
+            self.exit_rank
+        );
         ensure!(
             batch_size % micro_batch == 0,
             "--batch-size {batch_size} is no multiple of --micro-batch {micro_batch}: make it one"

@@ -1,6 +1,6 @@
 //! A tuned compressed model as a compressed model again: `W + (alpha / r) · B·A` (LoRA, Hu et al.
-//! 2021, section 4.1) in the formats that the base has, and the last exit's norm in place of the
-//! final one. Each weight is rounded for itself, with searched scales.
+//! 2021, section 4.1) in the formats that the base has, the last exit's norm in place of the final
+//! one, and its low-rank term in the head. Each weight is rounded for itself, with searched scales.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -12,7 +12,7 @@ use edge_scheduler::{Projection, Shard};
 
 use super::header::About;
 use super::solve::{Weight, nearest};
-use super::write::Writer;
+use super::write::{Changes, Writer};
 use crate::exits::Exits;
 use crate::family::names::weight_name;
 use crate::merge::{Rounding, add_product};
@@ -37,7 +37,8 @@ pub fn merge(source: &Source, tuned: &Tuned, out: &Path, progress: &dyn Fn()) ->
     let norm = exits.and_then(|exits| exits.gammas.last());
     let norm = norm.map(|norm| source.config.stored_norm(norm));
     source.checkpoint.verify(0)?;
-    let mut writer = Writer::create_again(out, source, about, norm)?;
+    let changes = Changes { norm, head: exits.and_then(Exits::head_term) };
+    let mut writer = Writer::create_again(out, source, about, changes)?;
     let mut merging = Merging {
         source,
         tuned,

@@ -14,7 +14,9 @@ use super::header::{self, About};
 use super::layout::{Layout, TABLE_FORMATS, scales_name, shards_of, table_shards_of, values_name};
 use super::policy_file;
 use crate::checkpoint::Checkpoint;
+use crate::exits::HeadTerm;
 use crate::family::names::{EMBEDDING, HEAD, NORM, weight_name};
+use crate::merge::untied;
 use crate::model::load::dense_format;
 use crate::run_dir::{RunDir, write_atomically};
 use crate::session::Source;
@@ -48,12 +50,20 @@ impl Drop for Leftovers {
     }
 }
 
+/// What differs from the source outside the blocks.
+#[derive(Default)]
+pub struct Changes<'a> {
+    /// In place of the source's final norm, as a checkpoint has it.
+    pub norm: Option<Vec<f32>>,
+    /// What is added to the head, which is then no longer tied to the embedding.
+    pub head: Option<HeadTerm<'a>>,
+}
+
 /// A compressed model folder that is being written.
 pub struct Writer<'a> {
     source: &'a Source,
     about: About,
-    /// In place of the source's final norm.
-    norm: Option<Vec<f32>>,
+    changes: Changes<'a>,
     shape: ModelShape,
     layout: Layout,
     leftovers: Leftovers,
@@ -82,21 +92,25 @@ impl<'a> Writer<'a> {
             "{} is compressed already: give --model the original checkpoint",
             source.dir.display()
         );
-        Self::create_again(out, source, about, None)
+        Self::create_again(out, source, about, Changes::default())
     }
 
-    /// The same of a source that may be compressed itself, and with another final norm, as a
-    /// checkpoint has it.
+    /// The same of a source that may be compressed itself, and with another final norm and head.
     ///
     /// # Errors
     /// As [`Writer::create`]; the source is compressed with tables in other formats.
     pub fn create_again(
         out: &Path,
         source: &'a Source,
-        about: About,
-        norm: Option<Vec<f32>>,
+        mut about: About,
+        changes: Changes<'a>,
     ) -> Result<Self> {
-        let shape = source.config.shape();
+        let mut config = source.config.clone();
+        if changes.head.is_some() && config.tie_word_embeddings {
+            config.tie_word_embeddings = false;
+            about.head = about.embedding;
+        }
+        let shape = config.shape();
         let given = about.policy.blocks.len();
         ensure!(
             given == shape.num_blocks as usize,
@@ -111,14 +125,15 @@ impl<'a> Writer<'a> {
             );
         }
         let own = source.checkpoint.compressed().map(|own| [own.about.embedding, own.about.head]);
+        let tied = source.config.tie_word_embeddings;
         ensure!(
-            own.is_none_or(|own| own == [about.embedding, about.head]),
+            own.is_none_or(|own| own[0] == about.embedding && (tied || own[1] == about.head)),
             "{} is compressed already, with tables in other formats: give --model the original \
              checkpoint",
             source.dir.display()
         );
         RunDir::check(Some(out))?;
-        let layout = Layout::new(&source.config, &about.policy, [about.embedding, about.head]);
+        let layout = Layout::new(&config, &about.policy, [about.embedding, about.head]);
         let zeros = vec![0; layout.sections.len()];
         let header = header::encode(&about, &shape, &layout, &zeros)?;
         let mut leftovers = Leftovers { dir: out.to_owned(), made: !out.exists(), files: vec![] };
@@ -130,7 +145,7 @@ impl<'a> Writer<'a> {
         let mut writer = Self {
             source,
             about,
-            norm,
+            changes,
             shape,
             layout,
             leftovers,
@@ -219,7 +234,10 @@ impl<'a> Writer<'a> {
         let policy = dir.join(policy_file::FILE);
         self.leftovers.files.push(policy.clone());
         policy_file::write(&policy, &self.about.policy)?;
-        for (name, bytes) in self.source.companions()? {
+        for (name, mut bytes) in self.source.companions()? {
+            if name == "config.json" && self.unties() {
+                bytes = untied(&bytes)?;
+            }
             let to = dir.join(name);
             self.leftovers.files.push(to.clone());
             write_atomically(&to, &bytes)?;
@@ -242,7 +260,7 @@ impl<'a> Writer<'a> {
     }
 
     fn tables(&mut self) -> Result<()> {
-        match self.norm.take() {
+        match self.changes.norm.take() {
             Some(norm) => {
                 self.begin(NORM);
                 self.words(bytemuck::cast_slice(&norm))?;
@@ -250,10 +268,52 @@ impl<'a> Writer<'a> {
             None => self.vector(NORM, self.shape.hidden_size)?,
         }
         self.table(EMBEDDING, self.about.embedding)?;
-        if !self.shape.tied_head {
-            self.table(HEAD, self.about.head)?;
+        match self.changes.head {
+            Some(term) => self.changed_head(term)?,
+            None if !self.shape.tied_head => self.table(HEAD, self.about.head)?,
+            None => {}
         }
         self.close()
+    }
+
+    /// Whether the head was tied to the embedding and differs from it now.
+    fn unties(&self) -> bool {
+        self.source.config.tie_word_embeddings && !self.shape.tied_head
+    }
+
+    /// The source's head, or the embedding that it was tied to, with what is added.
+    fn changed_head(&mut self, term: HeadTerm<'_>) -> Result<()> {
+        let checkpoint = &self.source.checkpoint;
+        let from = if self.unties() { EMBEDDING } else { HEAD };
+        let (format, cols) = (self.about.head, self.shape.hidden_size);
+        if !format.is_packed() {
+            self.begin(HEAD);
+        }
+        for (index, part) in table_shards_of(&self.shape, format).into_iter().enumerate() {
+            let rows = part.row0 as usize..(part.row0 + part.rows) as usize;
+            let mut values = match checkpoint.is_packed(from) {
+                true => checkpoint.stored_part(from, index, part, cols, format)?.unpack(),
+                false => checkpoint.tensor(from)?.rows_f32(rows.clone())?,
+            };
+            term.add(rows, &mut values);
+            let packed = pack(format, part.rows, cols, &values);
+            match format.is_packed() {
+                true => self.packed(HEAD, index, &packed)?,
+                false => self.dense_rows(&packed)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of 16-bit numbers; those of an odd number of columns end in half a word, which the file
+    /// has not.
+    fn dense_rows(&mut self, rows: &PackedHost) -> Result<()> {
+        let cols = rows.cols as usize;
+        for row in rows.values.chunks(cols.div_ceil(2)) {
+            let bytes: Vec<u8> = row.iter().flat_map(|word| word.to_le_bytes()).collect();
+            self.bytes(&bytes[..2 * cols])?;
+        }
+        Ok(())
     }
 
     fn vector(&mut self, name: &str, len: u32) -> Result<()> {
@@ -292,11 +352,7 @@ impl<'a> Writer<'a> {
             }
             let count = range.len() as u32;
             let packed = pack(format, count, cols as u32, &tensor.rows_f32(range)?);
-            // Rows of an odd number of columns end in half a word, which the file has not.
-            for row in packed.values.chunks(cols.div_ceil(2)) {
-                let bytes: Vec<u8> = row.iter().flat_map(|word| word.to_le_bytes()).collect();
-                self.bytes(&bytes[..2 * cols])?;
-            }
+            self.dense_rows(&packed)?;
         }
         Ok(())
     }

@@ -125,6 +125,7 @@ fn metadata(
 /// What goes into the file of a model, in the order of its own names.
 fn plan(
     source: &Source,
+    merging: &Merging<'_>,
     family: &Family,
     kind: Type,
 ) -> Result<(Vec<Planned>, Vec<Content>, Vec<String>)> {
@@ -136,13 +137,14 @@ fn plan(
         planned.push(Planned { name, kind, shape: vec![values.len()] });
         contents.push(Content::Values(values));
     }
-    for name in source.checkpoint.names() {
+    for name in merging.names() {
         // Old folders have what follows from config.json, and a copy of a tied head.
-        let follows = name.ends_with(".inv_freq") || name == HEAD && config.tie_word_embeddings;
+        let tied = config.tie_word_embeddings && !merging.unties();
+        let follows = name.ends_with(".inv_freq") || name == HEAD && tied;
         if follows {
             continue;
         }
-        let shape = source.checkpoint.tensor(name)?.shape;
+        let shape = merging.base(name)?.shape;
         let stored = names::to_gguf(family, name).with_context(|| {
             format!(
                 "tensor {name} has no name in a GGUF file of {}: use --format safetensors",
@@ -180,7 +182,7 @@ pub fn model(
     let files = source.companions()?;
     let family = family(source, &files)?;
     let metadata = metadata(source, family, &files, kind)?;
-    let (planned, contents, in_f16) = plan(source, family, kind)?;
+    let (planned, contents, in_f16) = plan(source, &merging, family, kind)?;
     let mut rounding = Rounding::default();
     write_atomically(path, metadata, &planned, &mut |index, out| {
         progress();

@@ -1,4 +1,5 @@
-//! Exits: `z = Head(rms_norm(x))`, cross-entropy, its gradient, and votes.
+//! Exits: `z = Head(rms_norm(x))`, cross-entropy, its gradient, and votes. An exit may have a
+//! low-rank term beside the head that all share: `z = W·n + scale · B·(A·n)`, B \[V, r\].
 //!
 //! Logits exist one chunk at a time (`edge_scheduler::logits`): some tokens × the whole vocabulary
 //! or one shard of the head. The first sweep over the vocabulary leaves three numbers a row
@@ -14,12 +15,12 @@ use edge_kernels::ops::loss::{
     cross_entropy_backward, cross_entropy_forward, cross_entropy_loss, kl_divergence, vote_combine,
     vote_reduce,
 };
-use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_tn};
+use edge_kernels::ops::matmul::{matmul_nn, matmul_nt, matmul_nt_lora, matmul_tn};
 use edge_scheduler::logits::VOTE_TOKENS;
 
 use super::block::Geometry;
-use super::linear::{Matrix, MatrixShard, weight_gradient};
-use super::workspace::CalibrationBuffers;
+use super::linear::{Lora, Matrix, MatrixShard, dense, weight_gradient};
+use super::workspace::{Backward, CalibrationBuffers};
 use super::{Exit, Model, Norm};
 use crate::batch::IGNORE;
 use crate::exits::Vote;
@@ -54,10 +55,29 @@ impl Model {
         chunk.buffer().slice(first, tokens * rows)
     }
 
-    /// `logits = normed[rows] · shardᵀ`, of and to the workspace.
-    fn logits(&self, recorder: &mut Recorder, rows: Rows, part: &MatrixShard) {
-        let ws = &self.workspace;
-        self.logits_of(recorder, rows, part, (&ws.normed, &ws.logits));
+    /// `normed[rows] · Aᵀ` of an exit's low-rank term, which [`Model::logits`] of these rows need.
+    fn inner(&self, recorder: &mut Recorder, rows: Rows, term: Option<&Lora>) {
+        let (Some(term), Some(inner)) = (term, &self.workspace.exit_inner) else { return };
+        let d = self.shape.hidden_size;
+        let mut params = matmul_nt::Params::dense(rows.count, term.rank, d);
+        params.in_offset = rows.first * d;
+        let (a, normed) = (dense(&term.a.value), self.workspace.normed.clone());
+        recorder.push(matmul_nt::dispatch(params, a, normed, inner.clone()));
+    }
+
+    /// `logits = normed[rows] · shardᵀ`, of and to the workspace, and the exit's low-rank term.
+    fn logits(&self, recorder: &mut Recorder, rows: Rows, part: &MatrixShard, term: Option<&Lora>) {
+        let (ws, d) = (&self.workspace, self.shape.hidden_size);
+        let (Some(term), Some(inner)) = (term, &ws.exit_inner) else {
+            return self.logits_of(recorder, rows, part, (&ws.normed, &ws.logits));
+        };
+        let (n, rank) = (part.shard.rows, term.rank);
+        let mut params = matmul_nt_lora::Params::dense(rows.count, n, d, rank, term.scale);
+        params.in_offset = rows.first * d;
+        params.b_row0 = part.shard.row0;
+        let (weight, factors) = (part.weight.clone(), (inner.clone(), term.b.value.clone()));
+        let (normed, logits) = (ws.normed.clone(), self.place(part, &ws.logits));
+        recorder.push(matmul_nt_lora::dispatch(params, weight, factors, normed, logits));
     }
 
     /// `logits = normed[rows] · shardᵀ`.
@@ -122,10 +142,12 @@ impl Model {
         stats: &Slice,
         g: Geometry,
     ) {
+        let term = exit.term.as_ref();
         self.norm(recorder, g.rows(), x, &exit.norm);
         for rows in self.row_chunks(g.rows()) {
+            self.inner(recorder, rows, term);
             for part in &self.head_matrix().shards {
-                self.logits(recorder, rows, part);
+                self.logits(recorder, rows, part, term);
                 self.statistics(recorder, rows, part, stats);
             }
         }
@@ -149,15 +171,17 @@ impl Model {
         let back = ws.backward.as_ref().context("the model was not built for training")?;
         let (head, d) = (self.head_matrix(), self.shape.hidden_size);
         let made_again = head.shards.len() > 1 && !self.plan.logits.whole;
+        let term = exit.term.as_ref();
         self.norm(recorder, g.rows(), x, &exit.norm);
         for rows in self.row_chunks(g.rows()) {
+            self.inner(recorder, rows, term);
             for part in &head.shards {
-                self.logits(recorder, rows, part);
+                self.logits(recorder, rows, part, term);
                 self.statistics(recorder, rows, part, &ws.stats[0]);
             }
             for (index, part) in head.shards.iter().enumerate() {
                 if made_again {
-                    self.logits(recorder, rows, part);
+                    self.logits(recorder, rows, part, term);
                 }
                 let logits = self.place(part, &ws.logits);
                 let params = cross_entropy_backward::Params {
@@ -180,17 +204,76 @@ impl Model {
                 let (dy, dx) = (logits.clone(), back.d_normed.clone());
                 recorder.push(matmul_nn::dispatch(params, part.weight.clone(), dy, dx));
                 if let Some(grad) = &part.grad {
-                    // A chunk starts at a multiple of 64 rows, so the slice is aligned.
-                    let (first, count) = (u64::from(rows.first * d), u64::from(rows.count * d));
-                    let x = ws.normed.buffer().slice(first, count);
+                    let x = self.normed_rows(rows);
                     let params = matmul_tn::Params::dense(rows.count, part.shard.rows, d);
                     weight_gradient(recorder, params, &logits, &x, grad, &back.partials);
                 }
+                if let Some(term) = term {
+                    self.term_backward(recorder, rows, part, term, &logits, back);
+                }
+            }
+            if let Some(term) = term {
+                self.inner_backward(recorder, rows, term, back);
             }
         }
         self.add_loss(recorder, g.rows(), &ws.stats[0]);
         self.norm_backward(recorder, g.rows(), x, &exit.norm, false);
         Ok(())
+    }
+
+    /// The norm's output for these rows of a chunk, which starts at a multiple of 64 rows, so that
+    /// the slice is aligned.
+    fn normed_rows(&self, rows: Rows) -> Slice {
+        let d = self.shape.hidden_size;
+        let (first, count) = (u64::from(rows.first * d), u64::from(rows.count * d));
+        self.workspace.normed.buffer().slice(first, count)
+    }
+
+    /// From a shard's gradient at the logits to that of `B` and that at `inner`.
+    fn term_backward(
+        &self,
+        recorder: &mut Recorder,
+        rows: Rows,
+        part: &MatrixShard,
+        term: &Lora,
+        d_logits: &Slice,
+        back: &Backward,
+    ) {
+        let (Some(inner), Some(d_inner)) = (&self.workspace.exit_inner, &back.d_exit_inner) else {
+            return;
+        };
+        let (n, rank) = (part.shard.rows, term.rank);
+        // Shards start at a multiple of 64 rows.
+        let words = |row: u32| u64::from(row) * u64::from(rank);
+        let of_shard =
+            |b: &Slice| b.buffer().slice(b.offset_words() + words(part.shard.row0), words(n));
+        let mut params = matmul_nn::Params::dense(rows.count, n, rank);
+        params.accumulate = (part.shard.row0 > 0).into();
+        params.alpha = term.scale;
+        let b = dense(&of_shard(&term.b.value));
+        recorder.push(matmul_nn::dispatch(params, b, d_logits.clone(), d_inner.clone()));
+        if let Some(grad) = &term.b.grad {
+            let mut params = matmul_tn::Params::dense(rows.count, n, rank);
+            params.alpha = term.scale;
+            let grad = of_shard(grad);
+            weight_gradient(recorder, params, d_logits, inner, &grad, &back.partials);
+        }
+    }
+
+    /// From the gradient at `inner` to that of `A` and that at the norm's output.
+    fn inner_backward(&self, recorder: &mut Recorder, rows: Rows, term: &Lora, back: &Backward) {
+        let Some(d_inner) = &back.d_exit_inner else { return };
+        let (d, rank) = (self.shape.hidden_size, term.rank);
+        if let Some(grad) = &term.a.grad {
+            let params = matmul_tn::Params::dense(rows.count, rank, d);
+            let x = self.normed_rows(rows);
+            weight_gradient(recorder, params, d_inner, &x, grad, &back.partials);
+        }
+        let mut params = matmul_nn::Params::dense(rows.count, rank, d);
+        params.out_offset = rows.first * d;
+        params.accumulate = 1;
+        let a = dense(&term.a.value);
+        recorder.push(matmul_nn::dispatch(params, a, d_inner.clone(), back.d_normed.clone()));
     }
 
     /// Takes `x [rows, d]` at the last exit for the distribution that others are compared with.
@@ -283,10 +366,12 @@ impl Model {
         let (votes, vote_stats) = ws.votes.as_ref().context("the model was not built to vote")?;
         if vote == Vote::Learned {
             for (index, _) in self.voters(vote) {
+                let term = self.exits[index].term.as_ref();
                 self.norm(recorder, g.rows(), &ws.exits[index], &self.voter_norm(vote, index));
                 for rows in self.row_chunks(g.rows()) {
+                    self.inner(recorder, rows, term);
                     for part in &self.head_matrix().shards {
-                        self.logits(recorder, rows, part);
+                        self.logits(recorder, rows, part, term);
                         self.statistics(recorder, rows, part, &ws.stats[index]);
                     }
                 }
@@ -354,17 +439,19 @@ impl Model {
             (&self.workspace, self.exit_stats(index), &self.head_matrix().shards);
         let again = shards.len() > 1 && !self.plan.logits.whole;
         let mut recorder = self.device.recorder();
+        let term = self.exits[index].term.as_ref();
         self.norm(&mut recorder, g.rows(), self.exit_stream(index), &self.exits[index].norm);
         for rows in self.row_chunks(g.rows()) {
+            self.inner(&mut recorder, rows, term);
             for part in shards.iter().filter(|_| !again) {
-                self.logits(&mut recorder, rows, part);
+                self.logits(&mut recorder, rows, part, term);
             }
             let (first, count) = (rows.first as usize, rows.count as usize);
             let targets = &targets[first..first + count];
             for (log_p, &temperature) in log_p.iter_mut().zip(&TEMPERATURES) {
                 for part in shards {
                     if again {
-                        self.logits(&mut recorder, rows, part);
+                        self.logits(&mut recorder, rows, part, term);
                     }
                     let scaled = 1.0 / temperature;
                     self.statistics_of(&mut recorder, rows, part, (&ws.logits, stats), scaled);
@@ -392,8 +479,10 @@ impl Model {
         let ws = &self.workspace;
         let (votes, _) = ws.votes.as_ref().context("the model was not built to vote")?;
         for (turn, (index, weight)) in self.voters(vote).into_iter().enumerate() {
+            let term = self.exits[index].term.as_ref();
             self.norm(recorder, g.rows(), &ws.exits[index], &self.voter_norm(vote, index));
-            self.logits(recorder, rows, part);
+            self.inner(recorder, rows, term);
+            self.logits(recorder, rows, part, term);
             let params = vote_combine::Params {
                 rows: rows.count,
                 cols: part.shard.rows,
@@ -414,10 +503,12 @@ impl Model {
         let vocab = self.shape.vocab_size as usize;
         let mut all = vec![0.0; g.rows() as usize * vocab];
         let mut recorder = self.device.recorder();
+        let term = exit.term.as_ref();
         self.norm(&mut recorder, g.rows(), x, &exit.norm);
         for rows in self.row_chunks(g.rows()) {
+            self.inner(&mut recorder, rows, term);
             for part in &self.head_matrix().shards {
-                self.logits(&mut recorder, rows, part);
+                self.logits(&mut recorder, rows, part, term);
                 recorder.submit()?;
                 let words = u64::from(rows.count) * u64::from(part.shard.rows);
                 let chunk = self.place(part, &self.workspace.logits);
@@ -455,10 +546,11 @@ impl Model {
         let rows = Rows { first: rows.start, count: rows.end - rows.start };
         let mut recorder = self.device.recorder();
         for (index, _) in self.voters(vote) {
-            let norm = self.voter_norm(vote, index);
+            let (norm, term) = (self.voter_norm(vote, index), self.exits[index].term.as_ref());
             self.norm(&mut recorder, g.rows(), &ws.exits[index], &norm);
+            self.inner(&mut recorder, rows, term);
             for part in &self.head_matrix().shards {
-                self.logits(&mut recorder, rows, part);
+                self.logits(&mut recorder, rows, part, term);
                 self.statistics(&mut recorder, rows, part, &ws.stats[index]);
             }
         }

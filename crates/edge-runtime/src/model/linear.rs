@@ -94,7 +94,8 @@ impl<'a> Target<'a> {
     }
 }
 
-fn dense(slice: &Slice) -> WeightBuffers<Slice> {
+/// A matrix that is no weight of the base, or one of its own.
+pub(super) fn dense(slice: &Slice) -> WeightBuffers<Slice> {
     WeightBuffers::dense(Format::F32, slice.clone())
 }
 

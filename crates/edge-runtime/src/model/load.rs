@@ -442,7 +442,7 @@ impl<'a> Loader<'a, '_> {
         if self.full() {
             let values = self.final_norm()?;
             let norm = self.norm(&values, "norm", Owner::ExitNorm(0))?;
-            return Ok(vec![Exit { after: windows[0].end, norm }]);
+            return Ok(vec![Exit { after: windows[0].end, norm, term: None }]);
         }
         let values = self.final_norm()?;
         let words: Vec<u32> = bytemuck::cast_slice(&values).to_vec();
@@ -462,10 +462,23 @@ impl<'a> Loader<'a, '_> {
                     Norm { weight, grad: None }
                 }
             };
-            exits.push(Exit { after: window.end, norm });
+            exits.push(Exit { after: window.end, norm, term: self.exit_term(t as u32) });
         }
         Ok(exits)
     }
+
+    fn exit_term(&self, exit: u32) -> Option<Lora> {
+        let (a, _) = self.parameter(Owner::ExitA(exit))?;
+        let (b, _) = self.parameter(Owner::ExitB(exit))?;
+        let (rank, scale) = (self.job.exit_rank, self.lora_scale);
+        Some(Lora { rank, scale, a, b, shared: false })
+    }
+}
+
+/// Starts all that is trained beside the base.
+pub(super) fn init(blocks: &[Block], exits: &[Exit], device: &Device, seed: u64) -> Result<()> {
+    init_adapters(blocks, 0..blocks.len(), device, seed)?;
+    init_exits(exits, device, seed)
 }
 
 /// Starts the adapters of some blocks as peft does: `A` uniform in ±1/√K (Kaiming with a = √5),
@@ -488,13 +501,29 @@ pub(super) fn init_adapters(
             if lora.shared {
                 continue;
             }
-            let bound = 1.0 / (linear.matrix.cols as f32).sqrt();
-            let count = lora.a.value.words() as usize;
-            let values: Vec<f32> = (0..count).map(|_| rng.random_range(-bound..bound)).collect();
+            let values = draw_a(lora, &mut rng);
             if started.contains(&index) {
                 device.write(&lora.a.value, bytemuck::cast_slice(&values))?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Values for an adapter's `A [r, K]`.
+fn draw_a(lora: &Lora, rng: &mut SeededRng) -> Vec<f32> {
+    let count = lora.a.value.words();
+    let bound = 1.0 / ((count / u64::from(lora.rank)) as f32).sqrt();
+    (0..count).map(|_| rng.random_range(-bound..bound)).collect()
+}
+
+/// Starts the exits' low-rank terms as [`init_adapters`] does adapters: they add nothing yet.
+fn init_exits(exits: &[Exit], device: &Device, seed: u64) -> Result<()> {
+    // Another stream of numbers than the adapters'.
+    let mut rng = SeededRng::seed_from_u64(seed ^ 0x6578_6974);
+    for term in exits.iter().filter_map(|exit| exit.term.as_ref()) {
+        device.write(&term.b.value, &vec![0; term.b.value.words() as usize])?;
+        device.write(&term.a.value, bytemuck::cast_slice(&draw_a(term, &mut rng)))?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! * [`linear`] — weight matrices in shards, LoRA.
 //! * `attention` — queries, keys, values and what becomes of them, forward and backward.
 //! * [`block`] — a block, forward and backward.
+//! * `exit` — what belongs to exits, in and out: norms, low-rank terms, temperatures.
 //! * [`head`] — exits: norm, head, loss, votes, never with all logits.
 //! * [`load`] — from a checkpoint to device memory.
 //! * [`stream`] — blocks whose weights come when they are needed.
@@ -13,6 +14,7 @@
 mod attention;
 pub mod block;
 pub(crate) mod counted;
+mod exit;
 pub mod head;
 pub mod linear;
 pub mod load;
@@ -29,10 +31,12 @@ use edge_gpu::{Device, Recorder, Slice, UploadSlot};
 use edge_kernels::ops::embedding::embedding_gather;
 use edge_kernels::ops::optim::adamw_8bit;
 use edge_scheduler::{
-    BlockVector, DeviceFacts, Job, ModelShape, Optimizer, Plan, Projection, Streaming, Trained,
+    BlockVector, DeviceFacts, Group, Job, ModelShape, Optimizer, Plan, Projection, Streaming,
+    Trained,
 };
 
 use self::block::{Geometry, Onward};
+pub use self::exit::Exit;
 use self::linear::{Linear, Matrix};
 use self::load::Loader;
 use self::stream::Streamer;
@@ -42,7 +46,6 @@ use crate::adapter::{AdapterConfig, AdapterTensors};
 use crate::batch::Batch;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::exits::Exits;
 use crate::vote::Learned;
 
 /// The weight of an RMSNorm, or a bias.
@@ -83,15 +86,6 @@ impl Block {
     pub fn find(&self, which: BlockVector) -> Option<&Norm> {
         self.vectors[which as usize].as_ref()
     }
-}
-
-/// A place where the model can be read out.
-#[derive(Clone, Debug)]
-pub struct Exit {
-    /// Blocks below the exit.
-    pub after: u32,
-    /// Its norm.
-    pub norm: Norm,
 }
 
 /// The arenas of a parameter group.
@@ -246,7 +240,7 @@ impl Model {
             .collect::<Result<Vec<_>>>()?;
         pool.finish()?;
         if checkpoint.is_some() {
-            load::init_adapters(&blocks, 0..blocks.len(), device, adapter.seed)?;
+            load::init(&blocks, &exits, device, adapter.seed)?;
         }
         let turns = job.in_turns().then(|| Mutex::new(Turns::new(job.windows.len(), adapter.seed)));
         Ok(Self {
@@ -452,60 +446,6 @@ impl Model {
         let part = if matrix == 'A' { &lora.a } else { &lora.b };
         Ok(self.device.read_f32(&part.value)?)
     }
-
-    /// Puts trained exit norms into the model.
-    ///
-    /// # Errors
-    /// Their number is not the model's, or the device fails.
-    pub fn set_exits(&self, exits: &Exits) -> Result<()> {
-        ensure!(
-            exits.gammas.len() == self.exits.len() && self.job.exit_norms,
-            "the model was built with {} exits, the file holds {}",
-            self.exits.len(),
-            exits.gammas.len()
-        );
-        for (exit, gamma) in self.exits.iter().zip(&exits.gammas) {
-            self.device.write(&exit.norm.weight, bytemuck::cast_slice(gamma))?;
-        }
-        Ok(())
-    }
-
-    /// What [`Vote::Learned`] combines exits by.
-    ///
-    /// [`Vote::Learned`]: crate::exits::Vote::Learned
-    pub fn learned(&self) -> Option<&Learned> {
-        self.learned.as_ref()
-    }
-
-    /// Sets temperatures and weights of the learned vote, under the present exit norms.
-    ///
-    /// # Errors
-    /// They are not the model's, or the device fails.
-    pub fn set_learned(&mut self, learned: Learned) -> Result<()> {
-        learned.check(self.vote_norms.len())?;
-        for (exit, &temperature) in learned.temperatures.iter().enumerate() {
-            let gamma = self.device.read_f32(&self.exits[exit].norm.weight)?;
-            // The exit's norm over the temperature divides its logits by it.
-            let gamma: Vec<f32> = gamma.iter().map(|gamma| gamma / temperature).collect();
-            self.device.write(&self.vote_norms[exit], bytemuck::cast_slice(&gamma))?;
-        }
-        self.learned = Some(learned);
-        Ok(())
-    }
-
-    /// The norm of an exit over its temperature.
-    pub(crate) fn vote_norm(&self, exit: usize) -> Norm {
-        Norm { weight: self.vote_norms[exit].clone(), grad: None }
-    }
-
-    /// The exit norms.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn exit_gammas(&self) -> Result<Vec<Vec<f32>>> {
-        let read = |exit: &Exit| Ok(self.device.read_f32(&exit.norm.weight)?);
-        self.exits.iter().map(read).collect()
-    }
 }
 
 /// How adapters start.
@@ -558,7 +498,9 @@ fn groups(pool: &mut Pool<'_>, plan: &Plan, job: &Job) -> Result<Vec<GroupBuffer
             None => moments(&format!("group.{index}"), group.arenas.len())?,
         });
     }
-    let shared = if job.in_turns() { most - 1 } else { 0 };
+    let in_turns = job.in_turns();
+    let shared = plan.groups.iter().filter(|_| in_turns).map(Group::shared_arenas).max();
+    let shared = shared.unwrap_or(0);
     let shared = take("phase.values", shared)?;
     let mut groups = Vec::new();
     for (index, (group, [m, v, largest])) in plan.groups.iter().zip(own).enumerate() {

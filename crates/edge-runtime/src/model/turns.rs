@@ -115,7 +115,7 @@ impl Model {
     /// The arenas of a window that others share.
     fn shared_arenas(&self, window: usize) -> &[Slice] {
         let values = &self.groups[window].values;
-        &values[..values.len() - 1]
+        &values[..self.plan.groups[window].shared_arenas()]
     }
 
     /// Where a window's adapters are in the file.

@@ -142,6 +142,8 @@ pub struct Backward {
     pub stats: Slice,
     /// Gradient at `x·Aᵀ`.
     pub d_lora: Option<Slice>,
+    /// Gradient at `exit_inner`.
+    pub d_exit_inner: Option<Slice>,
     /// Segments and token order of the embedding's gradient (method `full`).
     pub scatter: Option<(Slice, Slice)>,
     /// Partial sums.
@@ -188,6 +190,8 @@ pub struct Workspace {
     pub hidden: Slice,
     /// A chunk of logits; in `hidden` where the plan says so.
     pub logits: Slice,
+    /// `x·Aᵀ` of an exit's low-rank term for a chunk of logits, `[tokens, r]`.
+    pub exit_inner: Option<Slice>,
     /// Sum of losses and count of counted tokens.
     pub loss: Slice,
     /// Row statistics of each exit's softmax.
@@ -235,6 +239,10 @@ impl Workspace {
             rstd: pool.zeroed("rstd")?,
             logits: if in_hidden { hidden.clone() } else { pool.zeroed("logits")? },
             hidden,
+            exit_inner: match job.exit_rank {
+                0 => None,
+                _ => Some(pool.zeroed("exit_inner")?),
+            },
             loss: pool.zeroed("loss")?,
             stats: (0..stats)
                 .map(|exit| pool.zeroed(&format!("stats.{exit}")))
@@ -353,6 +361,10 @@ impl Backward {
             d_v: pool.zeroed("d_v")?,
             stats: pool.zeroed("attention_stats")?,
             d_lora: if lora { Some(pool.zeroed("d_lora")?) } else { None },
+            d_exit_inner: match job.exit_rank {
+                0 => None,
+                _ => Some(pool.zeroed("d_exit_inner")?),
+            },
             scatter: if full {
                 let segments = pool.zeroed("scatter_segments")?;
                 Some((segments, pool.zeroed("scatter_order")?))

@@ -234,6 +234,7 @@ mod tests {
             optimizer: Optimizer::AdamW,
             windows: Window::split(all, 2),
             exit_norms: true,
+            exit_rank: 0,
             training: true,
             batch: 1,
             eval_batch: 1,

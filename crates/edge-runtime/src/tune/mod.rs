@@ -21,6 +21,7 @@ pub mod validate;
 
 use anyhow::{Result, ensure};
 use edge_kernels::Format;
+use edge_scheduler::plan::MAX_SHARD_BYTES;
 use edge_scheduler::{BlockFormats, Job, Trained, Window};
 
 use crate::cli::args::{Method, Semantics};
@@ -78,10 +79,23 @@ pub fn job(options: &TuneOptions, source: &Source, seq_len: usize) -> Result<Job
             job.phases = options.semantics.has_phases();
             job.isolated = options.semantics == Semantics::Isolated && options.windows > 1;
             job.exit_norms = true;
+            job.exit_rank = exit_rank(options, source)?;
             job.vote = job.windows.len() > 1;
         }
     }
     Ok(job)
+}
+
+/// The rank of the exits' low-rank terms, whose `B [vocab_size, r]` is bound as a whole.
+fn exit_rank(options: &TuneOptions, source: &Source) -> Result<u32> {
+    let (rank, vocab) = (options.exit_rank, source.config.vocab_size);
+    let most = MAX_SHARD_BYTES as usize / 4 / vocab;
+    ensure!(
+        rank <= most,
+        "--exit-rank {rank} makes a matrix of {vocab} rows that is too large to be bound: give at \
+         most {most}"
+    );
+    Ok(rank as u32)
 }
 
 /// The windows that the options ask for, over all blocks.

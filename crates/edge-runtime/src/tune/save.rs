@@ -54,6 +54,7 @@ pub fn results(options: &TuneOptions, source: &Source, model: &Model, dir: &Path
                 (vote, _) => vote,
             },
             gammas: model.exit_gammas()?,
+            terms: model.exit_terms()?,
             learned: model.learned().cloned(),
             isolated: model.job.isolated,
         };
@@ -65,6 +66,9 @@ pub fn results(options: &TuneOptions, source: &Source, model: &Model, dir: &Path
         ("base".into(), source.precision(options.bits)),
         ("learning rate".into(), options.lr.to_string()),
     ];
+    if model.job.exit_rank > 0 {
+        facts.push(("rank of the exits' terms".into(), options.exit_rank.to_string()));
+    }
     if model.job.isolated {
         let note = "isolated: each stands on the base, so the adapter is no model by itself";
         facts.push(("windows".into(), note.into()));
