@@ -255,7 +255,7 @@ impl Exits {
         }
         let tensors = Checkpoint::open_file(&dir.join(TENSORS_FILE))?;
         let norm = |exit| tensors.expect(&tensor_name(exit), &[model.hidden_size])?.to_f32();
-        let gammas: Result<Vec<_>> = (1..=file.after_block.len()).map(norm).collect();
+        let gammas = (1..=file.after_block.len()).map(norm).collect::<Result<Vec<_>>>()?;
         let terms = file.term.map(|term| {
             term.check().with_context(|| format!("{shown} is not usable"))?;
             let read = |exit| {
@@ -268,7 +268,7 @@ impl Exits {
         });
         let terms = terms.transpose()?;
         let File { after_block, vote, learned, isolated, .. } = file;
-        Ok(Some(Self { after_block, vote, gammas: gammas?, terms, learned, isolated }))
+        Ok(Some(Self { after_block, vote, gammas, terms, learned, isolated }))
     }
 }
 
