@@ -324,12 +324,6 @@ fn a_tuned_model_is_exported_in_the_formats_of_its_base() {
     let (base, merged) = (open(&base), open(&merged));
     let about = |source: &Source| source.checkpoint.compressed().expect("one").about.clone();
     assert_eq!(about(&base).policy, about(&merged).policy);
-    let words = |source: &Source, name: &str| -> Vec<u32> {
-        let bytes = source.checkpoint.stored_bytes(name).expect("a tensor");
-        let mut words = vec![0; bytes as usize / 4];
-        source.checkpoint.stored(name, &mut words).expect("words");
-        words
-    };
     let compressed = base.checkpoint.compressed().expect("one");
     for tensor in compressed.layout.tensors.iter().filter(|t| !t.name.contains("padding")) {
         let top = ["layers.4.", "layers.5."].iter().any(|layer| tensor.name.contains(layer));
@@ -346,6 +340,14 @@ fn a_tuned_model_is_exported_in_the_formats_of_its_base() {
     let no = path("no");
     let export = ["export", "--run", &dense, "--out", &no, "--format", "compressed"];
     assert!(refused(&export, 1).contains("is not compressed"));
+}
+
+/// A tensor's words as they are stored.
+fn words(source: &Source, name: &str) -> Vec<u32> {
+    let bytes = source.checkpoint.stored_bytes(name).expect("a tensor");
+    let mut words = vec![0; bytes as usize / 4];
+    source.checkpoint.stored(name, &mut words).expect("words");
+    words
 }
 
 /// Tuned with low-rank terms on a compressed base whose head is tied to the embedding.
@@ -365,12 +367,6 @@ fn an_exit_term_goes_into_a_head_of_its_own(dir: &Path, base: &Source) {
     assert!((before - after).abs() < 0.02, "{before} {after}");
     let merged = Source::open(Path::new(&merged)).expect("a compressed model");
     assert!(base.config.tie_word_embeddings && !merged.config.tie_word_embeddings);
-    let words = |source: &Source, name: &str| -> Vec<u32> {
-        let bytes = source.checkpoint.stored_bytes(name).expect("a tensor");
-        let mut words = vec![0; bytes as usize / 4];
-        source.checkpoint.stored(name, &mut words).expect("words");
-        words
-    };
     let embedding = words(base, "model.embed_tokens.weight.values.0");
     assert_eq!(words(&merged, "model.embed_tokens.weight.values.0"), embedding);
     assert_ne!(words(&merged, "lm_head.weight.values.0"), embedding);
