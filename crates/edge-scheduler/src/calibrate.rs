@@ -15,7 +15,7 @@ pub struct Calibration {
     pub moment_buffers: u32,
     /// How embedding and head are stored in what is made, where that is otherwise than in the
     /// job. The head, or a tied table, lies beside the checkpoint's own, since the distributions
-    /// of both are compared; an embedding that is no head takes the place of the checkpoint's.
+    /// of both are compared; an embedding that is no head is never on the device.
     pub tables: Option<[Format; 2]>,
 }
 

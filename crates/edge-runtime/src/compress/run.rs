@@ -332,7 +332,7 @@ impl<'a, 'r> Assembly<'a, 'r> {
             }
             None => None,
         };
-        runner.set_tables()?;
+        runner.set_tables();
         let states = runner.embed(&texts.set)?;
         let held_out = match reference {
             Some((set, last)) => Some((runner.embed(set)?, last)),

@@ -276,7 +276,11 @@ impl<'a> Loader<'a, '_> {
         let max = self.plan.max_shard_bytes;
         let format = |format| if self.full() { Format::F32 } else { format };
         let (embedding, head) = (format(self.job.embedding), format(self.job.head));
-        let shards = table_shards(&shape, embedding, max);
+        // Calibration looks embeddings up on the host.
+        let shards = match self.job.calibration.is_some() && !shape.tied_head {
+            true => Vec::new(),
+            false => table_shards(&shape, embedding, max),
+        };
         let names = (EMBEDDING, "embed_tokens");
         let table = |name| move |from: &'a Checkpoint| from.expect(name, &expected);
         let embedding =

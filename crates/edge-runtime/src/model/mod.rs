@@ -143,6 +143,18 @@ pub struct Model {
     streamer: Option<Streamer>,
 }
 
+/// Token ids lie within a vocabulary.
+pub(crate) fn check_ids(ids: &[u32], vocab_size: u32) -> Result<()> {
+    let outside = ids.iter().find(|&&id| id >= vocab_size);
+    if let Some(id) = outside {
+        anyhow::bail!(
+            "token id {id} lies outside the model's vocabulary of {vocab_size}: use the tokenizer \
+             that belongs to this model"
+        );
+    }
+    Ok(())
+}
+
 /// A compressed checkpoint comes in formats of its own.
 fn check_formats(checkpoint: &Checkpoint, shape: &ModelShape, job: &Job) -> Result<()> {
     let Some(compressed) = checkpoint.compressed() else { return Ok(()) };
@@ -287,14 +299,7 @@ impl Model {
     /// # Errors
     /// As [`Model::set_batch`].
     pub fn set_ids(&self, ids: &[u32]) -> Result<()> {
-        let outside = ids.iter().find(|&&id| id >= self.shape.vocab_size);
-        if let Some(id) = outside {
-            anyhow::bail!(
-                "token id {id} lies outside the model's vocabulary of {}: use the tokenizer that \
-                 belongs to this model",
-                self.shape.vocab_size
-            );
-        }
+        check_ids(ids, self.shape.vocab_size)?;
         self.write_head(&self.workspace.ids, ids)
     }
 
@@ -313,11 +318,7 @@ impl Model {
 
     /// Looks the ids up: `x [rows, d]`.
     pub(crate) fn embed(&self, recorder: &mut Recorder, rows: u32, x: &Slice) {
-        self.embed_by(recorder, &self.embedding, rows, x);
-    }
-
-    /// The same in a table that is not the model's own.
-    pub(crate) fn embed_by(&self, recorder: &mut Recorder, table: &Matrix, rows: u32, x: &Slice) {
+        let table = &self.embedding;
         for part in &table.shards {
             let params = embedding_gather::Params {
                 tokens: rows,

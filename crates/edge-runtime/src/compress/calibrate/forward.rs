@@ -92,13 +92,7 @@ impl Runner<'_> {
         );
         let mut states = self.states(set.sequences())?;
         for (first, count) in self.micro_batches(set.sequences()) {
-            let g = self.geometry(count);
-            self.model.set_ids(&set.batch(first, count).ids)?;
-            let mut recorder = self.model.device.recorder();
-            let (table, x) = (self.embedding(), self.model.stream());
-            self.model.embed_by(&mut recorder, table, g.rows(), x);
-            recorder.submit()?;
-            states.write(first, &self.read_stream(g)?)?;
+            states.write(first, &self.lookup(&set.batch(first, count).ids)?)?;
         }
         Ok(states)
     }

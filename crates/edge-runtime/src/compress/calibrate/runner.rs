@@ -12,7 +12,7 @@ use edge_kernels::Format;
 use edge_kernels::pack::PackedHost;
 use edge_scheduler::calibrate::all_moment_parts;
 use edge_scheduler::plan::max_shard_bytes;
-use edge_scheduler::{BlockFormats, Calibration, Job, ModelShape, Plan, Projection};
+use edge_scheduler::{BlockFormats, Calibration, Job, ModelShape, Plan, Projection, Shard};
 
 use super::states::{HostCharge, HostMeter, Spill, States};
 use super::text::CalibrationSet;
@@ -21,7 +21,7 @@ use crate::config::ModelConfig;
 use crate::family::names::{EMBEDDING, HEAD, weight_name};
 use crate::model::linear::Matrix;
 use crate::model::load::{dense_format, stored_rows};
-use crate::model::{LoraInit, Model, device_facts};
+use crate::model::{LoraInit, Model, check_ids, device_facts};
 use crate::session::mebibytes;
 
 /// Tokens of a micro-batch where memory allows: enough to keep the kernels busy, and no more.
@@ -303,28 +303,25 @@ impl<'a> Runner<'a> {
     /// Goes over to the tables of [`RunnerOptions::tables`], for good: they are what embeddings are
     /// looked up in and what makes the logits that are compared. Those of the reference stay the
     /// checkpoint's own.
-    ///
-    /// # Errors
-    /// The embedding cannot be read again, or the device fails.
-    pub fn set_tables(&mut self) -> Result<()> {
-        let made = self.model.job.calibration.as_ref().and_then(|made| made.tables);
-        let Some([format, _]) = made else { return Ok(()) };
-        self.made_tables = true;
-        if self.shape.tied_head {
-            return Ok(());
-        }
-        let tensor = self.checkpoint.tensor(EMBEDDING)?;
-        let device = self.model.device.clone();
-        for part in &mut self.model.embedding.shards {
-            part.replace(&device, &stored_rows(&tensor, part.shard, format)?)?;
-        }
-        Ok(())
+    pub fn set_tables(&mut self) {
+        self.made_tables = self.model.made_head.is_some();
     }
 
-    /// Where embeddings are looked up.
-    pub(super) fn embedding(&self) -> &Matrix {
-        let made = self.model.made_head.as_ref().filter(|_| self.made_tables);
-        made.filter(|_| self.shape.tied_head).unwrap_or(&self.model.embedding)
+    /// The embeddings `[ids, d]` of some tokens, looked up in the file: a table on the device would
+    /// have to lie there all the time.
+    pub(super) fn lookup(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        check_ids(ids, self.shape.vocab_size)?;
+        let tensor = self.checkpoint.tensor(EMBEDDING)?;
+        let made = self.model.job.calibration.as_ref().and_then(|made| made.tables);
+        let made = made.filter(|_| self.made_tables).map(|[embedding, _]| embedding);
+        let format = made.unwrap_or(self.model.job.embedding);
+        let scale = self.config.embedding_scale;
+        let mut found = Vec::with_capacity(ids.len() * self.shape.hidden_size as usize);
+        for &id in ids {
+            let row = stored_rows(&tensor, Shard { row0: id, rows: 1 }, format)?.unpack();
+            found.extend(row.into_iter().map(|value| scale * value));
+        }
+        Ok(found)
     }
 
     /// What makes the logits that are compared.
