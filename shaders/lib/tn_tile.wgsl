@@ -10,7 +10,8 @@ const TN: u32 = 4u;  //#spec rows a thread, a multiple of 4
 const TK: u32 = 4u;  //#spec columns a thread, a multiple of 4
 const WX: u32 = 8u;  //#spec lanes along k
 const WY: u32 = 8u;  //#spec lanes along n
-const NQ: u32 = TN / 4u;
+const SHARE: u32 = 1u;  //#spec quads that the lanes of a subgroup load for each other, 1 or WX
+const AHEAD: u32 = 4u;  //#spec quads of gradients that are loaded at once, a multiple of 4 and SHARE
 const KQ: u32 = TK / 4u;
 
 // A quad of columns is owned whole where rows are aligned; a quad beyond the last reads the
@@ -23,7 +24,8 @@ fn multiply(lane: vec2<u32>, tile: u32, part: u32) {
     let tiles_k = (params.k + WX * TK - 1u) / (WX * TK);
     let n0 = (tile / tiles_k * WY + lane.y) * TN;
     let k0 = (tile % tiles_k * WX + lane.x) * TK;
-    if n0 >= params.n || k0 >= params.k {
+    // Lanes that load for others stay.
+    if n0 >= params.n || (SHARE == 1u && k0 >= params.k) {
         return;
     }
     let span = (params.m + params.splits - 1u) / params.splits;
@@ -43,21 +45,32 @@ fn multiply(lane: vec2<u32>, tile: u32, part: u32) {
             }
         }
         //#unroll
-        for (var p = 0u; p < NQ; p++) {
-            var grad: array<vec4<f32>, 4>;
+        for (var g = 0u; g < TN / AHEAD; g++) {
+            // Of each four one for each row: four columns of dY.
+            var grad: array<vec4<f32>, AHEAD>;
             //#unroll
-            for (var u = 0u; u < 4u; u++) {
-                let base = params.dy_offset + min(step + u, last - 1u) * params.ld_dy;
-                let loaded = load_dy4(base, quad(n0 + p * 4u, params.n), params.n);
-                grad[u] = select(vec4(0.0), loaded, step + u < last);
+            for (var h = 0u; h < AHEAD / SHARE; h++) {
+                let mine = h * SHARE + lane.x % SHARE;
+                let row_at = step + mine % 4u;
+                let base = params.dy_offset + min(row_at, last - 1u) * params.ld_dy;
+                let col = quad(n0 + g * AHEAD + mine / 4u * 4u, params.n);
+                let held = select(vec4(0.0), load_dy4(base, col, params.n), row_at < last);
+                //#unroll
+                for (var s = 0u; s < SHARE; s++) {
+                    //#paste "lib/row_own.wgsl"
+                    grad[h * SHARE + s] = row;
+                }
             }
             //#unroll
-            for (var c = 0u; c < 4u; c++) {
+            for (var r = 0u; r < AHEAD; r++) {
+                const four = r / 4u * 4u;
+                const c = r % 4u;
                 //#unroll
                 for (var q = 0u; q < KQ; q++) {
-                    acc[(p * 4u + c) * KQ + q] += grad[0][c] * inputs[q]
-                        + grad[1][c] * inputs[KQ + q] + grad[2][c] * inputs[2u * KQ + q]
-                        + grad[3][c] * inputs[3u * KQ + q];
+                    acc[(g * AHEAD + r) * KQ + q] += grad[four][c] * inputs[q]
+                        + grad[four + 1u][c] * inputs[KQ + q]
+                        + grad[four + 2u][c] * inputs[2u * KQ + q]
+                        + grad[four + 3u][c] * inputs[3u * KQ + q];
                 }
             }
         }

@@ -141,8 +141,9 @@ impl Op for MatmulNn {
         };
         let mut variants = Vec::new();
         let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
-        // Lanes without columns pay as long as they are fewer than the others.
-        if p.m >= 32 && blocks >= LANES / 2 {
+        // Lanes without columns pay where blocks are narrow, and else as long as they are fewer than
+        // the others.
+        if p.m >= 32 && (!call.format.is_packed() || blocks >= LANES / 2) {
             let variant = Variant::named("broadcast").fragment("lib/dy_vec4.wgsl", input);
             let tm = if call.format.is_packed() { 16 } else { 32 };
             add(broadcast(variant.spec("TM", tm)).suits(Hardware::Software));
@@ -281,5 +282,7 @@ fn cases() -> Vec<Case> {
     }
     bench("lora_b", Format::F32, 256, 2048, 8);
     bench("lora_a", Format::F32, 256, 8, 2048);
+    bench("lora_b", Format::F32, 512, 192, 8);
+    bench("lora_b", Format::F32, 512, 192, 32);
     cases
 }

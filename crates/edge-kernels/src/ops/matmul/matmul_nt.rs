@@ -217,5 +217,8 @@ fn cases() -> Vec<Case> {
     bench("lora_a", Format::F32, 2048, 8, 64);
     bench("lora_a", Format::F32, 256, 8, 2048);
     bench("lora_b", Format::F32, 256, 2048, 8);
+    bench("lora_a", Format::F32, 512, 8, 192);
+    bench("lora_a", Format::F32, 512, 32, 192);
+    bench("lora_b", Format::F32, 512, 192, 32);
     cases
 }

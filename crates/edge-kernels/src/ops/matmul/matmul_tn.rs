@@ -18,7 +18,9 @@ use crate::op::{
     Binding, Call, Case, CaseBuffer, Dispatch, Field, Hardware, HostBuffer, Op, Tolerance, Variant,
     Work, read, read_write,
 };
-use crate::ops::matmul::{LANES, quads, spec, split_lanes, strided_input, strided_output};
+use crate::ops::matmul::{
+    LANES, broadcast, quads, spec, split_lanes, strided_input, strided_output,
+};
 use crate::ops::product::{Layout, product};
 use crate::util::{SeededRng, fold_grid};
 
@@ -122,6 +124,16 @@ impl Op for MatmulTn {
                 .fragment("lib/tn_tile.wgsl", "lib/tn_shared.wgsl");
             variants.push(variant.spec("NQ", 1).spec("KQ", 1).suits(Hardware::Gpu));
         }
+        // Eight lanes along k: half of them at least have columns.
+        if p.n >= 8 && p.k >= 8 {
+            let (tn, tk) = if p.k > 32 { (16, 8) } else { (32, 4) };
+            let tn = tn.min(p.n.next_multiple_of(8));
+            let variant = Variant::named("broadcast")
+                .fragment("lib/dy_vec4.wgsl", dy)
+                .fragment("lib/x_vec4.wgsl", x);
+            let variant = broadcast(variant.spec("TN", tn).spec("TK", tk).spec("AHEAD", LANES));
+            variants.push(variant.suits(Hardware::Software));
+        }
         let side = if p.n.min(p.k) <= 4 { 4 } else { 8 };
         variants.push(sized("tile", side, LANES).suits(Hardware::Software));
         // Fewer registers, whole subgroups on any GPU.
@@ -194,6 +206,12 @@ impl Op for MatmulTn {
             ("lora_a_2048x8x2048", plain(2048, 8, 2048)),
             ("lora_b_2048x2048x8", plain(2048, 2048, 8)),
             ("lora_2048x64x8", plain(2048, 64, 8)),
+            ("lora_a_512x64x2048", plain(512, 64, 2048)),
+            ("lora_b_512x2048x64", plain(512, 2048, 64)),
+            ("lora_b_512x192x8", plain(512, 192, 8)),
+            ("lora_a_512x8x192", plain(512, 8, 192)),
+            ("lora_a_512x32x192", plain(512, 32, 192)),
+            ("lora_b_512x192x32", plain(512, 192, 32)),
         ];
         let tests = tests.into_iter().map(|(name, p)| Case::new(name, Call::new(&p)));
         let benches = benches.into_iter().map(|(name, p)| {

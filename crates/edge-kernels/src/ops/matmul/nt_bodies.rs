@@ -215,7 +215,7 @@ impl Product {
             if grouped { gathering(variants) } else { variants }
         };
         let mut variants = Vec::new();
-        if self.m >= 32 && self.n >= 64 {
+        if self.m >= 32 && self.n >= 8 {
             variants.extend(self.broadcast().iter().flat_map(|v| portable(weights(v))));
         }
         if self.m <= 4 && self.n >= 8 {
