@@ -10,9 +10,4 @@ for (var h = 0u; h < TM / SHARE; h++) {
         grad[h * SHARE + s] = row;
     }
 }
-var block: array<WBlock, 4>;
-//#unroll
-for (var step = 0u; step < 4u; step++) {
-    // Where n is no multiple of 4, its last row again, times a gradient that reads as 0.
-    block[step] = load_w_block(min(n0 + step, params.n - 1u), b_load);
-}
+//#include "lib/steps_each.wgsl"

@@ -15,9 +15,9 @@ const PARTS: u32 = W_STEP / 8u;
 
 fn store_quad(row: u32, col: u32, values: vec4<f32>) {
     // Rolled: this is written out for every quad of a thread, and compile time counts.
-    for (var c = 0u; c < 4u; c++) {
+    for (var c = 0u; c < 4u; c += STORED) {
         if col + c < params.k {
-            store_dx(row, col + c, values[c]);
+            store_dx(row, col + c, stored_of(values, c));
         }
     }
 }

@@ -10,7 +10,8 @@
 //! The loop over the parts of a block is `lib/parts_rolled.wgsl`, which another file may replace.
 //!
 //! Channels of a thread are WX apart, so that neighbouring lanes read neighbouring words of the
-//! packed formats. The caches share the loads.
+//! packed formats. The caches share the loads. Where four values are stored at once
+//! (`lib/stored_four.wgsl`) all channels of a thread are neighbours.
 
 const TM: u32 = 4u;  //#spec rows a thread
 const TN: u32 = 4u;  //#spec channels a thread, a multiple of 4
@@ -23,12 +24,16 @@ const TAIL_STEP: u32 = 4u;
 const PARTS: u32 = W_STEP / (8u * SPREAD);
 const QUADS: u32 = TN / 4u;
 
-// Stores four channels of a row, WX apart.
+// Between channels of a thread, and between the first ones of neighbouring lanes.
+const APART: u32 = WX - (WX - 1u) * (STORED / 4u);
+const BESIDE: u32 = 1u + (TN - 1u) * (STORED / 4u);
+
+// Stores four channels of a row.
 fn store_quad(row: u32, channel: u32, values: vec4<f32>) {
     // Rolled: this is written out for every quad of a thread, and compile time counts.
-    for (var c = 0u; c < 4u; c++) {
-        if channel + c * WX < params.n {
-            store_y(row, channel + c * WX, values[c]);
+    for (var c = 0u; c < 4u; c += STORED) {
+        if channel + c * APART < params.n {
+            store_y(row, channel + c * APART, stored_of(values, c));
         }
     }
 }
@@ -36,7 +41,7 @@ fn store_quad(row: u32, channel: u32, values: vec4<f32>) {
 fn multiply(lane: vec2<u32>, tile: u32) {
     let tiles_m = (params.m + WY * TM - 1u) / (WY * TM);
     let row0 = (tile % tiles_m * WY + lane.y) * TM;
-    let col0 = tile / tiles_m * (WX * TN) + lane.x;
+    let col0 = tile / tiles_m * (WX * TN) + lane.x * BESIDE;
     // Lanes that load for others stay.
     if row0 >= params.m || (SHARE == 1u && col0 >= params.n) {
         return;
@@ -51,16 +56,12 @@ fn multiply(lane: vec2<u32>, tile: u32) {
     var col: array<u32, TN>;
     //#unroll
     for (var j = 0u; j < TN; j++) {
-        col[j] = min(col0 + j * WX, params.n - 1u);
+        col[j] = min(col0 + j * APART, params.n - 1u);
     }
     var acc: array<f32, TM * TN>;
     let blocks = (params.k + W_STEP - 1u) / W_STEP;
     for (var b = 0u; b < blocks; b++) {
-        var block: array<WBlock, TN>;
-        //#unroll
-        for (var j = 0u; j < TN; j++) {
-            block[j] = load_w_block(col[j], b);
-        }
+        //#include "lib/blocks_each.wgsl"
         //#include "lib/parts_rolled.wgsl"
     }
     let tail_first = 0u;
@@ -72,7 +73,7 @@ fn multiply(lane: vec2<u32>, tile: u32) {
             if row0 + i < params.m {
                 const at = i * TN + q * 4u;
                 let values = vec4(acc[at], acc[at + 1u], acc[at + 2u], acc[at + 3u]);
-                store_quad(row0 + i, col0 + q * 4u * WX, values);
+                store_quad(row0 + i, col0 + q * 4u * APART, values);
             }
         }
     }

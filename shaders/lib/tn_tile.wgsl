@@ -11,7 +11,7 @@ const TK: u32 = 4u;  //#spec columns a thread, a multiple of 4
 const WX: u32 = 8u;  //#spec lanes along k
 const WY: u32 = 8u;  //#spec lanes along n
 const SHARE: u32 = 1u;  //#spec quads that the lanes of a subgroup load for each other, 1 or WX
-const AHEAD: u32 = 4u;  //#spec quads of gradients that are loaded at once, a multiple of 4 and SHARE
+const AHEAD: u32 = 4u;  //#spec quads of gradients loaded at once, a multiple of 4 and SHARE
 const KQ: u32 = TK / 4u;
 
 // A quad of columns is owned whole where rows are aligned; a quad beyond the last reads the

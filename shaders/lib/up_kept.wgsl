@@ -2,8 +2,8 @@
 //!
 //! The includer gives `const GATE_BINDING: u32`, the binding in front.
 
-@group(0) @binding(GATE_BINDING + 1u) var<storage, read_write> up: array<f32>;
+@group(0) @binding(GATE_BINDING + 1u) var<storage, read_write> up: array<Stored>;
 
-fn keep_up(at: u32, product: f32) {
+fn keep_up(at: u32, product: Stored) {
     up[at] = product;
 }

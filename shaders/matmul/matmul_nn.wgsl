@@ -27,7 +27,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 //#include "lib/dy_vec4.wgsl"
-@group(0) @binding(2) var<storage, read_write> dx: array<f32>;
+//#include "lib/stored_one.wgsl"
+@group(0) @binding(2) var<storage, read_write> dx: array<Stored>;
 //#include "weights/f32.wgsl"
 
 fn w_rows() -> u32 {
@@ -39,8 +40,8 @@ fn w_cols() -> u32 {
 }
 
 // Takes one sum over n.
-fn store_dx(row: u32, col: u32, product: f32) {
-    let at = params.out_offset + row * params.ld_out + col;
+fn store_dx(row: u32, col: u32, product: Stored) {
+    let at = (params.out_offset + row * params.ld_out + col) / STORED;
     var value = params.alpha * product;
     if params.accumulate == 1u {
         value += dx[at];

@@ -28,7 +28,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 //#include "lib/x_vec4.wgsl"
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+//#include "lib/stored_one.wgsl"
+@group(0) @binding(2) var<storage, read_write> y: array<Stored>;
 //#include "weights/f32.wgsl"
 //#include "lib/lora_vec4.wgsl"
 
@@ -41,8 +42,8 @@ fn w_cols() -> u32 {
 }
 
 // Takes one sum over k and the ranks.
-fn store_y(row: u32, channel: u32, product: f32) {
-    let at = params.out_offset + row * params.ld_out + channel;
+fn store_y(row: u32, channel: u32, product: Stored) {
+    let at = (params.out_offset + row * params.ld_out + channel) / STORED;
     var value = product;
     if params.accumulate == 1u {
         value += y[at];

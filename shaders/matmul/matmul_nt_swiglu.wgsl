@@ -23,9 +23,10 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 //#include "lib/x_vec4.wgsl"
-@group(0) @binding(2) var<storage, read_write> hidden: array<f32>;
+//#include "lib/stored_one.wgsl"
+@group(0) @binding(2) var<storage, read_write> hidden: array<Stored>;
 //#include "weights/f32.wgsl"
-@group(0) @binding(GATE_BINDING) var<storage, read> gate: array<f32>;
+@group(0) @binding(GATE_BINDING) var<storage, read> gate: array<Stored>;
 //#include "lib/up_dropped.wgsl"
 
 fn w_rows() -> u32 {
@@ -37,12 +38,12 @@ fn w_cols() -> u32 {
 }
 
 // Takes one sum over k.
-fn store_y(row: u32, channel: u32, product: f32) {
-    let at = params.out_offset + row * params.ld_out + channel;
+fn store_y(row: u32, channel: u32, product: Stored) {
+    let at = (params.out_offset + row * params.ld_out + channel) / STORED;
     let g = gate[at];
     // exp of a negative number only: WGSL may assume that no infinity occurs.
     let small = exp(-abs(g));
-    let sigmoid = select(small, 1.0, g >= 0.0) / (1.0 + small);
+    let sigmoid = select(small, Stored(1.0), g >= Stored(0.0)) / (1.0 + small);
     hidden[at] = g * sigmoid * product;
     keep_up(at, product);
 }

@@ -23,19 +23,20 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 //#include "lib/dy_vec4.wgsl"
 //#include "lib/x_vec4.wgsl"
-@group(0) @binding(3) var<storage, read_write> dw: array<f32>;
+//#include "lib/stored_one.wgsl"
+@group(0) @binding(3) var<storage, read_write> dw: array<Stored>;
 
 // Takes four sums over m.
 fn store_quad(part: u32, row: u32, col: u32, products: vec4<f32>) {
     let at = (part * params.n + row) * params.k + col;
     // Rolled: this is written out for every quad of a thread, and compile time counts.
-    for (var c = 0u; c < 4u; c++) {
+    for (var c = 0u; c < 4u; c += STORED) {
         if col + c < params.k {
-            var value = params.alpha * products[c];
+            var value = params.alpha * stored_of(products, c);
             if params.accumulate == 1u {
-                value += dw[at + c];
+                value += dw[(at + c) / STORED];
             }
-            dw[at + c] = value;
+            dw[(at + c) / STORED] = value;
         }
     }
 }

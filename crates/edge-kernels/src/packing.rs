@@ -297,12 +297,33 @@ impl Packing {
             Sparsity::TwoFour => ("weights/block_sparse.wgsl", "weights/block_sparse_wide.wgsl"),
             Sparsity::RowGrouped => ("weights/block_sparse.wgsl", "weights/block_gather_wide.wgsl"),
         };
-        let mut pieces = vec![words, scale, (block, rows), ("weights/rows_each.wgsl", rows)];
+        let mut pieces = vec![words, scale, (block, rows), (Self::ROWS_EACH, rows)];
         if self.is_sparse() {
             pieces.push(positions);
         }
         pieces
     }
+
+    /// The same for a body that has loaded rows one by one so far. Eight rows at once; of
+    /// row-grouped weights four.
+    pub fn near_pieces(self) -> Vec<(&'static str, &'static str)> {
+        let mut pieces = self.wide_pieces();
+        pieces.retain(|(path, _)| *path != Self::ROWS_EACH);
+        pieces
+    }
+
+    /// The same, four rows at once of weights of any sparsity.
+    pub fn four_pieces(self) -> Vec<(&'static str, &'static str)> {
+        let four = |rows| match rows {
+            "weights/block_dense_wide.wgsl" => "weights/block_dense_four.wgsl",
+            "weights/block_sparse_wide.wgsl" => "weights/block_sparse_four.wgsl",
+            rows => rows,
+        };
+        self.near_pieces().into_iter().map(|(path, wide)| (path, four(wide))).collect()
+    }
+
+    /// The piece that loads neighbouring rows one by one.
+    const ROWS_EACH: &'static str = "weights/rows_each.wgsl";
 
     /// The piece that gives dense weights as they are.
     pub const DENSE: &'static str = "weights/part_dense.wgsl";

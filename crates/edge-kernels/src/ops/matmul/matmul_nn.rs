@@ -14,15 +14,16 @@
 //! Accuracy: f32 products and sums over n, weights dequantised to f32.
 //! Cost: bound by arithmetic and, in the packed formats, by dequantisation.
 
-use crate::format::{Format, WeightBuffers};
+use crate::format::{Format, Packing, WeightBuffers};
 use crate::op::{
-    Binding, Call, Case, CaseBuffer, Dispatch, Field, Hardware, HostBuffer, Op, Tolerance, Variant,
-    Work,
+    Binding, Call, Case, CaseBuffer, Dispatch, Field, Hardware, HostBuffer, Needs, Op, Tolerance,
+    Variant, Work,
 };
 use crate::ops::matmul::weight_rows::for_weight_rows;
 use crate::ops::matmul::{
-    LANES, broadcast, is_row_grouped, k_fast, portable, quads, spec, split_lanes, strided_input,
-    strided_output, unexpanded, weight_bindings, weight_buffers, weight_variants,
+    LANES, broadcast, is_row_grouped, k_fast, loading, portable, quads, spec, split_lanes,
+    storing_four, strided_input, strided_output, unexpanded, weight_bindings, weight_buffers,
+    weight_variants,
 };
 use crate::ops::product::{Layout, product};
 use crate::util::{SeededRng, fold_grid};
@@ -91,6 +92,22 @@ fn step(format: Format) -> u32 {
     if format.is_packed() { 32 } else { 8 }
 }
 
+/// Rows a thread of the tile without workgroup memory, where W has so many blocks of columns.
+fn tile_rows(m: u32, blocks: u32, format: Format) -> u32 {
+    let most = if format.is_packed() { 4 } else { 8 };
+    match m {
+        1 => 1,
+        8.. if m.div_ceil(most) * blocks >= 4 * LANES => most,
+        _ => 4,
+    }
+}
+
+/// How `rows` rows are packed, where four of them can be loaded at once.
+fn four_rows(format: Format, rows: u32) -> Option<Packing> {
+    let packing = format.packing()?;
+    (!is_row_grouped(format) && rows.is_multiple_of(8)).then_some(packing)
+}
+
 impl Op for MatmulNn {
     fn name(&self) -> &'static str {
         "matmul_nn"
@@ -118,14 +135,6 @@ impl Op for MatmulNn {
             let variant = Variant::named(name).fragment("lib/dy_vec4.wgsl", input);
             variant.spec("TM", tm).spec("WX", wx).spec("WY", wy)
         };
-        let most = if call.format.is_packed() { 4 } else { 8 };
-        let enough = |tm: u32| p.m.div_ceil(tm) * blocks >= 4 * LANES;
-        let tm = match p.m {
-            1 => 1,
-            2..=7 => 4,
-            _ if enough(most) => most,
-            _ => 4,
-        };
         let weights = |variant: &Variant| {
             let variants = weight_variants(variant, call.format, p.k);
             // Walks of one thread over all rows skip what row-grouped weights leave out; the
@@ -139,15 +148,25 @@ impl Op for MatmulNn {
             }
             variants
         };
+        let out = [p.k, p.ld_out, p.out_offset];
         let mut variants = Vec::new();
-        let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
-        // Lanes without columns pay where blocks are narrow, and else as long as they are fewer than
-        // the others.
+        // Lanes without columns pay where blocks are narrow, and else as long as they are fewer
+        // than the others.
         if p.m >= 32 && (!call.format.is_packed() || blocks >= LANES / 2) {
             let variant = Variant::named("broadcast").fragment("lib/dy_vec4.wgsl", input);
             let tm = if call.format.is_packed() { 16 } else { 32 };
-            add(broadcast(variant.spec("TM", tm)).suits(Hardware::Software));
+            let variant = storing_four(broadcast(variant.spec("TM", tm)), &out);
+            let variant = variant.suits(Hardware::Software);
+            if let Some(packing) = four_rows(call.format, p.n) {
+                let needs = Needs { int64: true, ..variant.needs };
+                let wide = Variant { name: "broadcast_wide", ..variant.clone() }.needs(needs);
+                let wide = wide.fragment("lib/steps_each.wgsl", "lib/steps_four.wgsl");
+                let wide = weights(&wide).into_iter();
+                variants.extend(wide.map(|variant| loading(variant, packing.four_pieces())));
+            }
+            variants.extend(portable(weights(&variant)));
         }
+        let mut add = |variant: Variant| variants.extend(portable(weights(&variant)));
         let gpu = |name, body| {
             let variant = Variant::named(name).fragment("lib/dy_vec4.wgsl", input);
             variant.fragment("lib/nn_tile.wgsl", body).suits(Hardware::Gpu)
@@ -162,7 +181,9 @@ impl Op for MatmulNn {
             let variant = gpu("shared", "lib/nn_shared.wgsl").spec("TM", 4).spec("KQ", 1);
             add(k_fast(variant.spec("WX", 16).spec("WY", 16), call.format));
         }
-        variants.extend(weights(&sized("tile", tm, LANES).suits(Hardware::Software)));
+        let rows = tile_rows(p.m, blocks, call.format);
+        let tile = storing_four(sized("tile", rows, LANES), &out);
+        variants.extend(weights(&tile.suits(Hardware::Software)));
         // Fewer registers, whole subgroups on any GPU.
         let few = if call.format.is_packed() { 2 } else { 4 };
         variants.extend(portable(weights(&sized("wide", few, 64))));
@@ -250,6 +271,9 @@ fn cases() -> Vec<Case> {
         // with all, where no size is even.
         let odd = Params { m: 17, n: 37, k: 259, ld_in: 37, in_offset: 0, ld_out: 259, ..shard };
         add("odd_17x37x259", format, odd);
+        // What loads four rows at once and stores four columns.
+        let four = Params { n: 16, k: 264, ld_out: 268, out_offset: 4, ..shard };
+        add("four_37x16x264", format, four);
         if format.packing().is_some_and(|packing| !packing.is_basic()) {
             continue;
         }

@@ -84,8 +84,8 @@ pub fn dispatch<B>(params: Params, w: WeightBuffers<B>, x: B, y: B) -> Dispatch<
 
 fn body(call: &Call) -> Product {
     let p: Params = call.params();
-    let (ld_in, in_offset) = (p.ld_in, p.in_offset);
-    Product { m: p.m, n: p.n, k: p.k, ld_in, in_offset, format: call.format }
+    let Params { m, n, k, ld_in, in_offset, ld_out, out_offset, .. } = p;
+    Product { m, n, k, ld_in, in_offset, ld_out, out_offset, format: call.format }
 }
 
 impl Op for MatmulNt {
@@ -181,11 +181,15 @@ fn cases() -> Vec<Case> {
         // with all, where no size is even.
         add("odd_17x39x69", format, Params { n: 39, k: 69, ..shard });
         add("even_1x72x192", format, Params::dense(1, 72, 192));
+        // What stores four channels at once, and loads them so where they are a multiple of 8.
+        let four = Params { m: 35, n: 72, ld_out: 76, out_offset: 4, ..shard };
+        add("four_35x72x64", format, four);
         if format.packing().is_some_and(|packing| !packing.is_basic()) {
             continue;
         }
         add("many_35x71x64", format, Params { m: 35, ..shard });
         add("shard_17x71x64", format, shard);
+        add("four_35x36x64", format, Params { n: 36, ..four });
         add("5x39x31", format, Params::dense(5, 39, 31));
         add("1x67x96", format, Params::dense(1, 67, 96));
         add("even_3x40x64", format, Params { ld_in: 72, in_offset: 8, ..Params::dense(3, 40, 64) });

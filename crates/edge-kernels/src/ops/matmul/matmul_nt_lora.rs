@@ -99,8 +99,8 @@ pub fn dispatch<B>(
 
 fn body(call: &Call) -> Product {
     let p: Params = call.params();
-    let (ld_in, in_offset) = (p.ld_in, p.in_offset);
-    Product { m: p.m, n: p.n, k: p.k, ld_in, in_offset, format: call.format }
+    let Params { m, n, k, ld_in, in_offset, ld_out, out_offset, .. } = p;
+    Product { m, n, k, ld_in, in_offset, ld_out, out_offset, format: call.format }
 }
 
 impl Op for MatmulNtLora {
@@ -189,6 +189,8 @@ impl Op for MatmulNtLora {
         };
         for format in [Format::F32, q4] {
             add("shard_35x71x64_r8", format, shard);
+            // What stores four channels at once.
+            add("four_35x72x64_r8", format, Params { n: 72, ld_out: 76, out_offset: 4, ..shard });
         }
         add("1x67x96_r8", q4, Params::dense(1, 67, 96, 8, 2.0));
         add("17x64x32_r4", q4, Params::dense(17, 64, 32, 4, 2.0));

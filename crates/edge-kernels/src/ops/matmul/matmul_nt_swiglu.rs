@@ -86,8 +86,8 @@ fn plain_bindings(call: &Call) -> usize {
 
 fn body(call: &Call) -> Product {
     let p: Params = call.params();
-    let (ld_in, in_offset) = (p.ld_in, p.in_offset);
-    Product { m: p.m, n: p.n, k: p.k, ld_in, in_offset, format: call.format }
+    let Params { m, n, k, ld_in, in_offset, ld_out, out_offset, .. } = p;
+    Product { m, n, k, ld_in, in_offset, ld_out, out_offset, format: call.format }
 }
 
 impl Op for MatmulNtSwiglu {
@@ -179,6 +179,10 @@ impl Op for MatmulNtSwiglu {
         for format in [Format::F32, q4] {
             add("shard_35x71x64", format, shard);
             add("shard_kept_35x71x64", format, Params { keep_up: 1, ..shard });
+            // What stores four channels at once.
+            let four = Params { n: 72, ld_out: 76, out_offset: 4, ..shard };
+            add("four_35x72x64", format, four);
+            add("four_kept_35x72x64", format, Params { keep_up: 1, ..four });
         }
         add("kept_1x67x96", q4, Params { keep_up: 1, ..Params::dense(1, 67, 96) });
         add("kept_5x39x31", Format::F32, Params { keep_up: 1, ..Params::dense(5, 39, 31) });

@@ -19,7 +19,7 @@ use crate::op::{
     Work, read, read_write,
 };
 use crate::ops::matmul::{
-    LANES, broadcast, quads, spec, split_lanes, strided_input, strided_output,
+    LANES, broadcast, quads, spec, split_lanes, storing_four, strided_input, strided_output,
 };
 use crate::ops::product::{Layout, product};
 use crate::util::{SeededRng, fold_grid};
@@ -132,10 +132,11 @@ impl Op for MatmulTn {
                 .fragment("lib/dy_vec4.wgsl", dy)
                 .fragment("lib/x_vec4.wgsl", x);
             let variant = broadcast(variant.spec("TN", tn).spec("TK", tk).spec("AHEAD", LANES));
-            variants.push(variant.suits(Hardware::Software));
+            variants.push(storing_four(variant, &[p.k]).suits(Hardware::Software));
         }
         let side = if p.n.min(p.k) <= 4 { 4 } else { 8 };
-        variants.push(sized("tile", side, LANES).suits(Hardware::Software));
+        let tile = storing_four(sized("tile", side, LANES), &[p.k]);
+        variants.push(tile.suits(Hardware::Software));
         // Fewer registers, whole subgroups on any GPU.
         variants.push(sized("wide", 4, 64));
         variants

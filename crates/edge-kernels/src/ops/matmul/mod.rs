@@ -28,6 +28,20 @@ fn broadcast(variant: Variant) -> Variant {
     variant.fragment("lib/row_own.wgsl", "lib/row_broadcast.wgsl").needs(needs)
 }
 
+/// A variant that stores four values at once, where all of these sizes and strides of what it
+/// writes allow that. On GPUs it was not measured.
+fn storing_four(variant: Variant, out: &[u32]) -> Variant {
+    if quads(out) {
+        return variant.fragment("lib/stored_one.wgsl", "lib/stored_four.wgsl");
+    }
+    variant
+}
+
+/// A variant with these pieces in place of those that load packed weights row by row.
+fn loading(variant: Variant, pieces: Vec<(&'static str, &'static str)>) -> Variant {
+    pieces.into_iter().fold(variant, |variant, (path, near)| variant.replace(path, near))
+}
+
 /// In dense formats neighbouring lanes load neighbouring columns of a row, since rows are far
 /// apart; in packed formats neighbouring rows of a block.
 fn k_fast(variant: Variant, format: Format) -> Variant {

@@ -4,8 +4,8 @@
 use crate::format::{Format, ROW_GROUP};
 use crate::op::{Cooperative, Hardware, Needs, Variant};
 use crate::ops::matmul::{
-    LANES, broadcast, gathering, is_row_grouped, k_fast, picking, portable, quads, spec,
-    split_lanes, weight_variants,
+    LANES, broadcast, gathering, is_row_grouped, k_fast, loading, picking, portable, quads, spec,
+    split_lanes, storing_four, weight_variants,
 };
 use crate::util::fold_grid;
 
@@ -22,6 +22,10 @@ pub(crate) struct Product {
     pub ld_in: u32,
     /// Of the first element of X.
     pub in_offset: u32,
+    /// Between rows of Y.
+    pub ld_out: u32,
+    /// Of the first element of Y.
+    pub out_offset: u32,
     /// Of the weights.
     pub format: Format,
 }
@@ -118,18 +122,37 @@ impl Product {
     /// a loop over parts they need not blend all sums with their old ones, which pays where that
     /// is not lost again by registers: in packed formats only with loads of 64 bits.
     fn broadcast(&self) -> Vec<Variant> {
-        let named = self.named("broadcast", self.block()).spec("TM", 32).spec("TN", 4);
-        let rolled = broadcast(named).suits(Hardware::Software);
-        let unrolled = rolled.clone().fragment("lib/parts_rolled.wgsl", "lib/parts_unrolled.wgsl");
+        let out = [self.n, self.ld_out, self.out_offset];
+        let sized = |tm, tn| {
+            let named = self.named("broadcast", self.block()).spec("TM", tm).spec("TN", tn);
+            storing_four(broadcast(named), &out).suits(Hardware::Software)
+        };
+        let unroll = |v: Variant| v.fragment("lib/parts_rolled.wgsl", "lib/parts_unrolled.wgsl");
+        let rolled = sized(32, 4);
         if !self.format.is_packed() || is_row_grouped(self.format) {
-            return vec![unrolled];
+            return vec![unroll(rolled)];
         }
         if !self.is_aligned(self.block()) {
             return vec![rolled];
         }
-        let needs = Needs { int64: true, ..unrolled.needs };
-        let wide = unrolled.replace("lib/x_vec4.wgsl", "lib/x_vec4_wide.wgsl").needs(needs);
+        let near = self.n >= 8 * LANES && self.n.is_multiple_of(8) && quads(&out);
+        let wide = match near {
+            true => sized(16, 8).fragment("lib/blocks_each.wgsl", "lib/blocks_near.wgsl"),
+            false => sized(32, 4),
+        };
+        let needs = Needs { int64: true, ..wide.needs };
+        let wide = unroll(wide).replace("lib/x_vec4.wgsl", "lib/x_vec4_wide.wgsl").needs(needs);
         vec![Variant { name: "broadcast_wide", ..wide }, rolled]
+    }
+
+    /// A variant whose threads own eight neighbouring channels loads their packed weights at once.
+    fn loading_near(&self, variant: Variant) -> Variant {
+        match self.format {
+            Format::Packed(packing) if spec(&variant, "TN") == 8 => {
+                loading(variant, packing.near_pieces())
+            }
+            _ => variant,
+        }
     }
 
     /// Tiles through workgroup memory, the preferred first: a large one reads less memory a product
@@ -216,7 +239,8 @@ impl Product {
         };
         let mut variants = Vec::new();
         if self.m >= 32 && self.n >= 8 {
-            variants.extend(self.broadcast().iter().flat_map(|v| portable(weights(v))));
+            let each = self.broadcast().into_iter().flat_map(|v| portable(weights(&v)));
+            variants.extend(each.map(|variant| self.loading_near(variant)));
         }
         if self.m <= 4 && self.n >= 8 {
             let weights = |variant: &Variant| {

@@ -1,0 +1,16 @@
+//! Blocks of four rows of 2:4 weights: words, scale and positions.
+
+const ROWS: u32 = 4u;
+
+// Rows n .. n + ROWS, n a multiple of that.
+fn load_w_rows(n: u32, block: u32) -> array<WBlock, ROWS> {
+    let words = load_w_words_four(n, block);
+    let scales = load_w_scale_four(n, block);
+    let positions = load_w_positions_four(n, block);
+    return array<WBlock, ROWS>(
+        WBlock(words[0], scales[0], positions.x),
+        WBlock(words[1], scales[1], positions.y),
+        WBlock(words[2], scales[2], positions.z),
+        WBlock(words[3], scales[3], positions.w),
+    );
+}
