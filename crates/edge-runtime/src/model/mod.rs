@@ -115,7 +115,8 @@ pub struct Model {
     pub plan: Plan,
     /// Where it lives.
     pub device: Device,
-    /// The embedding table, which a tied head shares.
+    /// The embedding table, which a tied head shares; without shards where calibration looks
+    /// embeddings up in the file.
     pub embedding: Matrix,
     /// An untied head.
     pub head: Option<Matrix>,

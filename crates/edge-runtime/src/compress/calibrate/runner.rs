@@ -310,13 +310,14 @@ impl<'a> Runner<'a> {
     /// The embeddings `[ids, d]` of some tokens, looked up in the file: a table on the device would
     /// have to lie there all the time.
     pub(super) fn lookup(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        check_ids(ids, self.shape.vocab_size)?;
-        let tensor = self.checkpoint.tensor(EMBEDDING)?;
+        let (rows, cols) = (self.shape.vocab_size, self.shape.hidden_size);
+        check_ids(ids, rows)?;
+        let tensor = self.checkpoint.expect(EMBEDDING, &[rows as usize, cols as usize])?;
         let made = self.model.job.calibration.as_ref().and_then(|made| made.tables);
         let made = made.filter(|_| self.made_tables).map(|[embedding, _]| embedding);
         let format = made.unwrap_or(self.model.job.embedding);
         let scale = self.config.embedding_scale;
-        let mut found = Vec::with_capacity(ids.len() * self.shape.hidden_size as usize);
+        let mut found = Vec::with_capacity(ids.len() * cols as usize);
         for &id in ids {
             let row = stored_rows(&tensor, Shard { row0: id, rows: 1 }, format)?.unpack();
             found.extend(row.into_iter().map(|value| scale * value));
