@@ -124,7 +124,7 @@ impl Op for MatmulTn {
                 .fragment("lib/tn_tile.wgsl", "lib/tn_shared.wgsl");
             variants.push(variant.spec("NQ", 1).spec("KQ", 1).suits(Hardware::Gpu));
         }
-        // Eight lanes along k: half of them at least have columns.
+        // Eight lanes along k. It pays though only two of them have columns, as with rank 8.
         if p.n >= 8 && p.k >= 8 {
             let (tn, tk) = if p.k > 32 { (16, 8) } else { (32, 4) };
             let tn = tn.min(p.n.next_multiple_of(8));
