@@ -63,6 +63,7 @@ fn events_come_in_order() {
         "started 4 steps",
         "phase 1 window 1",
         "step 1",
+        "phase 2 window 2",
         "step 2",
         "validate 2",
         "step 3",

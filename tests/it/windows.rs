@@ -63,7 +63,8 @@ fn a_cached_trunk_gives_the_losses_of_one_that_is_run() {
 #[test]
 fn isolated_windows_keep_one_trunk_for_the_whole_run() {
     let dir = TempDir::new().expect("a folder");
-    let flags = ["--semantics", "isolated", "--window-shares", "1,1,1", "--epochs", "2"];
+    let mut flags = vec!["--semantics", "isolated", "--window-shares", "1,1,1", "--epochs", "2"];
+    flags.extend(["--rank", "8"]);
     let with = |name: &str, cache: &str| {
         tune(&dir.path().join(name), &[&flags[..], &["--trunk-cache", cache]].concat())
     };

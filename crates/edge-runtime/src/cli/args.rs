@@ -212,7 +212,7 @@ pub struct TuneFlags {
     /// Largest norm of the gradient; 0 does not clip [default: 1]
     #[arg(long)]
     pub clip: Option<f64>,
-    /// LoRA rank [default: 8]
+    /// LoRA rank [default: 64 with edge, else 8]
     #[arg(long)]
     pub rank: Option<usize>,
     /// LoRA alpha [default: twice the rank]
@@ -228,7 +228,8 @@ pub struct TuneFlags {
     /// --method partial trains [default: 3]
     #[arg(long)]
     pub windows: Option<usize>,
-    /// What lies below a window while it is trained [default: stacked]
+    /// What lies below a window while it is trained [default: progressive; stacked with
+    /// --window-order]
     #[arg(long, value_enum)]
     pub semantics: Option<Semantics>,
     /// Shares of the run that progressive or isolated windows get, from the bottom up, such as
@@ -239,7 +240,7 @@ pub struct TuneFlags {
     /// directory until the run ends), off, or a folder, for later runs [default: auto]
     #[arg(long, value_name = "WHERE")]
     pub trunk_cache: Option<TrunkCache>,
-    /// Which window a step trains [default: round-robin]
+    /// Which window a step trains, with stacked windows [default: round-robin]
     #[arg(long, value_enum)]
     pub window_order: Option<WindowOrder>,
     /// Rank of a low-rank term that each exit has beside the head all share, scaled as the

@@ -102,7 +102,6 @@ pub struct TuneOptions {
     /// Which window a step trains.
     pub window_order: WindowOrder,
     /// What lies below a window while it is trained.
-    #[serde(default)]
     pub semantics: Semantics,
     /// Shares of the run that windows in phases get; `None`: most for the top one.
     #[serde(default)]
@@ -162,6 +161,22 @@ const fn checkpoint_every() -> u64 {
 /// The newest, and the one before it in case that it is damaged.
 const fn keep_checkpoints() -> usize {
     2
+}
+
+/// Windows are trained one after the other (`docs/windows.md`) unless an order is asked for, which
+/// those that have a part of the run each cannot have.
+fn default_semantics(order: Option<WindowOrder>) -> Semantics {
+    if order.is_some() { Semantics::Stacked } else { Semantics::Progressive }
+}
+
+/// Full tuning moves all weights at once and needs smaller steps.
+fn default_lr(method: Method) -> f64 {
+    if method == Method::Full { 2e-5 } else { 2e-4 }
+}
+
+/// Time and memory that windows save are best spent on rank (`docs/windows.md`).
+fn default_rank(method: Method) -> usize {
+    if method == Method::Edge { 64 } else { 8 }
 }
 
 impl TuneFlags {
@@ -301,11 +316,10 @@ impl TuneFlags {
     /// A value makes no sense; the flag is named.
     pub fn resolve(self) -> Result<TuneOptions> {
         let counted = self.is_counted();
-        let semantics = self.semantics.unwrap_or_default();
+        let semantics = self.semantics.unwrap_or(default_semantics(self.window_order));
         let method = self.method.unwrap_or_default();
-        let (batch_size, rank) = (self.batch_size.unwrap_or(4), self.rank.unwrap_or(8));
-        // Full tuning moves all weights at once and needs smaller steps.
-        let lr = if method == Method::Full { 2e-5 } else { 2e-4 };
+        let (batch_size, rank) =
+            (self.batch_size.unwrap_or(4), self.rank.unwrap_or(default_rank(method)));
         let options = TuneOptions {
             model: self.model,
             data: self.data.unwrap_or_default(),
@@ -333,7 +347,7 @@ impl TuneFlags {
             auto_micro_batch: self.micro_batch.is_none()
                 && (self.memory_budget.is_some() || self.plan.is_some()),
             seq_len: self.seq_len,
-            lr: self.lr.unwrap_or(lr),
+            lr: self.lr.unwrap_or(default_lr(method)),
             schedule: self.schedule.unwrap_or_default(),
             warmup_steps: self.warmup_steps,
             optimizer: self.optimizer.unwrap_or_default(),

@@ -57,6 +57,20 @@ fn resolved_options_can_be_read_as_a_file() {
 }
 
 #[test]
+fn defaults_are_those_of_the_method() {
+    let of = |line| {
+        let options = flags(line).resolve().unwrap();
+        (options.semantics, options.window_order, options.rank, options.alpha)
+    };
+    let (progressive, stacked) = (Semantics::Progressive, Semantics::Stacked);
+    assert_eq!(of("--method edge"), (progressive, WindowOrder::Sequential, 64, 128.0));
+    assert_eq!(of("--window-order random"), (stacked, WindowOrder::Random, 64, 128.0));
+    let stacked = (stacked, WindowOrder::RoundRobin, 4, 8.0);
+    assert_eq!(of("--semantics stacked --rank 4"), stacked);
+    assert_eq!(flags("--method lora").resolve().unwrap().rank, 8);
+}
+
+#[test]
 fn a_wrong_file_is_refused_with_key_and_line() {
     let error = message(file("rank: 4\nrnak: 5\n"));
     assert!(error.contains("rnak") && error.contains("line 2"), "{error}");
@@ -97,7 +111,7 @@ fn values_without_sense_are_refused_by_flag() {
         ("--max-tokens 0", "--max-tokens"),
         ("--max-seconds 5 --warmup-steps 3", "--warmup-steps"),
         ("--semantics progressive --window-order random", "--window-order"),
-        ("--window-shares 1,2,3", "--semantics progressive"),
+        ("--semantics stacked --window-shares 1,2,3", "--semantics progressive"),
         ("--semantics progressive --window-shares 1,2", "give one for each"),
     ] {
         assert!(message(flags(line).resolve()).contains(flag), "{line}");

@@ -42,6 +42,7 @@ pub(super) fn with_demo(mut flags: TuneFlags) -> Result<(TuneFlags, bool)> {
     }
     flags.lr = flags.lr.or(Some(1e-2));
     flags.windows = flags.windows.or(Some(2));
+    flags.rank = flags.rank.or(flags.adapter.is_none().then_some(8));
     if !flags.is_counted() {
         flags.steps = Some(600);
     }

@@ -76,11 +76,10 @@ pub enum WindowOrder {
 }
 
 /// What lies below a window while it is trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Semantics {
     /// The other windows' adapters, which go on moving
-    #[default]
     Stacked,
     /// Finished adapters: windows are trained one after the other, from the bottom up
     Progressive,
